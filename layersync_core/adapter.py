@@ -1,0 +1,306 @@
+"""A model family as data. Imports no torch, so that adapters can be listed without it."""
+
+# Shapes: B batch, S tokens, D channels, T frames, H rows, W columns
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.protocol import API_VERSION, Block, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from layersync_core.buffer import HiddenStateBuffer
+    from layersync_core.capture import Pass
+    from layersync_core.protocol import CaptureHandle
+
+Width = str | Callable[[Any, Any], int]
+"""Channels of a block's output: an attribute path on the model, or a function of model and block."""
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """What an adapter's functions may ask about one forward of the model.
+
+    Attributes:
+        model: The unwrapped model.
+        arguments: The forward's arguments by name; empty when the trainer called the blocks without the model.
+        batch: Samples in the batch.
+        tokens: Image, video or audio tokens of a sample, S.
+    """
+
+    model: Any
+    arguments: Mapping[str, Any]
+    batch: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class BlockStack:
+    """A list of blocks in a model, and where a block's output has the tokens to align.
+
+    Attributes:
+        path: Module path of the list, such as ``transformer_blocks``.
+        element: Position in the tuple that a block returns; None where it returns one tensor.
+        joined: Where the image tokens stand in a block's output that is one tensor of joined text and image.
+        width: Channels of a block's output; None takes the layout's.
+        stage: Blocks of different stages cannot be paired.
+    """
+
+    path: str
+    element: int | None = None
+    joined: Literal["all", "first", "last"] = "all"
+    width: Width | None = None
+    stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayout:
+    """How the models of some classes are built.
+
+    Attributes:
+        model_classes: Class names, matched along the model's bases.
+        stacks: Lists of blocks in execution order; a bare path stands for a list whose blocks return one tensor.
+        width: As in ``BlockStack``.
+        embedder: Path of the patch embedder; its output's length is the number of image tokens. Needed where a block
+            returns text and image joined.
+        target: Returns a (B, S) or (S,) bool mask, True for generated tokens, False for references; None for all.
+        real: Returns a (B, S) bool mask, False for padding; None where nothing is padded.
+        grid: Returns (T, H, W) of the tokens; None where the call does not say.
+        video: The tokens have frames, so that ``grid`` must be known before they can be viewed by frame.
+    """
+
+    model_classes: str | Sequence[str]
+    stacks: str | Sequence[str | BlockStack]
+    width: Width | None = None
+    embedder: str | None = None
+    target: Callable[[ForwardCall], Tensor | None] | None = None
+    real: Callable[[ForwardCall], Tensor | None] | None = None
+    grid: Callable[[ForwardCall], tuple[int, int, int] | None] | None = None
+    video: bool = False
+
+    def __post_init__(self) -> None:
+        names = (self.model_classes,) if isinstance(self.model_classes, str) else tuple(self.model_classes)
+        stacks = (self.stacks,) if isinstance(self.stacks, str) else self.stacks
+        object.__setattr__(self, "model_classes", names)
+        object.__setattr__(
+            self, "stacks", tuple(BlockStack(stack) if isinstance(stack, str) else stack for stack in stacks)
+        )
+
+    def fits(self, model: nn.Module) -> bool:
+        """Return whether the model has one of the class names and blocks where the stacks say."""
+        names = {base.__name__ for base in type(model).__mro__}
+        return not names.isdisjoint(self.model_classes) and any(True for _ in self.blocks(model))
+
+    def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
+        """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
+        found = []
+        for stack in self.stacks:
+            assert isinstance(stack, BlockStack)  # made so in __post_init__
+            modules = _at(model, stack.path)
+            if modules is None:
+                return []
+            found += [(stack, f"{stack.path}.{index}", module) for index, module in enumerate(modules)]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStackAdapter(ModelLayout):
+    """An adapter as data: the layout of a family's main class, and more layouts for its other classes and forks.
+
+    Attributes:
+        family: Identifier, the same as the entry point's name.
+        forks: Further layouts; the first layout that fits a model is used.
+    """
+
+    family: str
+    forks: Sequence[ModelLayout] = ()
+    api_version: int = API_VERSION
+    layouts: tuple[ModelLayout, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = ModelLayout(**{name: getattr(self, name) for name in ModelLayout.__dataclass_fields__})
+        layouts = (own, *self.forks)
+        object.__setattr__(self, "layouts", layouts)
+        object.__setattr__(self, "model_classes", tuple(name for layout in layouts for name in layout.model_classes))
+
+    def supports_hidden_states(self, model: nn.Module) -> bool:
+        """Return whether a layout fits the model."""
+        return any(layout.fits(model) for layout in self.layouts)
+
+    def list_blocks(self, model: nn.Module) -> list[Block]:
+        """Return every block in execution order.
+
+        Raises:
+            ConfigError: No layout fits the model.
+        """
+        layout = self._layout(model)
+        found = layout.blocks(model)
+        return [
+            Block(index, path, stack.path, _width(stack.width or layout.width, model, block), stack.stage, len(found))
+            for index, (stack, path, block) in enumerate(found)
+        ]
+
+    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
+        """Start capturing the given layers into the buffer."""
+        from layersync_core.capture import Capture
+
+        layout = self._layout(model)
+        found = layout.blocks(model)
+        reader = _Reader(layout, model, {index: found[index][:2] for index in sorted(layers)}, buffer)
+        return Capture(
+            model,
+            {index: found[index][2] for index in sorted(layers)},
+            first=found[0][2],
+            embedder=_at(model, layout.embedder) if layout.embedder else None,
+            read=reader.read,
+            clear=buffer.clear,
+        )
+
+    def _layout(self, model: nn.Module) -> ModelLayout:
+        for layout in self.layouts:
+            if layout.fits(model):
+                return layout
+        stacks = " or ".join(", ".join(stack.path for stack in layout.stacks) for layout in self.layouts)  # type: ignore[union-attr]
+        raise ConfigError(
+            f"adapter {self.family} does not fit {type(model).__name__}: it describes "
+            f"{', '.join(self.model_classes)} with blocks in {stacks}"
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turn what blocks returned into tokens in the buffer, after the forward."""
+
+    layout: ModelLayout
+    model: nn.Module
+    stacks: Mapping[int, tuple[BlockStack, str]]
+    buffer: HiddenStateBuffer
+
+    def read(self, forward: Pass) -> Tokens:
+        import torch
+
+        tracked: dict[int, Tensor] = {}
+        spans: dict[int, slice] = {}
+        embedded = _length(forward.embedded) if self.layout.embedder else None
+        for index, (stack, path) in self.stacks.items():
+            output = forward.outputs[index]
+            tracked[index] = _select(output, stack, path)
+            spans[index] = _image_span(tracked[index].shape[1], stack, path, embedded, joined=output is tracked[index])
+            tensor = self.buffer[self.buffer.key(index)] = tracked[index][:, spans[index]]
+        batch, tokens = tensor.shape[:2]
+        call = ForwardCall(self.model, self._arguments(forward), batch, tokens)
+        target, real = self._mask(self.layout.target, call), self._mask(self.layout.real, call)
+        if target is not None and real is not None:
+            target = target & real
+        if target is not None and target.device.type in ("cpu", "cuda"):
+            # Without a token to align the term is 0 for ever. Checked on the device: the host does not wait for it.
+            torch._assert_async(target.any(), "LayerSync: no generated token in the batch, only references or padding")
+        grid = self.layout.grid(call) if self.layout.grid and call.arguments else None
+        return Tokens(target, real, grid, tracked, spans, video=self.layout.video)
+
+    def _arguments(self, forward: Pass) -> dict[str, Any]:
+        if not forward.by_model:
+            return {}
+        bound = inspect.signature(type(self.model).forward).bind_partial(self.model, *forward.args, **forward.kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def _mask(self, mask_of: Callable[[ForwardCall], Tensor | None] | None, call: ForwardCall) -> Tensor | None:
+        if mask_of is None:
+            return None
+        if not call.arguments:
+            raise CaptureError(
+                f"the forward of {type(self.model).__name__} did not run (its blocks were called one by one), so "
+                "reference tokens and padding cannot be told from generated tokens"
+            )
+        mask = mask_of(call)
+        if mask is None:
+            return None
+        shape = (call.batch, call.tokens)
+        if tuple(mask.shape) not in (shape, shape[1:]):
+            raise CaptureError(
+                f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
+                f"the hidden states have {shape[0]} samples of {shape[1]} tokens"
+            )
+        return mask.expand(shape)
+
+
+def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callable[[ForwardCall], Any]:
+    """Return a ``grid`` function for latents (B, C, H, W) or (B, C, T, H, W) that are cut into patches.
+
+    Args:
+        argument: Name of the forward's latents.
+        patch: Returns the model's patch size as (T, H, W).
+    """
+
+    def grid(call: ForwardCall) -> tuple[int, int, int] | None:
+        latents = call.arguments.get(argument)
+        if latents is None:
+            return None
+        sizes = (1, *latents.shape[2:])[-3:]
+        frames, rows, columns = (size // step for size, step in zip(sizes, patch(call.model), strict=True))
+        return frames, rows, columns
+
+    return grid
+
+
+def _at(model: nn.Module, path: str) -> Any:
+    try:
+        return attrgetter(path)(model)
+    except AttributeError:
+        return None
+
+
+def _width(source: Width | None, model: nn.Module, block: nn.Module) -> int | None:
+    if source is None:
+        return None
+    width = _at(model, source) if isinstance(source, str) else source(model, block)
+    return width if isinstance(width, int) else None
+
+
+def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
+    """Return the hidden states in what a block returned."""
+    import torch
+
+    state = output
+    if isinstance(output, (tuple, list)):
+        if stack.element is None or stack.element >= len(output):
+            raise CaptureError(
+                f"{path} returned {len(output)} values, but its adapter expects "
+                f"{'one tensor' if stack.element is None else f'a value at position {stack.element}'}"
+            )
+        state = output[stack.element]
+    if not isinstance(state, torch.Tensor) or state.ndim != 3:
+        what = f"shape {tuple(state.shape)}" if isinstance(state, torch.Tensor) else f"a {type(state).__name__}"
+        raise CaptureError(f"{path} returned {what} where hidden states (batch, tokens, channels) were expected")
+    return state
+
+
+def _length(embedded: Any) -> int | None:
+    """Return the number of tokens that the patch embedder gave."""
+    return embedded.shape[1] if getattr(embedded, "ndim", 0) == 3 else None
+
+
+def _image_span(length: int, stack: BlockStack, path: str, count: int | None, joined: bool) -> slice:
+    """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
+    cut = joined and stack.joined != "all"
+    if joined and stack.element is not None and not cut:
+        raise CaptureError(f"{path} returned one tensor, but its adapter expects a value at position {stack.element}")
+    if count is None:
+        if cut:
+            raise CaptureError(
+                f"{path} returned text and image tokens as one sequence of {length}, and the patch embedder did not "
+                "run, so they cannot be told apart"
+            )
+        return slice(0, length)
+    if count > length or (count < length and not cut):
+        raise CaptureError(f"{path} returned {length} tokens where the patch embedder gave {count}")
+    return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)

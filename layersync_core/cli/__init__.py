@@ -1,0 +1,97 @@
+"""The command ``layersync``. Exit codes: 0 good, 2 a user's mistake told in one line, 1 a bug with its traceback."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from layersync_core.cli import list_supported
+from layersync_core.errors import LayerSyncError, LayerSyncWarning
+
+# Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
+_COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check"}
+_USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; default: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LayerSyncWarning)
+        warnings.showwarning = _one_line_warnings(warnings.showwarning)
+        try:
+            return _run(arguments)
+        except LayerSyncError as error:
+            return _complain(str(error))
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            # Typer carries its own copy of click in newer versions, so its errors are told by what they can do.
+            if not hasattr(error, "format_message"):
+                raise
+            return _complain(error.format_message())
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(import_module("layersync_core").__version__)
+        return 0
+    if list_supported.is_plain(arguments):
+        # Answered before Typer is imported, which would take most of the time.
+        return list_supported.run(as_json="--json" in arguments)
+    code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _application(arguments: list[str]) -> Any:
+    import typer
+
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_no_options)
+    command = arguments[0]
+    if command in _COMMANDS:
+        import_module(f"layersync_core.cli.{_COMMANDS[command]}").register(app)
+        return app
+    for module in _COMMANDS.values():
+        import_module(f"layersync_core.cli.{module}").register(app)
+    from layersync_core.plugins import plugins
+
+    plugins().manager.hook.layersync_commands(app=app)
+    if not command.startswith("-") and plugins().broken and command not in _registered(app):
+        broken = "; ".join(plugins().broken.values())
+        raise LayerSyncError(f"no command {command!r}; plugins that could not be loaded: {broken}")
+    return app
+
+
+def _registered(app: Any) -> set[str]:
+    return {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands}
+
+
+def _no_options() -> None:
+    """LayerSync for any diffusion transformer and any trainer; --version prints the version."""
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return _USER_ERROR
+
+
+def _one_line_warnings(others: Any) -> Any:
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, LayerSyncWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *place, **more)
+
+    return show

@@ -1,0 +1,43 @@
+"""``layersync check MODEL --config FILE``: every start-up error, without weights and without training."""
+
+from __future__ import annotations
+
+from inspect import Parameter
+from typing import Any
+
+from layersync_core.cli.inspect import Family, Model
+from layersync_core.cli.meta import build_on_meta
+from layersync_core.cli.options import add_command
+from layersync_core.config import LayerSyncConfig
+from layersync_core.plugins import plugins
+from layersync_core.registry import get_adapter, read_model_config, resolve
+
+
+def register(app: Any) -> None:
+    """Register the command."""
+    add_command(
+        app,
+        "check",
+        run,
+        plugins().config_models(),
+        "Check a configuration against a model's config.json: every start-up error, without loading weights.",
+        [
+            Parameter("model", Parameter.KEYWORD_ONLY, annotation=Model),
+            Parameter("family", Parameter.KEYWORD_ONLY, annotation=Family, default=None),
+        ],
+    )
+
+
+def run(settings: dict[str, Any], model: str, family: str | None) -> int:
+    """Check and print what would be attached; return 0."""
+    from layersync_core.session import attach
+
+    config = LayerSyncConfig.from_mapping(settings)
+    model_config = read_model_config(model)
+    if family is None:
+        resolve(model_config)
+    else:
+        get_adapter(family)
+    with attach(build_on_meta(model_config), config, family=family) as sync:
+        print("\n".join(sync.describe()))
+    return 0

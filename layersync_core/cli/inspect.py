@@ -1,0 +1,53 @@
+"""``layersync inspect MODEL``: the blocks of a model, in both numberings, and a pair to start with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Optional
+
+import typer
+
+from layersync_core.cli.meta import build_on_meta
+from layersync_core.pairing import suggest_pair
+from layersync_core.protocol import Block
+from layersync_core.registry import get_adapter, provider, read_model_config, resolve
+
+Model = Annotated[str, typer.Argument(help="local model folder, pipeline folder or config.json")]
+Family = Annotated[Optional[str], typer.Option("--family", help="family, where the config cannot tell it")]  # noqa: UP045
+
+
+def register(app: Any) -> None:
+    """Register the command."""
+
+    @app.command("inspect")  # type: ignore[untyped-decorator]
+    def inspect(
+        model: Model,
+        family: Family = None,
+        as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    ) -> None:
+        """Show the blocks of a model from its config, with both numberings and a suggested pair."""
+        config = read_model_config(model)
+        adapter = get_adapter(family) if family else resolve(config)
+        blocks = adapter.list_blocks(build_on_meta(config))
+        student, teacher = suggest_pair(blocks)
+        settings = {
+            "layersync_enabled": True,
+            "layersync_student_block": student.index + 1,
+            "layersync_teacher_block": teacher.index + 1,
+        }
+        if as_json:
+            content = {"family": adapter.family, "blocks": [asdict(block) for block in blocks], "suggested": settings}
+            print(json.dumps(content, indent=2))
+            return
+        print(f"{config['_class_name']}: family {adapter.family} ({provider(adapter.family)}), {len(blocks)} blocks\n")
+        print(_table(blocks))
+        print(f"\nsuggested student: {student}\nsuggested teacher: {teacher}\n{json.dumps(settings)}")
+
+
+def _table(blocks: list[Block]) -> str:
+    lines = ["block  index  width  name"]
+    for block in blocks:
+        stage = f"  (stage {block.stage})" if block.stage else ""
+        lines.append(f"{block.index + 1:5}  {block.index:5}  {block.width or '?':>5}  {block.path}{stage}")
+    return "\n".join(lines)

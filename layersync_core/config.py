@@ -1,0 +1,268 @@
+"""The configuration: one pydantic model for JSON, flags and forms."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from layersync_core.errors import ConfigError
+from layersync_core.files import read_json
+from layersync_core.schedule import Schedule
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+PREFIX = "layersync_"
+PRESETS = {"paper": 0.2, "lora": 0.002}
+"""Weights: the paper's (arXiv 2510.12581, section 4) and that of the authors' fine-tuning recipe."""
+
+ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block", "reg_weight": "lambda"}
+"""Spellings of the authors' code. ``loss_type`` is one more, see ``canonical``."""
+
+
+def _number(value: Any) -> Any:
+    # Python and pydantic take True for 1; in a form or a JSON file it is a mistake.
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    return value
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError("expected a JSON list such as [[8, 16], [4, 12, 0.1]]") from None
+
+
+BlockNumber = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Weight = Annotated[float, BeforeValidator(_number)]
+Steps = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+
+
+class Pair(NamedTuple):
+    """A student and a teacher as the user numbers them, with the weight of their term."""
+
+    student: int
+    teacher: int
+    weight: float
+
+
+class LayerSyncConfig(BaseModel):
+    """Settings of LayerSync. Blocks count from 1; 0 is the first block as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+    layersync_enabled: bool = Field(False, description="switch LayerSync on or off")
+    layersync_student_block: BlockNumber | None = Field(
+        None, description="block that is pulled towards the teacher; 1 is the first block"
+    )
+    layersync_teacher_block: BlockNumber | None = Field(
+        None, description="deeper block that the student is pulled towards; default: the student block itself"
+    )
+    layersync_lambda: Weight | None = Field(None, description="weight of the term (default: the preset's)")
+    layersync_preset: Literal["paper", "lora"] | None = Field(
+        None, description="weight where none is given: paper 0.2, lora 0.002"
+    )
+    layersync_tokens: Literal["target", "all"] = Field(
+        "target", description="tokens that count: target, or all to add reference tokens"
+    )
+    layersync_pairs: Annotated[list[list[Any]] | None, BeforeValidator(_parsed)] = Field(
+        None, description="several pairs: [[student, teacher], [student, teacher, weight], ...]"
+    )
+    layersync_warmup_steps: Steps = Field(0, description="optimiser steps over which the weight rises linearly from 0")
+    layersync_decay_steps: Steps = Field(0, description="optimiser steps after the warm-up of a cosine decay to 0")
+    layersync_cutoff_step: Steps = Field(0, description="optimiser step from which LayerSync is off; 0: never")
+    layersync_log_grad_ratio: bool = Field(
+        False, description="also log the gradient norm relative to the main loss, and the centred similarity"
+    )
+
+    # The whole mapping this was read from, so that plugins find their own keys in it.
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_given(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if not _absent(value)} if isinstance(values, dict) else values
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayerSyncConfig:
+        if "layersync_enabled" not in self.model_fields_set and self.model_fields_set:
+            names = ", ".join(sorted(self.model_fields_set))
+            raise ValueError(
+                f"{names} given without layersync_enabled, so it would do nothing; "
+                "add layersync_enabled: true, or false to switch LayerSync off"
+            )
+        if not self.layersync_enabled:
+            return self
+        if self.layersync_lambda is not None:
+            _check_weight("layersync_lambda", self.layersync_lambda)
+        blocks = {"layersync_student_block", "layersync_teacher_block"}
+        if self.layersync_pairs is not None:
+            if any(getattr(self, name) is not None for name in blocks):
+                raise ValueError(
+                    "layersync_pairs and layersync_student_block or layersync_teacher_block exclude each other; "
+                    "keep one of the two ways"
+                )
+            if not self.layersync_pairs:
+                raise ValueError("layersync_pairs is empty; give at least one [student, teacher]")
+            for pair in self.layersync_pairs:
+                _check_pair(pair)
+        elif self.layersync_student_block is None:
+            raise ValueError(
+                "layersync_student_block is missing; it is required when LayerSync is enabled, "
+                "for example 8 with layersync_teacher_block 16 for 24 to 28 blocks"
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> LayerSyncConfig:
+        """Read a mapping as trainers have it: aliases, a leading ``--``, keys of others beside ours.
+
+        Args:
+            mapping: Settings; None and "" mean not given, keys that are not ours are ignored.
+
+        Raises:
+            ConfigError: An unknown ``layersync_*`` key, a value that cannot work, or settings that contradict.
+        """
+        given = canonical(mapping)
+        ours = {key: value for key, value in given.items() if key.startswith(PREFIX)}
+        for key in ours:
+            if key not in cls.model_fields:
+                raise ConfigError(unknown_key(key, cls.model_fields))
+        config = validate(cls, ours)
+        config._given = given
+        return config
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> LayerSyncConfig:
+        """Read a JSON file like ``from_mapping``.
+
+        Raises:
+            ConfigError: The file is missing or is no JSON object, or as in ``from_mapping``.
+        """
+        return cls.from_mapping(read_json(path))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Every setting this was read from, plugins' and the host's keys included."""
+        return self._given or self.model_dump(exclude_unset=True)
+
+    @property
+    def weight(self) -> float:
+        """The weight in force: ``layersync_lambda``, else the preset's, else the paper's."""
+        return PRESETS[self.layersync_preset or "paper"] if self.layersync_lambda is None else self.layersync_lambda
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs in force, numbered as the user numbers blocks."""
+        if self.layersync_pairs is not None:
+            return [
+                Pair(int(student), int(teacher), float(weight[0]) if weight else self.weight)
+                for student, teacher, *weight in self.layersync_pairs
+            ]
+        if self.layersync_student_block is None:
+            return []
+        student = self.layersync_student_block
+        teacher = student if self.layersync_teacher_block is None else self.layersync_teacher_block
+        return [Pair(student, teacher, self.weight)]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The weight's schedule."""
+        return Schedule(self.layersync_warmup_steps, self.layersync_decay_steps, self.layersync_cutoff_step)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not math.isfinite(weight) or weight <= 0:
+        raise ValueError(
+            f"{name} is {weight:g}; it must be finite and greater than 0 (the default is 0.2; "
+            "layersync_enabled: false switches LayerSync off)"
+        )
+
+
+def _check_pair(pair: Sequence[Any]) -> None:
+    blocks, weight = pair[:2], pair[2:]
+    whole = [re.fullmatch(r"\d+", str(block).strip()) for block in blocks]
+    if len(blocks) != 2 or len(weight) > 1 or not all(whole) or any(isinstance(value, bool) for value in pair):
+        raise ValueError(f"layersync_pairs has {pair!r}; each pair is [student, teacher] or [student, teacher, weight]")
+    try:
+        value = float(weight[0]) if weight else 1.0
+    except (TypeError, ValueError):
+        raise ValueError(f"layersync_pairs has {pair!r}; its weight is not a number") from None
+    _check_weight(f"the weight of the pair {pair!r} in layersync_pairs", value)
+
+
+def canonical(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under one spelling: no leading ``--``, underscores, aliases resolved, None and "" dropped.
+
+    Raises:
+        ConfigError: Two spellings of one setting have different values, or a key is no text.
+    """
+    settings: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for spelling, given in mapping.items():
+        if not isinstance(spelling, str):
+            raise ConfigError(f"setting {spelling!r} is not text; settings are names such as layersync_enabled")
+        if _absent(given):
+            continue
+        key, value = spelling.strip().lstrip("-").replace("-", "_"), given
+        if key in ALIASES:
+            key = PREFIX + ALIASES[key]
+        elif key == "loss_type" and given == "layer_sync":
+            key, value = PREFIX + "enabled", True
+        if key in settings and not _same(settings[key], value):
+            raise ConfigError(
+                f"{spelt[key]} is {mapping[spelt[key]]!r} and {spelling} is {given!r}: "
+                f"two spellings of {key} with different values; keep one"
+            )
+        settings[key], spelt[key] = value, spelling
+    return settings
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _same(one: Any, other: Any) -> bool:
+    # "8" from a flag and 8 from a file are one value, and so are "true" and True.
+    texts = [str(value).strip().lower() for value in (one, other)]
+    try:
+        return float(texts[0]) == float(texts[1])
+    except ValueError:
+        return texts[0] == texts[1]
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return the message for a key that nobody knows, with the nearest known ones."""
+    close = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown setting {key}; {hint}"
+
+
+def validate(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Build a pydantic model; turn its complaints into one line.
+
+    Raises:
+        ConfigError: The values do not fit the model.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(dict.fromkeys(map(_one_line, error.errors())))) from None
+
+
+def _one_line(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    return f"{error['loc'][0]} is {error['input']!r}: {message[0].lower()}{message[1:]}"

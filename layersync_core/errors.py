@@ -1,0 +1,31 @@
+"""Errors a user can meet. Each carries one line fit for a terminal: what was asked, what is valid, what to do."""
+
+from __future__ import annotations
+
+
+class LayerSyncError(Exception):
+    """Base of every error that layersync raises on purpose."""
+
+
+class ConfigError(LayerSyncError, ValueError):
+    """A setting, a shape or a combination of them that cannot work."""
+
+
+class UnsupportedFamilyError(LayerSyncError):
+    """A known model family whose hidden states cannot be aligned."""
+
+
+class UnknownFamilyError(LayerSyncError, LookupError):
+    """A model class that no installed adapter describes."""
+
+
+class AdapterNotInstalledError(LayerSyncError):
+    """A known family whose adapter is missing, excluded or broken; the message is the remedy."""
+
+
+class CaptureError(LayerSyncError, RuntimeError):
+    """Hidden states that a training step needs were not captured, or cannot be used."""
+
+
+class LayerSyncWarning(UserWarning):
+    """A configuration that is allowed but probably not what was meant."""

@@ -1,0 +1,69 @@
+"""The families this project knows, as data: enough to name the remedy when an adapter is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from layersync_core.refusals import Identity
+
+
+@dataclass(frozen=True)
+class KnownFamily:
+    """A family with an adapter of ours, installed or not.
+
+    Attributes:
+        models: What users call the models.
+        classes: Class names of their transformers.
+    """
+
+    models: str
+    classes: tuple[str, ...]
+
+
+KNOWN: dict[str, KnownFamily] = {
+    "ace_step": KnownFamily("ACE-Step 1.5, 1.0", ("AceStepTransformer1DModel", "ACEStepTransformer2DModel")),
+    "auraflow": KnownFamily("AuraFlow", ("AuraFlowTransformer2DModel",)),
+    "chroma": KnownFamily("Chroma", ("ChromaTransformer2DModel",)),
+    "cosmos": KnownFamily("Cosmos Predict 1, 2", ("CosmosTransformer3DModel",)),
+    "dit": KnownFamily("DiT, SiT", ("DiTTransformer2DModel", "DiT", "SiT")),
+    "flux": KnownFamily("Flux, Flux Kontext", ("FluxTransformer2DModel",)),
+    "flux2": KnownFamily("Flux.2", ("Flux2Transformer2DModel",)),
+    "hidream": KnownFamily("HiDream", ("HiDreamImageTransformer2DModel",)),
+    "hunyuan_video": KnownFamily(
+        "HunyuanVideo 1.0, 1.5", ("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel")
+    ),
+    "kandinsky5_video": KnownFamily("Kandinsky 5 Video Lite, Pro", ("Kandinsky5Transformer3DModel",)),
+    "longcat": KnownFamily(
+        "LongCat Image, Video", ("LongCatImageTransformer2DModel", "LongCatVideoTransformer3DModel")
+    ),
+    "ltx_video": KnownFamily("LTX-Video, LTX-2", ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel")),
+    "pixart": KnownFamily("PixArt Sigma, Alpha", ("PixArtTransformer2DModel",)),
+    "qwen_image": KnownFamily("Qwen Image, Edit", ("QwenImageTransformer2DModel",)),
+    "sana": KnownFamily("Sana, Sana Video", ("SanaTransformer2DModel", "SanaVideoTransformer3DModel")),
+    "sd3": KnownFamily("Stable Diffusion 3, 3.5", ("SD3Transformer2DModel",)),
+    "sdxl": KnownFamily("Stable Diffusion XL", ("UNet2DConditionModel",)),
+    "wan": KnownFamily(
+        "Wan 2.1, 2.2, VACE, Animate",
+        ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
+    ),
+    "z_image": KnownFamily("Z-Image", ("ZImageTransformer2DModel",)),
+}
+
+
+def distribution_of(family: str) -> str:
+    """Return the name of the distribution that carries our adapter for a family."""
+    return f"layersync-adapter-{family.replace('_', '-')}"
+
+
+def known_family(identity: Identity) -> str | None:
+    """Return the family whose class a model has, or None."""
+    for family, known in KNOWN.items():
+        if identity.is_a(*known.classes) and _is_member(family, identity.setting):
+            return family
+    return None
+
+
+def _is_member(family: str, setting: Any) -> bool:
+    # SD 1.x, 2.x and DeepFloyd share SDXL's class; only SDXL (and Kolors, refused before) has this embedding.
+    return family != "sdxl" or setting("addition_embed_type") == "text_time"

@@ -1,0 +1,168 @@
+"""LayerSync as a regularizer, on the same footing as any plugin's (arXiv 2510.12581)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from layersync_core.alignment import centered_similarity, similarity
+from layersync_core.config import LayerSyncConfig, Pair
+from layersync_core.errors import ConfigError, LayerSyncWarning
+from layersync_core.pairing import pair_advice
+from layersync_core.plugins import hookimpl
+from layersync_core.protocol import Block, States, Term
+
+log = logging.getLogger(__name__)
+
+# Parts of parameter names that adapters of the common kinds carry.
+_ADAPTER_WEIGHTS = ("lora", "loha", "lokr", "hada", "oft", "adapter", "magnitude_vector")
+
+
+@hookimpl
+def layersync_config_models() -> Sequence[type[BaseModel]]:
+    """Claim the ``layersync_*`` keys."""
+    return [LayerSyncConfig]
+
+
+@hookimpl
+def layersync_regularizers(config: LayerSyncConfig) -> Sequence[LayerSync]:
+    """Return LayerSync when it is enabled."""
+    return [LayerSync(config)] if config.layersync_enabled else []
+
+
+@dataclass(frozen=True)
+class ResolvedPair:
+    """A student, a teacher and the weight of their term."""
+
+    student: Block
+    teacher: Block
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.student.index + 1}-{self.teacher.index + 1}"
+
+
+class LayerSync:
+    """Pull the tokens of the student block towards those of the teacher block.
+
+    ``loss = -weight · mean over samples and tokens of cos(student, stopgrad(teacher))``, summed over the pairs.
+
+    Args:
+        config: Enabled settings.
+    """
+
+    name = "layersync"
+    order = 200
+
+    def __init__(self, config: LayerSyncConfig) -> None:
+        self.config = config
+        self.schedule = config.schedule
+        self.pairs: list[ResolvedPair] = []
+
+    def active(self, step: int) -> bool:
+        """Return whether the schedule still has a weight to come."""
+        return self.schedule.active(step)
+
+    def layers(self, blocks: Sequence[Block]) -> set[int]:
+        """Resolve the pairs and return their layers.
+
+        Raises:
+            ConfigError: A block is deeper than the model, or the blocks of a pair do not fit together.
+        """
+        self.pairs = [_resolve(pair, blocks) for pair in self.config.pairs]
+        for pair in self.pairs:
+            _check_fit(pair)
+            _warn_of(pair)
+        return {block.index for pair in self.pairs for block in (pair.student, pair.teacher)}
+
+    def begin(self, model: nn.Module) -> None:
+        """Say so when the paper's weight meets a model of which only adapter weights train."""
+        chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
+        if not chosen and self.config.layersync_pairs is None and _only_adapters_train(model):
+            warnings.warn(
+                "only adapter weights train and layersync_lambda is not given: the default 0.2 is a hundred times the "
+                "authors' fine-tuning weight; set layersync_preset lora (0.002), or layersync_lambda",
+                LayerSyncWarning,
+                stacklevel=2,
+            )
+
+    def compute(self, states: States, step: int) -> Term:
+        """Return the term of one step, with ``layersync_loss`` and ``layersync_similarity``."""
+        factor = self.schedule.factor(step)
+        losses, similarities = [], []
+        metrics: dict[str, Tensor] = {}
+        for pair in self.pairs:
+            student_BSD = self._student(pair, states)
+            # Trainers split blocks over devices; the teacher carries no gradient, so it is the one that moves.
+            teacher_BSD = states.tokens(pair.teacher.index).detach().to(student_BSD.device)
+            if student_BSD.shape != teacher_BSD.shape:
+                raise ConfigError(
+                    f"student {pair.student} has hidden states {tuple(student_BSD.shape)} and teacher {pair.teacher} "
+                    f"{tuple(teacher_BSD.shape)}; they must have the same tokens and width"
+                )
+            mask_BS = states.mask_of(self.config.layersync_tokens)
+            if self.config.layersync_log_grad_ratio:
+                metrics["layersync_similarity_centered"] = centered_similarity(student_BSD, teacher_BSD, mask_BS)
+            result = similarity(student_BSD, teacher_BSD, mask_BS, states.sample_weight)
+            losses.append(result.weighted * (-pair.weight * factor))
+            similarities.append(result.raw)
+            if len(self.pairs) > 1:
+                metrics[f"layersync_similarity/{pair}"] = result.raw
+        loss = sum(losses[1:], losses[0])
+        metrics["layersync_loss"] = loss
+        metrics["layersync_similarity"] = torch.stack(similarities).mean()
+        return Term(loss, metrics)
+
+    def _student(self, pair: ResolvedPair, states: States) -> Tensor:
+        if self.config.layersync_log_grad_ratio:
+            return states.measured_tokens(pair.student.index, "layersync_grad_ratio")
+        return states.trainable_tokens(pair.student.index)
+
+
+def _resolve(pair: Pair, blocks: Sequence[Block]) -> ResolvedPair:
+    return ResolvedPair(_find(pair.student, "student", blocks), _find(pair.teacher, "teacher", blocks), pair.weight)
+
+
+def _find(number: int, role: str, blocks: Sequence[Block]) -> Block:
+    index = max(number - 1, 0)  # 0 is the first block as well
+    if index >= len(blocks):
+        raise ConfigError(
+            f"LayerSync could not find layer {number} (the {role} block): the model has {len(blocks)} blocks; "
+            f"valid are 1 to {len(blocks)}, and 0 for the first"
+        )
+    return blocks[index]
+
+
+def _check_fit(pair: ResolvedPair) -> None:
+    student, teacher = pair.student, pair.teacher
+    if (student.width, student.stage) == (teacher.width, teacher.stage):
+        return
+    described = [
+        f"{role} {block} has width {block.width}{f' in stage {block.stage}' if block.stage else ''}"
+        for role, block in (("student", student), ("teacher", teacher))
+    ]
+    raise ConfigError(f"{' and '.join(described)}; a pair needs the same width and stage")
+
+
+def _warn_of(pair: ResolvedPair) -> None:
+    student, teacher = pair.student, pair.teacher
+    if student.index == teacher.index:
+        warnings.warn(
+            f"student and teacher are the same block, {student}: its similarity with itself is constant and gives "
+            "no gradient; set layersync_teacher_block to a deeper block",
+            LayerSyncWarning,
+            stacklevel=2,
+        )
+    for advice in pair_advice(student, teacher):
+        log.warning(advice)
+
+
+def _only_adapters_train(model: nn.Module) -> bool:
+    trained = [name.lower() for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return all(any(part in name for part in _ADAPTER_WEIGHTS) for name in trained)

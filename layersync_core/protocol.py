@@ -1,0 +1,172 @@
+"""What others implement (Adapter, Regularizer), and the small data they exchange.
+
+Importing this module imports no torch: entry points of adapters and plugins are read without it.
+"""
+
+# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from layersync_core.buffer import HiddenStateBuffer
+
+API_VERSION = 1
+"""Version of the adapter protocol; an adapter that declares another one is not used."""
+
+TokenSet = Literal["target", "all"]
+"""Which tokens count: the generated ones, or reference tokens (edit models) as well."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block.
+
+    Attributes:
+        index: Position in execution order, from 0.
+        path: Module path in the model, such as ``blocks.7``.
+        stack: Path of the list that holds it, such as ``blocks``.
+        width: Channels of its output; None where the adapter cannot tell.
+        stage: Blocks of different stages have tokens of different resolution and cannot be paired.
+        depth: How many blocks the model has; 0 where unknown.
+    """
+
+    index: int
+    path: str
+    stack: str = ""
+    width: int | None = None
+    stage: str = ""
+    depth: int = 0
+
+    def __str__(self) -> str:
+        of = f" of {self.depth}" if self.depth else ""
+        return f"block {self.index + 1}{of} ({self.path})"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one training forward left behind, beside the hidden states in the buffer.
+
+    Attributes:
+        target: (B, S) bool, True for generated tokens; None when all are.
+        real: (B, S) bool, True for generated and reference tokens, False for padding; None when all are real.
+        grid: (T, H, W) of the tokens in raster order; None where the model does not say.
+        tracked: ``layer index -> the tensor the block returned``, for judging gradients.
+        spans: ``layer index -> where the tokens stand in that tensor``.
+        video: The tokens have frames: without a grid they cannot be viewed by frame.
+    """
+
+    target: Tensor | None = None
+    real: Tensor | None = None
+    grid: tuple[int, int, int] | None = None
+    tracked: Mapping[int, Tensor] = field(default_factory=dict)
+    spans: Mapping[int, slice] = field(default_factory=dict)
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Term:
+    """A regularizer's contribution to one step.
+
+    Attributes:
+        loss: Scalar tensor, weight included, to be added to the main loss.
+        metrics: Names and scalar tensors to log; they are detached and averaged by the attachment.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class States(Protocol):
+    """Hidden states of one training forward, as regularizers see them."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, S) bool, True for the generated tokens; None when every token counts."""
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(T, H, W) of the tokens in raster order, or None."""
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """(B,) weights of the host, as given to ``apply``."""
+
+    def tokens(self, layer: int) -> Tensor:
+        """Return (B, S, D): the image, video or audio tokens of a layer."""
+
+    def frames(self, layer: int) -> Tensor:
+        """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
+
+    def trainable_tokens(self, layer: int) -> Tensor:
+        """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
+
+    def measured_tokens(self, layer: int, name: str) -> Tensor:
+        """Return ``trainable_tokens(layer)``; record under ``name`` the gradient that flows back through them, as a
+        norm relative to that of all else.
+        """
+
+    def mask_of(self, tokens: TokenSet) -> Tensor | None:
+        """Return the (B, S) mask of a token set; None when every token counts."""
+
+
+@runtime_checkable
+class CaptureHandle(Protocol):
+    """A running capture: stores the asked layers of each training forward until they are read."""
+
+    enabled: bool
+
+    def collect(self) -> Tokens:
+        """Put the states of the last training forward into the buffer; raise CaptureError when there are none."""
+
+    def discard(self) -> None:
+        """Forget the last forward."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the forwards inside the context alone."""
+
+    def remove(self) -> None:
+        """Take every hook off the model."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What a model family tells about itself. ``BlockStackAdapter`` implements it from data."""
+
+    family: str
+    api_version: int
+    model_classes: tuple[str, ...]
+
+    def supports_hidden_states(self, model: nn.Module) -> bool:
+        """Return whether this adapter knows the model's class and finds its blocks."""
+
+    def list_blocks(self, model: nn.Module) -> list[Block]:
+        """Return every block in execution order."""
+
+    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
+        """Start capturing the given layers into the buffer."""
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """A loss on hidden states. Optional: ``module`` (trainable part) and ``active(step) -> bool``.
+
+    Attributes:
+        name: Identifier, unique among the regularizers of a run.
+        order: Terms are computed in rising order (CREPA 100, LayerSync 200).
+    """
+
+    name: str
+    order: int
+
+    def layers(self, blocks: Sequence[Block]) -> set[int]:
+        """Return the layers to capture; raise ConfigError when the model has none that fit."""
+
+    def compute(self, states: States, step: int) -> Term | None:
+        """Return this step's term, or None."""

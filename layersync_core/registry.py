@@ -1,0 +1,228 @@
+"""From a model or a config to the adapter of its family. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
+from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
+from layersync_core.families import KNOWN, distribution_of, known_family
+from layersync_core.files import read_json
+from layersync_core.protocol import API_VERSION, Adapter
+from layersync_core.refusals import REFUSALS, Identity, refused_family
+from layersync_core.unwrap import unwrap
+
+GROUP = "layersync.adapters"
+GUIDE = "docs/adapters.md"
+"""Where writing an adapter is explained."""
+
+
+def installed() -> dict[str, list[Provider]]:
+    """Return ``family -> who provides it``, from metadata alone; more than one provider is a conflict."""
+    families: dict[str, list[Provider]] = {}
+    for provider in providers(GROUP):
+        families.setdefault(provider.name, []).append(provider)
+    return families
+
+
+def list_families() -> list[str]:
+    """Return the ids of the installed families, sorted; nothing is imported."""
+    return sorted(family for family, found in installed().items() if any(provider.allowed for provider in found))
+
+
+def provider(family: str) -> Provider | None:
+    """Return the distribution that provides a family, or None.
+
+    Raises:
+        ConfigError: Two distributions claim the family.
+    """
+    found = installed().get(family, [])
+    if len(found) > 1:
+        names = " and ".join(sorted(item.distribution for item in found))
+        raise ConfigError(f"family {family} is claimed by {names}; uninstall all but one of them")
+    return found[0] if found else None
+
+
+def get_adapter(family: str) -> Adapter:
+    """Return the adapter of a family.
+
+    Raises:
+        AdapterNotInstalledError: The family is known but its adapter is missing, excluded or broken.
+        UnsupportedFamilyError: The family is refused.
+        UnknownFamilyError: Nobody knows the family.
+        ConfigError: Two distributions claim it.
+    """
+    found = provider(family)
+    if found is not None:
+        return _load(found)
+    if family in REFUSALS:
+        raise UnsupportedFamilyError(_refusal(family))
+    if family in KNOWN:
+        raise AdapterNotInstalledError(_remedy(family, f"the adapter of family {family} is not installed"))
+    raise UnknownFamilyError(f"unknown family {family!r}; {_installed_text()}")
+
+
+def resolve(model_or_config: Any) -> Adapter:
+    """Return the adapter for a model, a config dict with ``_class_name``, or a path to a folder or config.json.
+
+    A third party that claims the family is asked first, then the refusals, the known classes, and the remaining
+    third-party adapters, each isolated from the others' failures.
+
+    Raises:
+        UnsupportedFamilyError: The family is refused.
+        AdapterNotInstalledError: The family is known but its adapter is missing, excluded or broken.
+        UnknownFamilyError: No installed adapter describes the class.
+        ConfigError: The config cannot be read or names no class; two adapters claim the class.
+    """
+    identity = identify(model_or_config)
+    family = refused_family(identity)
+    if family is not None and family not in installed():
+        raise UnsupportedFamilyError(_refusal(family))
+    family = family or known_family(identity)
+    if family is not None:
+        try:
+            return get_adapter(family)
+        except AdapterNotInstalledError as error:
+            raise AdapterNotInstalledError(f"{identity.classes[0]}: {error}") from error.__cause__
+    return _third_party(identity)
+
+
+def identify(model_or_config: Any) -> Identity:
+    """Return class names and configuration of a model, a config dict or a path.
+
+    Raises:
+        ConfigError: The config cannot be read or names no class.
+    """
+    if isinstance(model_or_config, (str, Path)):
+        model_or_config = read_model_config(model_or_config)
+    if isinstance(model_or_config, Mapping):
+        name = model_or_config.get("_class_name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError("the config has no _class_name, so its family cannot be told; name it with family=…")
+        return Identity((name,), model_or_config)
+    model_or_config = unwrap(model_or_config)
+    # Along the bases: FSDP2 and trainers subclass or rename the class (FSDPWanTransformer3DModel).
+    classes = tuple(base.__name__ for base in type(model_or_config).__mro__)
+    config = getattr(model_or_config, "config", {})
+    return Identity(classes, config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
+
+
+def read_model_config(path: str | Path) -> dict[str, Any]:
+    """Read a model's config.json: of a model folder, or the transformer's or UNet's in a pipeline's folder.
+
+    Raises:
+        ConfigError: There is none, or it is no JSON object.
+    """
+    return read_json(find_model_config(path))
+
+
+def find_model_config(path: str | Path) -> Path:
+    """Return the config.json that ``read_model_config`` reads.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    for part in (".", "transformer", "unet"):
+        candidate = path / part / "config.json"
+        if candidate.is_file():
+            return candidate
+    missing = "has no config.json (nor transformer/ or unet/ with one)" if path.is_dir() else "does not exist"
+    raise ConfigError(f"{path} {missing}; give a local model folder or its config.json")
+
+
+def load_tiny(family: str) -> ModuleType:
+    """Import the ``tiny`` module of a family's adapter: ``tiny_model()`` and ``example_inputs(model, batch_size)``.
+
+    Raises:
+        ConfigError: The adapter ships none, or it needs a package that is missing.
+    """
+    get_adapter(family)
+    found = provider(family)
+    assert found is not None  # get_adapter has just used it
+    name = f"{found.value.split(':')[0]}.tiny"
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise ConfigError(f"family {family}: {found.distribution} ships no tiny model ({name})") from None
+        raise ConfigError(f"family {family}: {name} needs {error.name}; pip install {error.name}") from None
+
+
+def _load(found: Provider) -> Adapter:
+    family = found.name
+    if not found.allowed:
+        raise AdapterNotInstalledError(
+            f"the adapter of family {family} is installed but {LOAD_VARIABLE} leaves it out; add {family} to it"
+        )
+    try:
+        adapter = found.load()
+    except Exception as error:
+        raise AdapterNotInstalledError(
+            f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
+        ) from error
+    _check_adapter(adapter, found)
+    return adapter  # type: ignore[no-any-return]
+
+
+def _check_adapter(adapter: Any, found: Provider) -> None:
+    missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
+    if missing:
+        raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+    if adapter.api_version != API_VERSION:
+        raise AdapterNotInstalledError(
+            f"{found} is written for adapter API {adapter.api_version}, this layersync-core for {API_VERSION}; "
+            "install versions of both that match"
+        )
+    if adapter.family != found.name:
+        raise AdapterNotInstalledError(
+            f"{found} registers family {found.name} but its adapter says {adapter.family}; the two must agree"
+        )
+
+
+_ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
+
+
+def _third_party(identity: Identity) -> Adapter:
+    matching: dict[str, Adapter] = {}
+    broken: list[str] = []
+    for family, found in installed().items():
+        if family in KNOWN or family in REFUSALS:
+            continue
+        for item in found:
+            if not item.allowed:
+                continue
+            try:
+                adapter = _load(item)
+            except AdapterNotInstalledError as error:
+                broken.append(str(error))
+                continue
+            if identity.is_a(*adapter.model_classes):
+                matching[item.distribution] = adapter
+    if len(matching) > 1:
+        raise ConfigError(
+            f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
+        )
+    if matching:
+        return next(iter(matching.values()))
+    also = f"; not usable: {'; '.join(broken)}" if broken else ""
+    raise UnknownFamilyError(f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}")
+
+
+def _refusal(family: str) -> str:
+    refusal = REFUSALS[family]
+    return f"LayerSync does not support {refusal.models} (family {family}): {refusal.reason}"
+
+
+def _remedy(family: str, problem: str) -> str:
+    return f"{problem}; pip install {distribution_of(family)}"
+
+
+def _installed_text() -> str:
+    return f"installed families: {', '.join(list_families()) or 'none'}; to add one see {GUIDE}"

@@ -1,0 +1,334 @@
+"""Attach LayerSync to a model: configuration → capture → buffer → regularizers → one total loss."""
+
+# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.config import LayerSyncConfig
+from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.graph import measured, reaches_parameter
+from layersync_core.metrics import Meter
+from layersync_core.plugins import plugins
+from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer, Term, Tokens, TokenSet
+from layersync_core.registry import get_adapter, resolve
+from layersync_core.unwrap import unwrap
+
+_attached: WeakSet[nn.Module] = WeakSet()
+
+
+def attach(
+    model: nn.Module,
+    config: LayerSyncConfig | Mapping[str, Any],
+    *,
+    family: str | None = None,
+    adapter: Adapter | None = None,
+) -> Attachment:
+    """Attach LayerSync, and every other enabled regularizer, to a model.
+
+    Args:
+        model: The model that is trained, also inside DDP, FSDP, compile or PEFT wrappers.
+        config: Settings; a mapping is read by ``LayerSyncConfig.from_mapping``.
+        family: Family to use instead of the one that the model's class tells.
+        adapter: Adapter for a model of one's own, instead of an installed one.
+
+    Raises:
+        ConfigError: The settings are wrong or do not fit the model, or the model has an attachment already.
+        UnsupportedFamilyError: The model's family is refused.
+        AdapterNotInstalledError: The family is known but its adapter is missing or broken.
+        UnknownFamilyError: No installed adapter describes the model.
+    """
+    if not isinstance(config, LayerSyncConfig):
+        config = LayerSyncConfig.from_mapping(config)
+    regularizers = plugins().regularizers(config)
+    root = unwrap(model)
+    if not isinstance(root, nn.Module):
+        raise ConfigError(f"attach() takes a torch module; got a {type(root).__name__}")
+    if not regularizers:
+        return Attachment(root, None, [], [])
+    if root in _attached:
+        raise ConfigError(
+            f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again"
+        )
+    if adapter is None:
+        adapter = get_adapter(family) if family else resolve(root)
+    if not adapter.supports_hidden_states(root):
+        raise ConfigError(
+            f"adapter {adapter.family} does not fit this {type(root).__name__}: it describes "
+            f"{', '.join(adapter.model_classes)} with their usual blocks; for a model of your own pass adapter=…"
+        )
+    return Attachment(root, adapter, adapter.list_blocks(root), regularizers)
+
+
+class Attachment:
+    """What ``attach`` returns: add the terms to a loss, read the metrics, and take everything off again.
+
+    Attributes:
+        blocks: Every block of the model in execution order.
+        family: Id of the model's family; None when no regularizer is enabled.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, blocks: list[Block], regularizers: list[Regularizer]
+    ) -> None:
+        self.blocks = blocks
+        self.family = adapter.family if adapter else None
+        self._model = model
+        self._regularizers = regularizers
+        self._meter = Meter()
+        self._step = 0
+        self._begun = False
+        self._judged: set[int] = set()
+        self._modules = nn.ModuleDict()
+        self._capture: CaptureHandle | None = None
+        if adapter is None:
+            return
+        layers = {layer for item in regularizers for layer in item.layers(blocks)}
+        for item in regularizers:
+            part = getattr(item, "module", None)
+            if part is not None:
+                self._modules[item.name] = part.to(_device_of(model))
+        self._buffer = HiddenStateBuffer(layers)
+        self._capture = adapter.capture(model, layers, self._buffer)
+        _attached.add(model)
+        try:
+            self._gate()
+        except BaseException:
+            self.remove()
+            raise
+
+    def apply(self, loss: Tensor, *, step: int | None = None, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the main loss plus every term, and consume the step's states.
+
+        Under gradient accumulation pass the undivided loss and divide the result.
+
+        Args:
+            loss: Main loss, a scalar.
+            step: Optimiser step for the schedules; default: the number of calls so far.
+            sample_weight: (B,) weights by which the host multiplied the samples of its own loss.
+
+        Raises:
+            CaptureError: No training forward was captured since the last call, or its states cannot be used.
+            ConfigError: The loss is no scalar, or student and teacher have different shapes.
+        """
+        if self._capture is None:
+            return loss
+        if not isinstance(loss, Tensor) or loss.ndim:
+            shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ConfigError(f"apply() takes the main loss as a scalar tensor; got {shape}")
+        term = self._consume(step, sample_weight)
+        return loss if term is None else loss + term.to(loss.device)
+
+    def loss(self, *, step: int | None = None, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the sum of the terms alone, an fp32 scalar; otherwise like ``apply``."""
+        term = None if self._capture is None else self._consume(step, sample_weight)
+        return torch.zeros((), device=_device_of(self._model)) if term is None else term
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return this rank's means since the last read, detached and still on the device; empty when there are none."""
+        return self._meter.read()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the forwards inside the context alone: further forwards of the same step."""
+        if self._capture is None:
+            yield
+        else:
+            with self._capture.paused():
+                yield
+
+    def remove(self) -> None:
+        """Take every hook off the model; the attachment is inert from then on."""
+        if self._capture is not None:
+            self._capture.remove()
+            self._capture = None
+            _attached.discard(self._model)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    @property
+    def pairs(self) -> list[Any]:
+        """The resolved pairs: ``student``, ``teacher`` and ``weight`` of each."""
+        return [pair for item in self._regularizers for pair in getattr(item, "pairs", ())]
+
+    @property
+    def student(self) -> Block | None:
+        """The student block of the first pair."""
+        return self.pairs[0].student if self.pairs else None
+
+    @property
+    def teacher(self) -> Block | None:
+        """The teacher block of the first pair."""
+        return self.pairs[0].teacher if self.pairs else None
+
+    def describe(self) -> list[str]:
+        """Return what is attached, in lines for a terminal."""
+        lines = [f"family: {self.family}"] if self.family else ["LayerSync is off"]
+        for pair in self.pairs:
+            lines += [f"student: {pair.student}", f"teacher: {pair.teacher}", f"weight: {pair.weight:g}"]
+        return lines
+
+    def modules(self) -> nn.ModuleDict:
+        """Return the trainable parts of the regularizers by name, for the optimiser."""
+        return self._modules
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's step and the trainable parts, for a checkpoint."""
+        return {"version": 1, "step": self._step, "modules": {k: m.state_dict() for k, m in self._modules.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ConfigError: It is of another version, or its trainable parts are not those of this attachment.
+        """
+        if state.get("version") != 1 or not isinstance(state.get("step"), int):
+            raise ConfigError("this is no state of a LayerSync attachment, or one of another version")
+        parts = state.get("modules", {})
+        if set(parts) != set(self._modules):
+            raise ConfigError(
+                f"the state has trainable parts {sorted(parts)}, this attachment has {sorted(self._modules)}"
+            )
+        for name, module in self._modules.items():
+            try:
+                module.load_state_dict(parts[name])
+            except RuntimeError as error:
+                raise ConfigError(f"the state of {name} does not fit: {' '.join(str(error).split())}") from None
+        self._step = state["step"]
+        self._gate()
+
+    def _consume(self, step: int | None, sample_weight: Tensor | None) -> Tensor | None:
+        capture = cast(CaptureHandle, self._capture)
+        step = self._step if step is None else step
+        active = [item for item in self._regularizers if _is_active(item, step)]
+        try:
+            if not active:
+                return None
+            if not torch.is_grad_enabled():
+                raise CaptureError("the loss was asked for under torch.no_grad(), where it would have no gradient")
+            states = HiddenStates(
+                capture.collect(), self._buffer, self.blocks, self._meter, sample_weight, self._judged
+            )
+            if not self._begun:
+                self._begin()
+            terms = [term for item in active if (term := self._term(item, states, step)) is not None]
+            return sum(terms[1:], terms[0]) if terms else None
+        finally:
+            capture.discard()
+            self._step = step + 1
+            self._gate()
+
+    def _term(self, item: Regularizer, states: HiddenStates, step: int) -> Tensor | None:
+        term = item.compute(states, step)
+        if term is None:
+            return None
+        if not isinstance(term, Term):
+            raise LayerSyncError(f"regularizer {item.name} returned a {type(term).__name__}; expected a Term or None")
+        for name, value in term.metrics.items():
+            self._meter.add(name, value)
+        return term.loss
+
+    def _begin(self) -> None:
+        self._begun = True
+        for item in self._regularizers:
+            begin = getattr(item, "begin", None)
+            if begin is not None:
+                begin(self._model)
+
+    def _gate(self) -> None:
+        # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
+        if self._capture is not None:
+            self._capture.enabled = any(_is_active(item, self._step) for item in self._regularizers)
+
+
+class HiddenStates:
+    """The hidden states of one training forward; implements ``States``."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        buffer: HiddenStateBuffer,
+        blocks: list[Block],
+        meter: Meter,
+        sample_weight: Tensor | None,
+        judged: set[int],
+    ) -> None:
+        self._tokens, self._buffer, self._blocks = tokens, buffer, blocks
+        self._judged = judged
+        self.sample_weight = sample_weight
+        self._meter = meter
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, S) bool, True for the generated tokens; None when every token counts."""
+        return self.mask_of("target")
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(T, H, W) of the tokens in raster order, or None."""
+        return self._tokens.grid
+
+    def mask_of(self, tokens: TokenSet) -> Tensor | None:
+        """Return the (B, S) mask of a token set; None when every token counts."""
+        if tokens == "target" and self._tokens.target is not None:
+            return self._tokens.target
+        return self._tokens.real
+
+    def tokens(self, layer: int) -> Tensor:
+        """Return (B, S, D): the image, video or audio tokens of a layer."""
+        key = self._buffer.key(layer)
+        if key not in self._buffer:
+            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()")
+        return self._buffer[key]
+
+    def frames(self, layer: int) -> Tensor:
+        """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
+        state_BSD = self.tokens(layer)
+        batch, tokens, channels = state_BSD.shape
+        if self.grid is None and self._tokens.video:
+            raise CaptureError("the model's forward did not run, so the frames of its tokens are unknown")
+        frames, rows, columns = self.grid or (1, tokens, 1)
+        if frames * rows * columns != tokens:
+            raise CaptureError(f"{tokens} tokens do not fill {frames} frames of {rows} by {columns}")
+        return state_BSD.reshape(batch, frames, rows * columns, channels)
+
+    def trainable_tokens(self, layer: int) -> Tensor:
+        """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
+        state = self._tokens.tracked[layer]
+        # The walk through the graph is for the first step; later a lost graph shows in grad_fn.
+        if state.grad_fn is None or (layer not in self._judged and not reaches_parameter(state)):
+            raise CaptureError(
+                f"{self._blocks[layer]} depends on nothing trainable, so LayerSync would train nothing: no parameter "
+                "up to this block gets a gradient (train weights before it, or, with re-entrant checkpointing of a "
+                "frozen model, let the embedder's output require grad or use use_reentrant=False)"
+            )
+        self._judged.add(layer)
+        return self.tokens(layer)
+
+    def measured_tokens(self, layer: int, name: str) -> Tensor:
+        """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
+        self.trainable_tokens(layer)
+        return measured(
+            self._tokens.tracked[layer], self._tokens.spans[layer], lambda ratio: self._meter.add(name, ratio)
+        )
+
+
+def _is_active(item: Regularizer, step: int) -> bool:
+    active = getattr(item, "active", None)
+    return True if active is None else bool(active(step))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
