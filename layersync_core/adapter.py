@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.protocol import API_VERSION, Block, Tokens
@@ -31,14 +31,14 @@ class ForwardCall:
     Attributes:
         model: The unwrapped model.
         arguments: The forward's arguments by name; empty when the trainer called the blocks without the model.
-        batch: Samples in the batch.
-        tokens: Image, video or audio tokens of a sample, S.
+        batch: Samples in the batch; 0 for ``image_tokens``, which is asked first.
+        tokens: Image, video or audio tokens of a sample, S; 0 for ``image_tokens``.
     """
 
     model: Any
     arguments: Mapping[str, Any]
-    batch: int
-    tokens: int
+    batch: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class BlockStack:
 
     Attributes:
         path: Module path of the list, such as ``transformer_blocks``.
-        element: Position in the tuple that a block returns; None where it returns one tensor.
+        element: Position in the tuple that a block returns, or name of the attribute of the object it returns; None
+            where it returns one tensor.
         joined: Where the image tokens stand in a block's output that is one tensor of joined text and image.
         width: Channels of a block's output; None takes the layout's.
         stage: Blocks of different stages cannot be paired.
     """
 
     path: str
-    element: int | None = None
+    element: int | str | None = None
     joined: Literal["all", "first", "last"] = "all"
     width: Width | None = None
     stage: str = ""
@@ -66,10 +67,14 @@ class ModelLayout:
 
     Attributes:
         model_classes: Class names, matched along the model's bases.
-        stacks: Lists of blocks in execution order; a bare path stands for a list whose blocks return one tensor.
+        stacks: Lists of blocks in execution order; a bare path stands for a list whose blocks return one tensor. A
+            function of the model where they depend on its configuration.
+        block_class: Class name of the first block, where several sources share the model's class name.
         width: As in ``BlockStack``.
-        embedder: Path of the patch embedder; its output's length is the number of image tokens. Needed where a block
-            returns text and image joined.
+        embedder: Path of the patch embedder; its output's length is the number of image tokens. This or
+            ``image_tokens`` is needed where a block returns text and image joined.
+        image_tokens: Returns the number of image tokens, references and padding among them included; for models whose
+            embedder does not show it.
         target: Returns a (B, S) or (S,) bool mask, True for generated tokens, False for references; None for all.
         real: Returns a (B, S) bool mask, False for padding; None where nothing is padded.
         grid: Returns (T, H, W) of the tokens; None where the call does not say.
@@ -77,9 +82,11 @@ class ModelLayout:
     """
 
     model_classes: str | Sequence[str]
-    stacks: str | Sequence[str | BlockStack]
+    stacks: str | Sequence[str | BlockStack] | Callable[[Any], Sequence[BlockStack]]
+    block_class: str = ""
     width: Width | None = None
     embedder: str | None = None
+    image_tokens: Callable[[ForwardCall], int] | None = None
     target: Callable[[ForwardCall], Tensor | None] | None = None
     real: Callable[[ForwardCall], Tensor | None] | None = None
     grid: Callable[[ForwardCall], tuple[int, int, int] | None] | None = None
@@ -87,27 +94,37 @@ class ModelLayout:
 
     def __post_init__(self) -> None:
         names = (self.model_classes,) if isinstance(self.model_classes, str) else tuple(self.model_classes)
-        stacks = (self.stacks,) if isinstance(self.stacks, str) else self.stacks
         object.__setattr__(self, "model_classes", names)
-        object.__setattr__(
-            self, "stacks", tuple(BlockStack(stack) if isinstance(stack, str) else stack for stack in stacks)
-        )
+        if not callable(self.stacks):
+            stacks = (self.stacks,) if isinstance(self.stacks, str) else self.stacks
+            object.__setattr__(
+                self, "stacks", tuple(BlockStack(stack) if isinstance(stack, str) else stack for stack in stacks)
+            )
 
     def fits(self, model: nn.Module) -> bool:
-        """Return whether the model has one of the class names and blocks where the stacks say."""
-        names = {base.__name__ for base in type(model).__mro__}
-        return not names.isdisjoint(self.model_classes) and any(True for _ in self.blocks(model))
+        """Return whether the model has one of the class names, and the blocks that the layout describes."""
+        if _class_names(model).isdisjoint(self.model_classes):
+            return False
+        found = self.blocks(model)
+        return bool(found) and (not self.block_class or self.block_class in _class_names(found[0][2]))
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
         found = []
-        for stack in self.stacks:
-            assert isinstance(stack, BlockStack)  # made so in __post_init__
+        for stack in self._stacks_of(model):
             modules = _at(model, stack.path)
             if modules is None:
                 return []
             found += [(stack, f"{stack.path}.{index}", module) for index, module in enumerate(modules)]
         return found
+
+    def _stacks_of(self, model: nn.Module) -> Sequence[BlockStack]:
+        if not callable(self.stacks):
+            return cast("tuple[BlockStack, ...]", self.stacks)  # made so in __post_init__
+        try:
+            return self.stacks(model)
+        except AttributeError:  # a model of the same class name that is built otherwise
+            return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +185,9 @@ class BlockStackAdapter(ModelLayout):
         for layout in self.layouts:
             if layout.fits(model):
                 return layout
-        stacks = " or ".join(", ".join(stack.path for stack in layout.stacks) for layout in self.layouts)  # type: ignore[union-attr]
         raise ConfigError(
-            f"adapter {self.family} does not fit {type(model).__name__}: it describes "
-            f"{', '.join(self.model_classes)} with blocks in {stacks}"
+            f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
+            f"{', '.join(self.model_classes)} with their usual blocks"
         )
 
 
@@ -189,14 +205,15 @@ class _Reader:
 
         tracked: dict[int, Tensor] = {}
         spans: dict[int, slice] = {}
-        embedded = _length(forward.embedded) if self.layout.embedder else None
+        arguments = self._arguments(forward)
+        embedded = self._image_tokens(forward, arguments)
         for index, (stack, path) in self.stacks.items():
             output = forward.outputs[index]
             tracked[index] = _select(output, stack, path)
             spans[index] = _image_span(tracked[index].shape[1], stack, path, embedded, joined=output is tracked[index])
             tensor = self.buffer[self.buffer.key(index)] = tracked[index][:, spans[index]]
         batch, tokens = tensor.shape[:2]
-        call = ForwardCall(self.model, self._arguments(forward), batch, tokens)
+        call = ForwardCall(self.model, arguments, batch, tokens)
         target, real = self._mask(self.layout.target, call), self._mask(self.layout.real, call)
         if target is not None and real is not None:
             target = target & real
@@ -205,6 +222,11 @@ class _Reader:
             torch._assert_async(target.any(), "LayerSync: no generated token in the batch, only references or padding")
         grid = self.layout.grid(call) if self.layout.grid and call.arguments else None
         return Tokens(target, real, grid, tracked, spans, video=self.layout.video)
+
+    def _image_tokens(self, forward: Pass, arguments: Mapping[str, Any]) -> int | None:
+        if self.layout.image_tokens is not None and arguments:
+            return self.layout.image_tokens(ForwardCall(self.model, arguments))
+        return _length(forward.embedded) if self.layout.embedder else None
 
     def _arguments(self, forward: Pass) -> dict[str, Any]:
         if not forward.by_model:
@@ -252,6 +274,10 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
     return grid
 
 
+def _class_names(module: nn.Module) -> set[str]:
+    return {base.__name__ for base in type(module).__mro__}
+
+
 def _at(model: nn.Module, path: str) -> Any:
     try:
         return attrgetter(path)(model)
@@ -271,7 +297,9 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
     import torch
 
     state = output
-    if isinstance(output, (tuple, list)):
+    if isinstance(stack.element, str):
+        state = getattr(output, stack.element, None)
+    elif isinstance(output, (tuple, list)):
         if stack.element is None or stack.element >= len(output):
             raise CaptureError(
                 f"{path} returned {len(output)} values, but its adapter expects "

@@ -38,7 +38,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise ValueError("expected a JSON list such as [[8, 16], [4, 12, 0.1]]") from None
 
 
@@ -194,10 +194,13 @@ def _check_pair(pair: Sequence[Any]) -> None:
     blocks, weight = pair[:2], pair[2:]
     whole = [re.fullmatch(r"\d+", str(block).strip()) for block in blocks]
     if len(blocks) != 2 or len(weight) > 1 or not all(whole) or any(isinstance(value, bool) for value in pair):
-        raise ValueError(f"layersync_pairs has {pair!r}; each pair is [student, teacher] or [student, teacher, weight]")
+        raise ValueError(
+            f"layersync_pairs has {pair!r}; each pair is [student, teacher] or [student, teacher, weight], "
+            "blocks as whole numbers from 0"
+        )
     try:
         value = float(weight[0]) if weight else 1.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"layersync_pairs has {pair!r}; its weight is not a number") from None
     _check_weight(f"the weight of the pair {pair!r} in layersync_pairs", value)
 

@@ -43,9 +43,9 @@ def providers(group: str) -> list[Provider]:
     found: dict[tuple[str, str], Provider] = {}
     for distribution in importlib_metadata.distributions():
         for entry in _entries(distribution, group):
-            name = distribution.metadata["Name"] or "unknown"
+            name, version = _field(distribution, "Name"), _field(distribution, "Version")
             key = (entry.name, re.sub(r"[-_.]+", "-", name).lower())
-            found.setdefault(key, Provider(entry.name, entry.value, name, distribution.version or "unknown", entry))
+            found.setdefault(key, Provider(entry.name, entry.value, name, version, entry))
     return sorted(found.values(), key=lambda provider: (provider.name, provider.distribution))
 
 
@@ -54,6 +54,13 @@ def _entries(distribution: Any, group: str) -> Iterable[importlib_metadata.Entry
         return [entry for entry in distribution.entry_points if entry.group == group]
     except Exception:  # a distribution with unreadable metadata is not ours to report
         return []
+
+
+def _field(distribution: Any, name: str) -> str:
+    try:
+        return distribution.metadata[name] or "unknown"
+    except Exception:  # an interrupted installation leaves entry points without METADATA
+        return "unknown"
 
 
 def describe_failure(error: BaseException) -> str:

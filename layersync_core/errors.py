@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class LayerSyncError(Exception):
-    """Base of every error that layersync raises on purpose."""
+    """Base of every error that layersync raises on purpose; its message is one line, whatever a user's text has."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ConfigError(LayerSyncError, ValueError):

@@ -47,7 +47,7 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("layersync")
         self.manager.add_hookspecs(Hooks)
-        self.broken: dict[str, str] = {}
+        self.broken: list[str] = []
         # LayerSync comes in through the same door as any other regularizer.
         from layersync_core import layersync
 
@@ -58,9 +58,19 @@ class Plugins:
 
     def _load(self, found: Provider) -> None:
         try:
-            self.manager.register(found.load(), name=f"{found.distribution}:{found.name}")
-        except Exception as error:
-            self.broken[found.name] = f"{found}: {describe_failure(error)}"
+            self.manager.register(found.load(), name=str(found))
+        except (Exception, SystemExit) as error:  # a module that is a script exits
+            self.broken.append(f"{found}: {describe_failure(error)}")
+
+    def _ask(self, hook: str, **arguments: Any) -> list[Any]:
+        """Return what each plugin answers, LayerSync first; one that fails joins the broken."""
+        answers = []
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                answers.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
+            except Exception as error:
+                self.broken.append(f"{implementation.plugin_name}: {describe_failure(error)}")
+        return [answer for answer in answers if answer is not None]
 
     def regularizers(self, config: LayerSyncConfig) -> list[Regularizer]:
         """Return the enabled regularizers in the order their terms are computed."""
@@ -69,8 +79,11 @@ class Plugins:
 
     def config_models(self) -> list[type[BaseModel]]:
         """Return the pydantic models of every claimed key, LayerSync's first."""
-        groups = self.manager.hook.layersync_config_models()
-        return [model for group in reversed(groups) for model in group]
+        return [model for group in self._ask("layersync_config_models") for model in group]
+
+    def register_commands(self, app: Any) -> None:
+        """Let every plugin register its commands on the ``typer.Typer`` application."""
+        self._ask("layersync_commands", app=app)
 
 
 @cache

@@ -112,7 +112,7 @@ def identify(model_or_config: Any) -> Identity:
 
 
 def read_model_config(path: str | Path) -> dict[str, Any]:
-    """Read a model's config.json: of a model folder, or the transformer's or UNet's in a pipeline's folder.
+    """Read a model's config.json: of a model folder, or the denoiser's in a pipeline's folder.
 
     Raises:
         ConfigError: There is none, or it is no JSON object.
@@ -129,11 +129,11 @@ def find_model_config(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    for part in (".", "transformer", "unet"):
+    for part in (".", "transformer", "unet", "prior"):
         candidate = path / part / "config.json"
         if candidate.is_file():
             return candidate
-    missing = "has no config.json (nor transformer/ or unet/ with one)" if path.is_dir() else "does not exist"
+    missing = "has no config.json (nor transformer/, unet/ or prior/ with one)" if path.is_dir() else "does not exist"
     raise ConfigError(f"{path} {missing}; give a local model folder or its config.json")
 
 
@@ -163,7 +163,7 @@ def _load(found: Provider) -> Adapter:
         )
     try:
         adapter = found.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that is a script exits
         raise AdapterNotInstalledError(
             f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
         ) from error
@@ -175,9 +175,14 @@ def _check_adapter(adapter: Any, found: Provider) -> None:
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
         raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+    classes = adapter.model_classes
+    if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
+        raise AdapterNotInstalledError(
+            f"{found} is no adapter: model_classes of {found.value} is {classes!r}; expected a tuple of class names"
+        )
     if adapter.api_version != API_VERSION:
         raise AdapterNotInstalledError(
-            f"{found} is written for adapter API {adapter.api_version}, this layersync-core for {API_VERSION}; "
+            f"{found} is written for adapter API {adapter.api_version!r}, this layersync-core for {API_VERSION}; "
             "install versions of both that match"
         )
     if adapter.family != found.name:

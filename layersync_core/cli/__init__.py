@@ -67,9 +67,9 @@ def _application(arguments: list[str]) -> Any:
         import_module(f"layersync_core.cli.{module}").register(app)
     from layersync_core.plugins import plugins
 
-    plugins().manager.hook.layersync_commands(app=app)
+    plugins().register_commands(app)
     if not command.startswith("-") and plugins().broken and command not in _registered(app):
-        broken = "; ".join(plugins().broken.values())
+        broken = "; ".join(plugins().broken)
         raise LayerSyncError(f"no command {command!r}; plugins that could not be loaded: {broken}")
     return app
 

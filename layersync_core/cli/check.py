@@ -34,10 +34,10 @@ def run(settings: dict[str, Any], model: str, family: str | None) -> int:
 
     config = LayerSyncConfig.from_mapping(settings)
     model_config = read_model_config(model)
-    if family is None:
-        resolve(model_config)
-    else:
+    if family:
         get_adapter(family)
+    else:
+        resolve(model_config)
     with attach(build_on_meta(model_config), config, family=family) as sync:
         print("\n".join(sync.describe()))
     return 0

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from layersync_core import registry
-from layersync_core.entrypoints import LOAD_VARIABLE, Provider
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure
 from layersync_core.errors import LayerSyncError
 from layersync_core.families import KNOWN, distribution_of
 from layersync_core.refusals import REFUSALS
@@ -103,7 +103,7 @@ def _checked(family: str) -> tuple[str, str]:
     except LayerSyncError as error:
         return "broken", str(error)
     except Exception as error:  # whatever a third party's tiny model raises belongs in its row
-        return "broken", f"its tiny model fails: {type(error).__name__}: {error}"
+        return "broken", f"its tiny model fails: {describe_failure(error)}"
 
 
 def table(rows: Sequence[Row]) -> str:

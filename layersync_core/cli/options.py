@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from layersync_core.config import ALIASES, canonical
 from layersync_core.files import read_json
 
-_ALIAS_FLAGS = [f"--{name.replace('_', '-')}" for name in (*ALIASES, "loss_type")]
+_ALIASES = {*ALIASES, "loss_type"}
 
 
 def add_command(
@@ -38,7 +38,7 @@ def add_command(
     fields = {key: field for model in models for key, field in model.model_fields.items()}
     own = [*parameters, _option("config", ["--config"], "JSON file with the same keys; flags win over it")]
     flags = [_option(key, [f"--{key}"], field.description or "") for key, field in fields.items()]
-    flags += [_option(_key(flag), [flag], "", hidden=True) for flag in _ALIAS_FLAGS if _key(flag) not in fields]
+    flags += [_option(alias, [f"--{alias}"], "", hidden=True) for alias in sorted(_ALIASES - set(fields))]
 
     def command(**values: Any) -> int:
         path = values.pop("config")
@@ -50,7 +50,7 @@ def add_command(
     command.__signature__ = signature  # type: ignore[attr-defined]
     command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
     switches = {key for key, field in fields.items() if field.annotation is bool}
-    app.command(name, help=help, cls=_command_class(switches, {*fields, "config"}))(command)
+    app.command(name, help=help, cls=_command_class(switches, {*fields, *_ALIASES, "config"}))(command)
 
 
 def _option(name: str, flags: list[str], help: str, hidden: bool = False) -> inspect.Parameter:

@@ -1,0 +1,135 @@
+"""Look at a model's hidden states without an attachment: what an adapter says, and what the blocks really returned."""
+
+# Shapes: B batch, S tokens, D channels
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.protocol import Adapter, Tokens
+
+SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")
+"""Names under which models take the noisy sample, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One forward as an adapter captured it.
+
+    Attributes:
+        states: ``layer index -> (B, S, D)``.
+        tokens: Masks and grid.
+        output: What the model returned.
+    """
+
+    states: dict[int, Tensor]
+    tokens: Tokens
+    output: Any
+
+
+def look(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any]) -> Seen:
+    """Run one forward and return every layer's tokens."""
+    layers = [block.index for block in adapter.list_blocks(model)]
+    buffer = HiddenStateBuffer(layers)
+    handle = adapter.capture(model, layers, buffer)
+    try:
+        output = model(**inputs)
+        tokens = handle.collect()
+        return Seen({layer: buffer[buffer.key(layer)] for layer in layers}, tokens, output)
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def raw_outputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, list[Any]]]:
+    """Collect what modules return, by hooks of our own, in the order in which they ran."""
+    outputs: dict[Any, list[Any]] = {}
+
+    def store(key: Any) -> Callable[..., None]:
+        return lambda module, args, output: outputs.setdefault(key, []).append(output)
+
+    handles = [module.register_forward_hook(store(key)) for key, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return tensors_in(vars(value)) if hasattr(value, "__dataclass_fields__") else []
+
+
+def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
+    """Return the same tokens as a slice of what the block returned, found by their values.
+
+    Raises:
+        AssertionError: The block returned no such tokens.
+    """
+    length = state_BSD.shape[1]
+    for tensor in tensors_in(raw):
+        if tensor.ndim != 3 or tensor.shape[::2] != state_BSD.shape[::2]:
+            continue
+        for start in range(tensor.shape[1] - length + 1):
+            part = tensor[:, start : start + length]
+            if torch.equal(part, state_BSD):
+                return part
+    raise AssertionError("the tokens in the buffer are no slice of what the block returned")
+
+
+def sample_name(inputs: Mapping[str, Any]) -> str:
+    """Return the name of the noisy sample among a forward's arguments.
+
+    Raises:
+        AssertionError: None of the arguments looks like one.
+    """
+
+    def size(value: Any) -> int:
+        return sum(tensor.numel() for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim >= 3)
+
+    for name in (*SAMPLE_NAMES, *sorted(inputs, key=lambda name: -size(inputs[name]))):
+        if size(inputs.get(name)):
+            return name
+    raise AssertionError(f"no noisy sample among the inputs {', '.join(inputs)}")
+
+
+def perturbed(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return inputs in which the floating tensors of some arguments are other random ones."""
+
+    def other(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.randn_like(value) if value.is_floating_point() else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(other(item) for item in value)
+        return value
+
+    return {name: other(value) if name in names else value for name, value in inputs.items()}
+
+
+def scatter_weights(model: nn.Module) -> None:
+    """Give every parameter of one repeated value random ones: zero-initialised modulations make blocks the identity."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def seed_everything(seed: int = 0) -> None:
+    """Make what follows repeatable."""
+    random.seed(seed)
+    torch.manual_seed(seed)
