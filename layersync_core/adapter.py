@@ -171,7 +171,8 @@ class BlockStackAdapter(ModelLayout):
 
         layout = self._layout(model)
         found = layout.blocks(model)
-        reader = _Reader(layout, model, {index: found[index][:2] for index in sorted(layers)}, buffer)
+        stacks = {index: found[index][:2] for index in sorted(layers)}
+        reader = _Reader(layout, model, stacks, buffer, inspect.signature(type(model).forward))
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
@@ -199,6 +200,7 @@ class _Reader:
     model: nn.Module
     stacks: Mapping[int, tuple[BlockStack, str]]
     buffer: HiddenStateBuffer
+    signature: inspect.Signature
 
     def read(self, forward: Pass) -> Tokens:
         import torch
@@ -217,9 +219,14 @@ class _Reader:
         target, real = self._mask(self.layout.target, call), self._mask(self.layout.real, call)
         if target is not None and real is not None:
             target = target & real
-        if target is not None and target.device.type in ("cpu", "cuda"):
+        counted = real if target is None else target
+        if counted is not None and counted.device.type in ("cpu", "cuda"):
             # Without a token to align the term is 0 for ever. Checked on the device: the host does not wait for it.
-            torch._assert_async(target.any(), "LayerSync: no generated token in the batch, only references or padding")
+            message = "no generated token in the batch, only references or padding, so there is nothing to align"
+            try:
+                torch._assert_async(counted.any(), message)
+            except RuntimeError:
+                raise CaptureError(message) from None
         grid = self.layout.grid(call) if self.layout.grid and call.arguments else None
         return Tokens(target, real, grid, tracked, spans, video=self.layout.video)
 
@@ -231,7 +238,7 @@ class _Reader:
     def _arguments(self, forward: Pass) -> dict[str, Any]:
         if not forward.by_model:
             return {}
-        bound = inspect.signature(type(self.model).forward).bind_partial(self.model, *forward.args, **forward.kwargs)
+        bound = self.signature.bind_partial(self.model, *forward.args, **forward.kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 

@@ -142,6 +142,7 @@ class Capture:
 
     def _opens(self) -> bool:
         if not self.enabled:
+            self._skipped = "after the end of the schedule"
             return False
         # Grad mode, not module.training: several trainers train in eval mode.
         if not torch.is_grad_enabled():
@@ -153,7 +154,9 @@ class Capture:
         return False
 
     def _open(self, new: Pass) -> None:
-        if self._pass is not None and (self._pass.finished or not self._pass.by_model):
+        held = self._pass
+        # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
+        if held is not None and (held.finished if held.by_model else len(held.outputs) == len(self._blocks)):
             raise CaptureError(SECOND_FORWARD)
         self._pass, self._skipped = new, ""
 
@@ -182,13 +185,14 @@ class Capture:
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._pass
-        if module is self._embedder and current is not None and not current.finished:
+        # Without the model's forward, an embedder that runs now belongs to whatever forward comes next.
+        if module is self._embedder and current is not None and current.by_model and not current.finished:
             current.embedded = output
 
     def store(self, index: int, output: Any) -> None:
         """Keep what a block returned, inside an open pass."""
         current = self._pass
-        if current is None or current.finished:
+        if current is None or current.finished or (not current.by_model and _inside_backward()):
             return
         if index in current.outputs:
             current.repeated = index

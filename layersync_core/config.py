@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from layersync_core.errors import ConfigError
+from layersync_core.errors import ConfigError, did_you_mean
 from layersync_core.files import read_json
 from layersync_core.schedule import Schedule
 
@@ -223,7 +222,8 @@ def canonical(mapping: Mapping[str, Any]) -> dict[str, Any]:
             key = PREFIX + ALIASES[key]
         elif key == "loss_type" and given == "layer_sync":
             key, value = PREFIX + "enabled", True
-        if key in settings and not _same(settings[key], value):
+        # A key of the host given twice is the host's affair.
+        if key.startswith(PREFIX) and key in settings and not _same(key, settings[key], value):
             raise ConfigError(
                 f"{spelt[key]} is {mapping[spelt[key]]!r} and {spelling} is {given!r}: "
                 f"two spellings of {key} with different values; keep one"
@@ -232,13 +232,20 @@ def canonical(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "t", "y"), "1"),
+    **dict.fromkeys(("false", "no", "off", "f", "n"), "0"),
+}
+
+
 def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _same(one: Any, other: Any) -> bool:
-    # "8" from a flag and 8 from a file are one value, and so are "true" and True.
-    texts = [str(value).strip().lower() for value in (one, other)]
+def _same(key: str, one: Any, other: Any) -> bool:
+    # "8" from a flag and 8 from a file are one value; for the switch, so are True, "true" and "yes".
+    words = _BOOLEANS if key == f"{PREFIX}enabled" else {}
+    texts = [words.get(text, text) for text in (str(value).strip().lower() for value in (one, other))]
     try:
         return float(texts[0]) == float(texts[1])
     except ValueError:
@@ -247,9 +254,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """Return the message for a key that nobody knows, with the nearest known ones."""
-    close = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(known)}"
-    return f"unknown setting {key}; {hint}"
+    return f"unknown setting {key}; {did_you_mean(key, known)}"
 
 
 def validate(model: type[_Model], values: Mapping[str, Any]) -> _Model:

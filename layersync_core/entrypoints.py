@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import importlib_metadata
@@ -65,5 +66,5 @@ def _field(distribution: Any, name: str) -> str:
 
 def describe_failure(error: BaseException) -> str:
     """Return an import failure in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = shorten(str(error), 300, placeholder=" …")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class LayerSyncError(Exception):
     """Base of every error that layersync raises on purpose; its message is one line, whatever a user's text has."""
@@ -32,3 +35,10 @@ class CaptureError(LayerSyncError, RuntimeError):
 
 class LayerSyncWarning(UserWarning):
     """A configuration that is allowed but probably not what was meant."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the known words nearest to one that is not, or all of them when none is near."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

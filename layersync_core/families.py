@@ -58,9 +58,11 @@ def distribution_of(family: str) -> str:
 
 def known_family(identity: Identity) -> str | None:
     """Return the family whose class a model has, or None."""
-    for family, known in KNOWN.items():
-        if identity.is_a(*known.classes) and _is_member(family, identity.setting):
-            return family
+    # The nearest base decides: trainers derive one family's class from another's.
+    for name in identity.classes:
+        for family, known in KNOWN.items():
+            if name in known.classes and _is_member(family, identity.setting):
+                return family
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 
-def reaches_parameter(state: Tensor) -> bool:
+def reaches_parameter(state: Tensor) -> bool | None:
     """Return whether a gradient into this tensor would arrive at a parameter.
 
-    A node that hides its inputs (re-entrant checkpointing, other Python functions) counts as reaching one when the
-    rest of the graph shows none: what cannot be seen is not refused.
+    None where it shows none, but has a node that may hide some (re-entrant checkpointing, other Python functions).
     """
     if state.grad_fn is None:
         return isinstance(state, nn.Parameter) and state.requires_grad
@@ -31,7 +30,24 @@ def reaches_parameter(state: Tensor) -> bool:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
-    return opaque
+    return None if opaque else False
+
+
+def may_hide_parameter(model: nn.Module, later: Collection[str]) -> bool:
+    """Return whether a model may train something outside of some blocks, where the graph cannot be seen.
+
+    Args:
+        model: The model, some of whose parts are recomputed in backward.
+        later: Module paths of the blocks whose weights do not count.
+    """
+    for path, module in model.named_modules():
+        if any(f"{path}.".startswith(f"{block}.") for block in later):
+            continue
+        # A forward of the instance's own is how trainers bring in LoRA weights that are no part of the model.
+        replaced = path and "forward" in vars(module)
+        if replaced or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            return True
+    return False
 
 
 def measured(state: Tensor, span: slice, record: Callable[[Tensor], None]) -> Tensor:

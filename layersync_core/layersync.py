@@ -78,13 +78,16 @@ class LayerSync:
         self.pairs = [_resolve(pair, blocks) for pair in self.config.pairs]
         for pair in self.pairs:
             _check_fit(pair)
+        for pair in self.pairs:
             _warn_of(pair)
         return {block.index for pair in self.pairs for block in (pair.student, pair.teacher)}
 
     def begin(self, model: nn.Module) -> None:
         """Say so when the paper's weight meets a model of which only adapter weights train."""
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
-        if not chosen and self.config.layersync_pairs is None and _only_adapters_train(model):
+        pairs = self.config.layersync_pairs
+        weighed = pairs is not None and all(len(pair) > 2 for pair in pairs)
+        if not chosen and not weighed and _only_adapters_train(model):
             warnings.warn(
                 "only adapter weights train and layersync_lambda is not given: the default 0.2 is a hundred times the "
                 "authors' fine-tuning weight; set layersync_preset lora (0.002), or layersync_lambda",
@@ -95,7 +98,7 @@ class LayerSync:
     def compute(self, states: States, step: int) -> Term:
         """Return the term of one step, with ``layersync_loss`` and ``layersync_similarity``."""
         factor = self.schedule.factor(step)
-        losses, similarities = [], []
+        losses, similarities, centered = [], [], []
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:
             student_BSD = self._student(pair, states)
@@ -108,7 +111,7 @@ class LayerSync:
                 )
             mask_BS = states.mask_of(self.config.layersync_tokens)
             if self.config.layersync_log_grad_ratio:
-                metrics["layersync_similarity_centered"] = centered_similarity(student_BSD, teacher_BSD, mask_BS)
+                centered.append(centered_similarity(student_BSD, teacher_BSD, mask_BS))
             result = similarity(student_BSD, teacher_BSD, mask_BS, states.sample_weight)
             losses.append(result.weighted * (-pair.weight * factor))
             similarities.append(result.raw)
@@ -117,6 +120,8 @@ class LayerSync:
         loss = sum(losses[1:], losses[0])
         metrics["layersync_loss"] = loss
         metrics["layersync_similarity"] = torch.stack(similarities).mean()
+        if centered:
+            metrics["layersync_similarity_centered"] = torch.stack(centered).mean()
         return Term(loss, metrics)
 
     def _student(self, pair: ResolvedPair, states: States) -> Tensor:

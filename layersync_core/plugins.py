@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from layersync_core.entrypoints import Provider, describe_failure, providers
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
+from layersync_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -47,20 +48,27 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("layersync")
         self.manager.add_hookspecs(Hooks)
-        self.broken: list[str] = []
+        self.broken: dict[str, str] = {}
+        self._entries: dict[str, str] = {}
+        self._left_out: list[str] = []
         # LayerSync comes in through the same door as any other regularizer.
         from layersync_core import layersync
 
         self.manager.register(layersync, name="layersync")
         for found in providers(GROUP):
+            self._entries[name := f"{found} ({found.name})"] = found.name
             if found.allowed:
-                self._load(found)
+                self._load(found, name)
+            else:
+                self._left_out.append(name)
 
-    def _load(self, found: Provider) -> None:
+    def _load(self, found: Provider, name: str) -> None:
         try:
-            self.manager.register(found.load(), name=str(found))
+            self.manager.register(found.load(), name=name)
         except (Exception, SystemExit) as error:  # a module that is a script exits
-            self.broken.append(f"{found}: {describe_failure(error)}")
+            self.broken[name] = describe_failure(error)
+            if self.manager.has_plugin(name):  # refused half-way, for a hook with wrong arguments
+                self.manager.unregister(name=name)
 
     def _ask(self, hook: str, **arguments: Any) -> list[Any]:
         """Return what each plugin answers, LayerSync first; one that fails joins the broken."""
@@ -69,17 +77,32 @@ class Plugins:
             try:
                 answers.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
             except Exception as error:
-                self.broken.append(f"{implementation.plugin_name}: {describe_failure(error)}")
+                self.broken[implementation.plugin_name] = describe_failure(error)
         return [answer for answer in answers if answer is not None]
 
     def regularizers(self, config: LayerSyncConfig) -> list[Regularizer]:
-        """Return the enabled regularizers in the order their terms are computed."""
+        """Return the enabled regularizers in the order their terms are computed.
+
+        Raises:
+            ConfigError: The configuration enables one whose plugin is broken or left out.
+        """
+        for name, reason in self._missing().items():
+            if (key := f"{self._entries.get(name)}_enabled") in config.given:
+                raise ConfigError(f"{key} is set, but {reason}")
         groups = self.manager.hook.layersync_regularizers(config=config)
         return sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
 
     def config_models(self) -> list[type[BaseModel]]:
         """Return the pydantic models of every claimed key, LayerSync's first."""
         return [model for group in self._ask("layersync_config_models") for model in group]
+
+    def missing(self) -> str:
+        """Return why plugins are not there, in one clause; empty when all are."""
+        return "; ".join(self._missing().values())
+
+    def _missing(self) -> dict[str, str]:
+        broken = {name: f"plugin {name} could not be loaded: {failure}" for name, failure in self.broken.items()}
+        return broken | {name: f"{LOAD_VARIABLE} leaves out plugin {name}; add it there" for name in self._left_out}
 
     def register_commands(self, app: Any) -> None:
         """Let every plugin register its commands on the ``typer.Typer`` application."""

@@ -69,8 +69,8 @@ def get_adapter(family: str) -> Adapter:
 def resolve(model_or_config: Any) -> Adapter:
     """Return the adapter for a model, a config dict with ``_class_name``, or a path to a folder or config.json.
 
-    A third party that claims the family is asked first, then the refusals, the known classes, and the remaining
-    third-party adapters, each isolated from the others' failures.
+    A third party that claims the family is asked first, then the refusals, the known classes, and the further classes
+    of every installed adapter (third parties', and forks that trainers ship), each isolated from the others' failures.
 
     Raises:
         UnsupportedFamilyError: The family is refused.
@@ -88,7 +88,7 @@ def resolve(model_or_config: Any) -> Adapter:
             return get_adapter(family)
         except AdapterNotInstalledError as error:
             raise AdapterNotInstalledError(f"{identity.classes[0]}: {error}") from error.__cause__
-    return _third_party(identity)
+    return _by_other_classes(identity)
 
 
 def identify(model_or_config: Any) -> Identity:
@@ -167,11 +167,18 @@ def _load(found: Provider) -> Adapter:
         raise AdapterNotInstalledError(
             f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
         ) from error
-    _check_adapter(adapter, found)
+    try:
+        _check_adapter(adapter, found)
+    except AdapterNotInstalledError:
+        raise
+    except Exception as error:  # an attribute that is a property, and fails
+        raise AdapterNotInstalledError(f"{found} is no adapter: {describe_failure(error)}; see {GUIDE}") from error
     return adapter  # type: ignore[no-any-return]
 
 
 def _check_adapter(adapter: Any, found: Provider) -> None:
+    if isinstance(adapter, type):
+        raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} is a class; register an instance of it")
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
         raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
@@ -194,12 +201,11 @@ def _check_adapter(adapter: Any, found: Provider) -> None:
 _ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
 
 
-def _third_party(identity: Identity) -> Adapter:
-    matching: dict[str, Adapter] = {}
+def _by_other_classes(identity: Identity) -> Adapter:
+    adapters: list[tuple[str, Adapter, set[str]]] = []
     broken: list[str] = []
     for family, found in installed().items():
-        if family in KNOWN or family in REFUSALS:
-            continue
+        known = KNOWN[family].classes if family in KNOWN else ()
         for item in found:
             if not item.allowed:
                 continue
@@ -208,14 +214,17 @@ def _third_party(identity: Identity) -> Adapter:
             except AdapterNotInstalledError as error:
                 broken.append(str(error))
                 continue
-            if identity.is_a(*adapter.model_classes):
-                matching[item.distribution] = adapter
-    if len(matching) > 1:
-        raise ConfigError(
-            f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
-        )
-    if matching:
-        return next(iter(matching.values()))
+            adapters.append((item.distribution, adapter, {*adapter.model_classes} - {*known}))
+    # The nearest base decides: trainers derive one family's class from another's.
+    for name in identity.classes:
+        matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
+        if len(matching) > 1:
+            raise ConfigError(
+                f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, "
+                "or name the family"
+            )
+        if matching:
+            return next(iter(matching.values()))
     also = f"; not usable: {'; '.join(broken)}" if broken else ""
     raise UnknownFamilyError(f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}")
 

@@ -1,12 +1,11 @@
 """Attach LayerSync to a model: configuration → capture → buffer → regularizers → one total loss."""
 
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from operator import index
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from layersync_core.buffer import HiddenStateBuffer
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.graph import measured, reaches_parameter
 from layersync_core.metrics import Meter
 from layersync_core.plugins import plugins
-from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer, Term, Tokens, TokenSet
+from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
 from layersync_core.registry import get_adapter, resolve
+from layersync_core.states import HiddenStates
 from layersync_core.unwrap import unwrap
 
 _attached: WeakSet[nn.Module] = WeakSet()
@@ -46,6 +45,8 @@ def attach(
         AdapterNotInstalledError: The family is known but its adapter is missing or broken.
         UnknownFamilyError: No installed adapter describes the model.
     """
+    if not isinstance(config, (LayerSyncConfig, Mapping)):
+        raise ConfigError(f"attach() takes a LayerSyncConfig or a mapping; got a {type(config).__name__}")
     if not isinstance(config, LayerSyncConfig):
         config = LayerSyncConfig.from_mapping(config)
     regularizers = plugins().regularizers(config)
@@ -60,6 +61,11 @@ def attach(
         )
     if adapter is None:
         adapter = get_adapter(family) if family else resolve(root)
+    if adapter.api_version != API_VERSION:
+        raise ConfigError(
+            f"adapter {adapter.family} is written for adapter API {adapter.api_version!r}, this layersync-core for "
+            f"{API_VERSION}"
+        )
     if not adapter.supports_hidden_states(root):
         raise ConfigError(
             f"adapter {adapter.family} does not fit this {type(root).__name__}: it describes "
@@ -91,7 +97,7 @@ class Attachment:
         self._capture: CaptureHandle | None = None
         if adapter is None:
             return
-        layers = {layer for item in regularizers for layer in item.layers(blocks)}
+        layers = {layer for item in regularizers for layer in _layers_of(item, blocks)}
         for item in regularizers:
             part = getattr(item, "module", None)
             if part is not None:
@@ -100,7 +106,7 @@ class Attachment:
         self._capture = adapter.capture(model, layers, self._buffer)
         _attached.add(model)
         try:
-            self._gate()
+            self._gate(self._step)
         except BaseException:
             self.remove()
             raise
@@ -119,7 +125,7 @@ class Attachment:
             CaptureError: No training forward was captured since the last call, or its states cannot be used.
             ConfigError: The loss is no scalar, or student and teacher have different shapes.
         """
-        if self._capture is None:
+        if not self._regularizers:
             return loss
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -129,7 +135,7 @@ class Attachment:
 
     def loss(self, *, step: int | None = None, sample_weight: Tensor | None = None) -> Tensor:
         """Return the sum of the terms alone, an fp32 scalar; otherwise like ``apply``."""
-        term = None if self._capture is None else self._consume(step, sample_weight)
+        term = self._consume(step, sample_weight) if self._regularizers else None
         return torch.zeros((), device=_device_of(self._model)) if term is None else term
 
     def metrics(self) -> dict[str, Tensor]:
@@ -146,7 +152,7 @@ class Attachment:
                 yield
 
     def remove(self) -> None:
-        """Take every hook off the model; the attachment is inert from then on."""
+        """Take every hook off the model; ``apply`` and ``loss`` raise from then on."""
         if self._capture is not None:
             self._capture.remove()
             self._capture = None
@@ -194,9 +200,11 @@ class Attachment:
         Raises:
             ConfigError: It is of another version, or its trainable parts are not those of this attachment.
         """
-        if state.get("version") != 1 or not isinstance(state.get("step"), int):
+        known = isinstance(state, Mapping) and state.get("version") == 1
+        parts = state.get("modules") if known else None
+        step = state.get("step") if known else None
+        if not isinstance(parts, Mapping) or not isinstance(step, int) or step < 0:
             raise ConfigError("this is no state of a LayerSync attachment, or one of another version")
-        parts = state.get("modules", {})
         if set(parts) != set(self._modules):
             raise ConfigError(
                 f"the state has trainable parts {sorted(parts)}, this attachment has {sorted(self._modules)}"
@@ -206,29 +214,32 @@ class Attachment:
                 module.load_state_dict(parts[name])
             except RuntimeError as error:
                 raise ConfigError(f"the state of {name} does not fit: {' '.join(str(error).split())}") from None
-        self._step = state["step"]
-        self._gate()
+        self._step = step
+        self._gate(self._step)
 
     def _consume(self, step: int | None, sample_weight: Tensor | None) -> Tensor | None:
-        capture = cast(CaptureHandle, self._capture)
-        step = self._step if step is None else step
-        active = [item for item in self._regularizers if _is_active(item, step)]
+        capture = self._capture
+        if capture is None:
+            raise CaptureError("this attachment was removed from its model; attach again to go on with LayerSync")
+        now = self._step if step is None else _whole(step)
+        active = [item for item in self._regularizers if _is_active(item, now)]
         try:
             if not active:
                 return None
             if not torch.is_grad_enabled():
                 raise CaptureError("the loss was asked for under torch.no_grad(), where it would have no gradient")
             states = HiddenStates(
-                capture.collect(), self._buffer, self.blocks, self._meter, sample_weight, self._judged
+                self._model, capture.collect(), self._buffer, self.blocks, self._meter, sample_weight, self._judged
             )
             if not self._begun:
                 self._begin()
-            terms = [term for item in active if (term := self._term(item, states, step)) is not None]
+            terms = [term for item in active if (term := self._term(item, states, now)) is not None]
             return sum(terms[1:], terms[0]) if terms else None
         finally:
             capture.discard()
-            self._step = step + 1
-            self._gate()
+            self._step = now + 1
+            # Further micro-batches of a step that the host counts come with the same number.
+            self._gate(self._step if step is None else now)
 
     def _term(self, item: Regularizer, states: HiddenStates, step: int) -> Tensor | None:
         term = item.compute(states, step)
@@ -236,6 +247,10 @@ class Attachment:
             return None
         if not isinstance(term, Term):
             raise LayerSyncError(f"regularizer {item.name} returned a {type(term).__name__}; expected a Term or None")
+        for name, value in (("loss", term.loss), *term.metrics.items()):
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise LayerSyncError(f"regularizer {item.name} returned {name} as {shape}; expected a scalar tensor")
         for name, value in term.metrics.items():
             self._meter.add(name, value)
         return term.loss
@@ -247,82 +262,31 @@ class Attachment:
             if begin is not None:
                 begin(self._model)
 
-    def _gate(self) -> None:
+    def _gate(self, step: int) -> None:
         # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
         if self._capture is not None:
-            self._capture.enabled = any(_is_active(item, self._step) for item in self._regularizers)
+            self._capture.enabled = any(_is_active(item, step) for item in self._regularizers)
 
 
-class HiddenStates:
-    """The hidden states of one training forward; implements ``States``."""
-
-    def __init__(
-        self,
-        tokens: Tokens,
-        buffer: HiddenStateBuffer,
-        blocks: list[Block],
-        meter: Meter,
-        sample_weight: Tensor | None,
-        judged: set[int],
-    ) -> None:
-        self._tokens, self._buffer, self._blocks = tokens, buffer, blocks
-        self._judged = judged
-        self.sample_weight = sample_weight
-        self._meter = meter
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(B, S) bool, True for the generated tokens; None when every token counts."""
-        return self.mask_of("target")
-
-    @property
-    def grid(self) -> tuple[int, int, int] | None:
-        """(T, H, W) of the tokens in raster order, or None."""
-        return self._tokens.grid
-
-    def mask_of(self, tokens: TokenSet) -> Tensor | None:
-        """Return the (B, S) mask of a token set; None when every token counts."""
-        if tokens == "target" and self._tokens.target is not None:
-            return self._tokens.target
-        return self._tokens.real
-
-    def tokens(self, layer: int) -> Tensor:
-        """Return (B, S, D): the image, video or audio tokens of a layer."""
-        key = self._buffer.key(layer)
-        if key not in self._buffer:
-            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()")
-        return self._buffer[key]
-
-    def frames(self, layer: int) -> Tensor:
-        """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
-        state_BSD = self.tokens(layer)
-        batch, tokens, channels = state_BSD.shape
-        if self.grid is None and self._tokens.video:
-            raise CaptureError("the model's forward did not run, so the frames of its tokens are unknown")
-        frames, rows, columns = self.grid or (1, tokens, 1)
-        if frames * rows * columns != tokens:
-            raise CaptureError(f"{tokens} tokens do not fill {frames} frames of {rows} by {columns}")
-        return state_BSD.reshape(batch, frames, rows * columns, channels)
-
-    def trainable_tokens(self, layer: int) -> Tensor:
-        """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
-        state = self._tokens.tracked[layer]
-        # The walk through the graph is for the first step; later a lost graph shows in grad_fn.
-        if state.grad_fn is None or (layer not in self._judged and not reaches_parameter(state)):
-            raise CaptureError(
-                f"{self._blocks[layer]} depends on nothing trainable, so LayerSync would train nothing: no parameter "
-                "up to this block gets a gradient (train weights before it, or, with re-entrant checkpointing of a "
-                "frozen model, let the embedder's output require grad or use use_reentrant=False)"
-            )
-        self._judged.add(layer)
-        return self.tokens(layer)
-
-    def measured_tokens(self, layer: int, name: str) -> Tensor:
-        """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
-        self.trainable_tokens(layer)
-        return measured(
-            self._tokens.tracked[layer], self._tokens.spans[layer], lambda ratio: self._meter.add(name, ratio)
+def _layers_of(item: Regularizer, blocks: list[Block]) -> set[int]:
+    layers = item.layers(blocks)
+    unknown = sorted(set(layers) - set(range(len(blocks))))
+    if unknown:
+        raise LayerSyncError(
+            f"regularizer {item.name} asks for layer {', '.join(map(str, unknown))}; "
+            f"the layers of this model are 0 to {len(blocks) - 1}"
         )
+    return layers
+
+
+def _whole(step: Any) -> int:
+    try:
+        number = index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"step is {step!r}; it takes the optimiser step, a whole number from 0")
+    return number
 
 
 def _is_active(item: Regularizer, step: int) -> bool:

@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import Any
 
 from layersync_core.cli import list_supported
-from layersync_core.errors import LayerSyncError, LayerSyncWarning
+from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
 _COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check"}
+# Command -> the distribution that brings it.
+_PLUGIN_COMMANDS = {"train": "layersync-plugin-trainer"}
 _USER_ERROR = 2
 
 
@@ -68,10 +70,17 @@ def _application(arguments: list[str]) -> Any:
     from layersync_core.plugins import plugins
 
     plugins().register_commands(app)
-    if not command.startswith("-") and plugins().broken and command not in _registered(app):
-        broken = "; ".join(plugins().broken)
-        raise LayerSyncError(f"no command {command!r}; plugins that could not be loaded: {broken}")
+    if not command.startswith("-") and command not in _registered(app):
+        raise LayerSyncError(_no_command(command, sorted(_registered(app)), plugins().missing()))
     return app
+
+
+def _no_command(command: str, known: list[str], missing: str) -> str:
+    if missing:
+        return f"no command {command!r}; {missing}"
+    if command in _PLUGIN_COMMANDS:
+        return f"the command {command} is not installed; pip install {_PLUGIN_COMMANDS[command]}"
+    return f"no command {command!r}; {did_you_mean(command, known)}"
 
 
 def _registered(app: Any) -> set[str]:

@@ -29,8 +29,13 @@ def build_on_meta(config: Mapping[str, Any]) -> Any:
             f"{name} is not a class of diffusers {diffusers.__version__}, so it cannot be built from its config; "
             "check it from Python with attach(model, config)"
         )
+    # What diffusers says of settings it does not know would stand above our own line.
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
     try:
         with torch.device("meta"):
             return model_class.from_config(dict(config))
     except Exception as error:  # whatever a config that does not fit its class makes diffusers raise
         raise ConfigError(f"diffusers cannot build {name} from this config: {type(error).__name__}: {error}") from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)

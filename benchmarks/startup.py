@@ -1,0 +1,50 @@
+"""Time of ``layersync list-supported`` against that of ``python -c "import typer"``.
+
+Run with ``python -m benchmarks.startup``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+ROUNDS = 15
+HEAVY = ("torch", "diffusers", "transformers", "accelerate")
+
+LISTING = [sys.executable, "-m", "layersync_core", "list-supported"]
+BASELINE = [sys.executable, "-c", "import typer"]
+
+# The same command inside a program that says afterwards what it imported.
+PROBE = f"""
+import sys
+from layersync_core.cli import main
+main(["list-supported"])
+print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def seconds(command: list[str]) -> float:
+    """Run a command to its end and return its wall time."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    seconds(LISTING), seconds(BASELINE)  # compiles what has no bytecode yet
+    # Alternating, so that whatever else the machine does falls on both.
+    rounds = [(seconds(LISTING), seconds(BASELINE)) for _ in range(ROUNDS)]
+    listing, baseline = (statistics.median(times) for times in zip(*rounds, strict=True))
+    ratio = statistics.median(one / other for one, other in rounds)
+    probe = subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True)
+    print(f"median of {ROUNDS} alternating rounds")
+    print(f'python -c "import typer"    {baseline * 1000:6.0f} ms')
+    print(f"layersync list-supported    {listing * 1000:6.0f} ms")
+    print(f"ratio                       {ratio:6.2f}  (goal: at most 3)")
+    print(f"imported of {', '.join(HEAVY)}: {probe.stderr.strip() or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

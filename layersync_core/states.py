@@ -1,0 +1,95 @@
+"""The hidden states of one training forward, as regularizers see them."""
+
+# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.errors import CaptureError
+from layersync_core.graph import may_hide_parameter, measured, reaches_parameter
+from layersync_core.metrics import Meter
+from layersync_core.protocol import Block, Tokens, TokenSet
+
+
+class HiddenStates:
+    """The hidden states of one training forward; implements ``States``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        buffer: HiddenStateBuffer,
+        blocks: list[Block],
+        meter: Meter,
+        sample_weight: Tensor | None,
+        judged: set[int],
+    ) -> None:
+        self._model, self._tokens, self._buffer, self._blocks = model, tokens, buffer, blocks
+        self._judged = judged
+        self.sample_weight = sample_weight
+        self._meter = meter
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, S) bool, True for the generated tokens; None when every token counts."""
+        return self.mask_of("target")
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(T, H, W) of the tokens in raster order, or None."""
+        return self._tokens.grid
+
+    def mask_of(self, tokens: TokenSet) -> Tensor | None:
+        """Return the (B, S) mask of a token set; None when every token counts."""
+        if tokens == "target" and self._tokens.target is not None:
+            return self._tokens.target
+        return self._tokens.real
+
+    def tokens(self, layer: int) -> Tensor:
+        """Return (B, S, D): the image, video or audio tokens of a layer."""
+        key = self._buffer.key(layer)
+        if key not in self._buffer:
+            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()")
+        return self._buffer[key]
+
+    def frames(self, layer: int) -> Tensor:
+        """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
+        state_BSD = self.tokens(layer)
+        batch, tokens, channels = state_BSD.shape
+        if self.grid is None and self._tokens.video:
+            raise CaptureError("the model's forward did not run, so the frames of its tokens are unknown")
+        frames, rows, columns = self.grid or (1, tokens, 1)
+        if frames * rows * columns != tokens:
+            raise CaptureError(f"{tokens} tokens do not fill {frames} frames of {rows} by {columns}")
+        return state_BSD.reshape(batch, frames, rows * columns, channels)
+
+    def trainable_tokens(self, layer: int) -> Tensor:
+        """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
+        state = self._tracked(layer)
+        # The walk through the graph is for the first step; later a lost graph shows in grad_fn.
+        if state.grad_fn is None or (layer not in self._judged and not self._trains(layer, state)):
+            raise CaptureError(
+                f"{self._blocks[layer]} depends on nothing trainable, so LayerSync would train nothing: no parameter "
+                "up to this block gets a gradient (train weights before it, or, with re-entrant checkpointing of a "
+                "frozen model, let the embedder's output require grad or use use_reentrant=False)"
+            )
+        self._judged.add(layer)
+        return self.tokens(layer)
+
+    def _tracked(self, layer: int) -> Tensor:
+        # An adapter of another kind need not tell the object that the block returned.
+        return self._tokens.tracked[layer] if layer in self._tokens.tracked else self.tokens(layer)
+
+    def _trains(self, layer: int, state: Tensor) -> bool:
+        seen = reaches_parameter(state)
+        later = {block.path for block in self._blocks[layer + 1 :]}
+        return may_hide_parameter(self._model, later) if seen is None else seen
+
+    def measured_tokens(self, layer: int, name: str) -> Tensor:
+        """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
+        self.trainable_tokens(layer)
+        return measured(
+            self._tracked(layer), self._tokens.spans.get(layer, slice(None)), lambda ratio: self._meter.add(name, ratio)
+        )

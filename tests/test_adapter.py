@@ -1,0 +1,343 @@
+# Shapes: B batch, S tokens, D channels, T frames
+"""Adapters: as data for a model of one's own, written by hand, and what they refuse to guess."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layersync_core import (
+    Block,
+    BlockStack,
+    BlockStackAdapter,
+    CaptureError,
+    ConfigError,
+    HiddenStateBuffer,
+    ModelLayout,
+    UnknownFamilyError,
+    attach,
+)
+from layersync_core.adapter import ForwardCall, latent_grid
+from layersync_core.protocol import Adapter, CaptureHandle, Tokens
+from tests.models import (
+    TOY,
+    Toy,
+    ToyBlock,
+    assert_same_gradients,
+    gradients,
+    gradients_by_autograd,
+    hooks_on,
+    mean_cosine,
+    randomise,
+    settings,
+    toy,
+    toy_input,
+    toy_states,
+    toy_term,
+)
+
+
+def test_a_model_of_ones_own_needs_an_adapter() -> None:
+    with pytest.raises(UnknownFamilyError, match="Toy"):
+        attach(toy(), settings())
+    with attach(toy(), settings(), adapter=TOY) as sync:
+        assert sync.family == "toy"
+        assert str(sync.student) == "block 1 of 4 (blocks.0)"
+        assert sync.blocks[0].width == 8
+
+
+def test_an_adapter_that_does_not_fit_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="adapter toy does not fit this Sequential"):
+        attach(model, settings(), adapter=TOY)
+    other_place = BlockStackAdapter(family="toy", model_classes="Toy", stacks="layers")
+    with pytest.raises(ConfigError, match="adapter toy does not fit this Toy"):
+        attach(toy(), settings(), adapter=other_place)
+    assert hooks_on(model) == 0
+
+
+class Streams(nn.Module):
+    """Two kinds of blocks; what they return and where the image stands in it is given."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.embed, self.embed_text = nn.Linear(3, 8), nn.Linear(3, 8)
+        self.double_blocks, self.single_blocks = (nn.ModuleList(Stream(self) for _ in range(2)) for _ in range(2))
+
+    def forward(self, image: Tensor, text: Tensor, extra: Tensor | None = None) -> Any:
+        image, text = self.embed(image), self.embed_text(text)
+        for block in (*self.double_blocks, *self.single_blocks):
+            image, text = self.split(block(self.join(image, text)), text.shape[1])
+        return image
+
+    def join(self, image: Tensor, text: Tensor) -> Any:
+        return {
+            "image, text": (image, text),
+            "text, image": [text, image],
+            "text+image": torch.cat([text, image], dim=1),
+            "image+text": torch.cat([image, text], dim=1),
+        }[self.form]
+
+    def split(self, both: Any, text: int) -> tuple[Tensor, Tensor]:
+        if self.form == "image, text":
+            return both[0], both[1]
+        if self.form == "text, image":
+            return both[1], both[0]
+        if self.form == "text+image":
+            return both[:, text:], both[:, :text]
+        return both[:, :-text], both[:, -text:]
+
+
+class Stream(nn.Module):
+    def __init__(self, model: Streams) -> None:
+        super().__init__()
+        self.block, self.model = ToyBlock(8), [model]
+
+    def forward(self, both: Any) -> Any:
+        if isinstance(both, Tensor):
+            return self.block(both)
+        mixed = self.block(torch.cat(list(both), dim=1))
+        return type(both)(mixed.split([part.shape[1] for part in both], dim=1))
+
+
+FORMS = {
+    "image, text": {"element": 0},
+    "text, image": {"element": 1},
+    "text+image": {"joined": "last"},
+    "image+text": {"joined": "first"},
+}
+
+
+def streams(form: str, embedder: str | None = "embed", **how: Any) -> tuple[Streams, BlockStackAdapter]:
+    torch.manual_seed(0)
+    stacks = [BlockStack(path, **(how or FORMS[form])) for path in ("double_blocks", "single_blocks")]  # type: ignore[arg-type]
+    adapter = BlockStackAdapter(
+        family="streams", model_classes="Streams", stacks=stacks, embedder=embedder, width="embed.out_features"
+    )
+    return randomise(Streams(form)), adapter  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("text", [1, 4, 7])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_image_tokens_are_found_in_every_form(form: str, text: int) -> None:
+    model, adapter = streams(form)
+    inputs = toy_input(tokens=4), toy_input(tokens=text, seed=1)
+    image, words, states = model.embed(inputs[0]), model.embed_text(inputs[1]), []
+    for block in (*model.double_blocks, *model.single_blocks):
+        image, words = model.split(block(model.join(image, words)), text)
+        states.append(image)
+    expected = -0.5 * mean_cosine(states[1], states[3])
+    with attach(model, settings(2, 4), adapter=adapter) as sync:
+        model(*inputs)
+        loss = sync.loss()
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert_same_gradients(gradients(model), gradients_by_autograd(expected, model))
+
+
+@pytest.mark.parametrize(
+    ("form", "how", "said"),
+    [
+        ("text, image", {"element": 0}, "5 tokens where the patch embedder gave 4"),  # text of another length
+        ("text+image", {"joined": "all"}, "9 tokens where the patch embedder gave 4"),
+        ("text, image", {"joined": "last"}, r"double_blocks\.0 returned 2 values.*expects one tensor"),
+        ("text, image", {"element": 2}, r"double_blocks\.0 returned 2 values.*position 2"),
+        ("text+image", {"element": 1}, r"double_blocks\.0 returned one tensor.*position 1"),
+    ],
+)
+def test_an_adapter_that_would_align_the_wrong_tokens_is_refused(form: str, how: dict[str, Any], said: str) -> None:
+    model, adapter = streams(form, **how)
+    with attach(model, settings(1, 3), adapter=adapter) as sync:
+        model(toy_input(tokens=4), toy_input(tokens=5, seed=1))
+        with pytest.raises(CaptureError, match=said):
+            sync.loss()
+
+
+def test_joined_tokens_without_the_embedder_are_refused() -> None:
+    model, adapter = streams("text+image")
+    with attach(model, settings(1, 3), adapter=adapter) as sync:
+        both = torch.cat([model.embed_text(toy_input()), model.embed(toy_input())], dim=1)
+        for block in (*model.double_blocks, *model.single_blocks):
+            both = block(both)
+        with pytest.raises(CaptureError, match="patch embedder did not run"):
+            sync.loss()
+
+
+def masked(target: Any = None, real: Any = None) -> BlockStackAdapter:
+    return BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", target=target, real=real)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [("target", [0, 2]), ("all", [0, 1, 2, 3])])
+def test_masks_of_generated_and_of_real_tokens(tokens: str, kept: list[int]) -> None:
+    calls: list[ForwardCall] = []
+
+    def target(call: ForwardCall) -> Tensor:  # (S,): generated, reference, generated, reference, padding
+        calls.append(call)
+        return torch.tensor([True, False, True, False, True])
+
+    def real(call: ForwardCall) -> Tensor:  # (B, S)
+        return torch.tensor([[True] * 4 + [False]] * 2)
+
+    model, x = toy(), toy_input()
+    states = toy_states(model, x)
+    keep = torch.zeros(5, dtype=torch.bool)
+    keep[kept] = True
+    with attach(model, settings(layersync_tokens=tokens), adapter=masked(target, real)) as sync:
+        model(x)
+        torch.testing.assert_close(sync.loss(), -0.5 * mean_cosine(states[0], states[2], keep).detach())
+    assert calls[0].model is model
+    assert calls[0].arguments["x"] is x
+    assert (calls[0].batch, calls[0].tokens) == (2, 5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 5), (3, 5), (2, 5, 1)])
+def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    model = toy()
+    with attach(model, settings(), adapter=masked(lambda call: torch.ones(shape, dtype=torch.bool))) as sync:
+        model(toy_input())
+        with pytest.raises(CaptureError, match="token mask of Toy"):
+            sync.loss()
+
+
+def test_padding_alone_is_an_error_and_not_zero() -> None:
+    model = toy()
+    nothing = masked(target=lambda call: torch.ones(5).bool(), real=lambda call: torch.zeros(2, 5).bool())
+    with attach(model, settings(), adapter=nothing) as sync:
+        model(toy_input())
+        with pytest.raises(CaptureError, match="no generated token"):
+            sync.loss()
+
+
+def test_padding_alone_without_references_is_an_error_and_not_zero() -> None:
+    model = toy()
+    with attach(model, settings(), adapter=masked(real=lambda call: torch.zeros(2, 5).bool())) as sync:
+        model(toy_input())
+        with pytest.raises(CaptureError, match="no generated token"):
+            sync.loss()
+
+
+def test_the_first_layout_that_fits_is_used() -> None:
+    class Fork(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = self.blocks
+            del self.blocks
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.embed(x)
+            for block in self.layers:
+                state = block(state)
+            return state
+
+    adapter = BlockStackAdapter(
+        family="toy", model_classes="Toy", stacks="blocks", forks=[ModelLayout(model_classes="Fork", stacks="layers")]
+    )
+    assert adapter.model_classes == ("Toy", "Fork")
+    model = Fork()
+    with attach(model, settings(), adapter=adapter) as sync:
+        assert str(sync.teacher) == "block 3 of 4 (layers.2)"
+        model(toy_input())
+        sync.loss()
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "grid"), [((2, 4, 8, 12), (1, 2, 2), (1, 4, 6)), ((2, 4, 5, 8, 12), (1, 2, 4), (5, 4, 3))]
+)
+def test_grids_of_latents(shape: tuple[int, ...], patch: tuple[int, int, int], grid: tuple[int, int, int]) -> None:
+    find = latent_grid("latents", lambda model: patch)
+    assert find(ForwardCall(SimpleNamespace(), {"latents": torch.zeros(shape)}, 2, 24)) == grid
+    assert find(ForwardCall(SimpleNamespace(), {}, 2, 24)) is None
+
+
+class OwnHandle:
+    """A capture as somebody else might write it: it knows nothing of ours, and fills only what it must."""
+
+    def __init__(self, model: Toy, layers: Collection[int], buffer: HiddenStateBuffer) -> None:
+        self.enabled, self._held, self._buffer, self._off = True, {}, buffer, False
+        self._handles = [
+            model.blocks[layer].register_forward_hook(
+                lambda module, args, output, layer=layer: self._hold(layer, output)
+            )
+            for layer in layers
+        ]
+
+    def _hold(self, layer: int, output: Tensor) -> None:
+        if self.enabled and not self._off and torch.is_grad_enabled():
+            self._held[layer] = output
+
+    def collect(self) -> Tokens:
+        if not self._held:
+            raise CaptureError("nothing was captured")
+        for layer, state in self._held.items():
+            self._buffer[self._buffer.key(layer)] = state
+        return Tokens()
+
+    def discard(self) -> None:
+        self._held.clear()
+        self._buffer.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._off = True
+        yield
+        self._off = False
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class OwnAdapter:
+    """Written against the protocol alone."""
+
+    family, api_version, model_classes = "own", 1, ("Toy",)
+
+    def supports_hidden_states(self, model: nn.Module) -> bool:
+        return isinstance(model, Toy)
+
+    def list_blocks(self, model: nn.Module) -> list[Block]:
+        return [Block(index, f"blocks.{index}") for index in range(len(model.blocks))]
+
+    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
+        return OwnHandle(model, layers, buffer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [False, True])
+def test_an_adapter_written_by_hand(ratio: bool) -> None:
+    model, x = toy(), toy_input()
+    expected, expected_gradients = toy_term(model, x)
+    assert isinstance(OwnAdapter(), Adapter)
+    with attach(model, settings(layersync_log_grad_ratio=ratio), adapter=OwnAdapter()) as sync:
+        assert (sync.family, str(sync.student)) == ("own", "block 1 (blocks.0)")
+        for _ in range(2):
+            output = model(x)
+            with sync.paused():
+                model(toy_input(seed=1))
+            loss = sync.loss()
+            torch.testing.assert_close(loss, expected)
+            (loss + 0 * output.sum()).backward()
+            found = {name: grad for name, grad in gradients(model).items() if grad.any()}
+            assert_same_gradients(found, expected_gradients)
+        assert ("layersync_grad_ratio" in sync.metrics()) == ratio
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model(x)
+        with pytest.raises(CaptureError):
+            sync.loss()
+    assert hooks_on(model) == 0
+
+
+def test_an_adapter_of_another_protocol_is_refused() -> None:
+    class Newer(OwnAdapter):
+        api_version = 99
+
+    model = toy()
+    with pytest.raises(ConfigError, match="99"):
+        attach(model, settings(), adapter=Newer())

@@ -1,0 +1,178 @@
+"""The kit must fail adapters that are wrong in the ways that train on without a message."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from layersync_core import BlockStack, BlockStackAdapter
+from layersync_core.capture import Capture
+from layersync_core.errors import LayerSyncError
+from layersync_core.testing import AdapterConformance
+
+WIDTH = 12
+
+
+class Mixer(nn.Module):
+    """Residual layer that mixes tokens a little, as attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.mix = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.tanh(self.inner(x)) + 0.1 * self.mix(x).mean(dim=1, keepdim=True)
+
+
+class DualBlock(Mixer):
+    """Takes and returns (image, text)."""
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        both = super().forward(torch.cat([image, text], dim=1))
+        return both[:, : image.shape[1]], both[:, image.shape[1] :]
+
+
+class ImageFirst(nn.Module):
+    """Refines image and text, then runs dual blocks, then single blocks on one sequence [image, text]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.embed_text = nn.Linear(4, WIDTH), nn.Linear(6, WIDTH)
+        self.refiner = nn.ModuleList([Mixer()])
+        self.double_blocks = nn.ModuleList([DualBlock() for _ in range(2)])
+        self.single_blocks = nn.ModuleList([Mixer() for _ in range(2)])
+        self.out = nn.Linear(WIDTH, 4)
+        self.run: Callable[..., Any] | None = None
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
+        self.run = gradient_checkpointing_func
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        run = self.run or (lambda block, *states: block(*states))
+        image, text = self.embed(hidden_states), self.embed_text(encoder_hidden_states)
+        for block in self.refiner:
+            image = run(block, image)
+        for block in self.double_blocks:
+            image, text = run(block, image, text)
+        both = torch.cat([image, text], dim=1)
+        for block in self.single_blocks:
+            both = run(block, both)
+        return self.out(both[:, : image.shape[1]])
+
+
+def example_inputs(model: nn.Module, batch_size: int, text: int = 5) -> dict[str, Tensor]:
+    return {"hidden_states": torch.randn(batch_size, 9, 4), "encoder_hidden_states": torch.randn(batch_size, text, 6)}
+
+
+def longer_text(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**inputs, "encoder_hidden_states": torch.randn(2, 7, 6)}
+
+
+DOUBLE = BlockStack("double_blocks", element=0)
+SINGLE = BlockStack("single_blocks", joined="first")
+RIGHT = BlockStackAdapter(
+    family="image_first",
+    model_classes="ImageFirst",
+    stacks=[DOUBLE, SINGLE],
+    embedder="embed",
+    width="embed.out_features",
+)
+
+
+class SlicesInTheHook(Capture):
+    """Slices and clones inside the hook instead of keeping the block's own object."""
+
+    def store(self, index: int, output: Any) -> None:
+        state = output[0] if isinstance(output, tuple) else output
+        super().store(index, (state.clone(), None) if isinstance(output, tuple) else state.clone())
+
+
+class SlicingAdapter(BlockStackAdapter):
+    def capture(self, model: nn.Module, layers: Any, buffer: Any) -> Any:
+        handle = super().capture(model, layers, buffer)
+        handle.__class__ = SlicesInTheHook
+        return handle
+
+
+class AnyModule(BlockStackAdapter):
+    def supports_hidden_states(self, model: nn.Module) -> bool:
+        return True
+
+
+def made(kind: type[BlockStackAdapter]) -> BlockStackAdapter:
+    fields = ("family", "model_classes", "stacks", "embedder", "width")
+    return kind(**{name: getattr(RIGHT, name) for name in fields})
+
+
+ORDER = "test_blocks_are_numbered_in_execution_order"
+SHAPE = "test_states_have_the_stated_shape"
+SAMPLE = "test_tokens_belong_to_the_sample"
+TEXT = "test_text_length_leaves_the_tokens_alone"
+
+# What is wrong -> the adapter, and the check that must see it.
+BROKEN = {
+    "text element": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None), SAMPLE),
+    "text element, by its length": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None), TEXT),
+    "element that the embedder contradicts": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)]), SHAPE),
+    "text in the slice": (replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None), SAMPLE),
+    "text in the slice, by its length": (replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None), TEXT),
+    "tail slice": (replace(RIGHT, stacks=[DOUBLE, replace(SINGLE, joined="last")]), SAMPLE),
+    "wrong order": (replace(RIGHT, stacks=[SINGLE, DOUBLE]), ORDER),
+    "refiner counted": (replace(RIGHT, stacks=[BlockStack("refiner"), DOUBLE, SINGLE]), ORDER),
+    "block left out": (replace(RIGHT, stacks=[SINGLE]), ORDER),
+    "wrong width": (replace(RIGHT, width="embed.in_features"), SHAPE),
+    "slice in the hook": (made(SlicingAdapter), "test_checkpointing_keeps_the_gradient"),
+    "any module": (made(AnyModule), "test_knows_the_model"),
+}
+
+
+def failures(subject: BlockStackAdapter, only: str = "test_") -> list[str]:
+    """Run the kit, or the named check of it, on an adapter and return what failed."""
+
+    class Kit(AdapterConformance):
+        adapter = subject
+        tiny_model = ImageFirst
+        depth = 4
+
+    Kit.example_inputs = staticmethod(example_inputs)  # type: ignore[assignment]
+    Kit.longer_text = staticmethod(longer_text)
+    failed = []
+    for name in dir(Kit):
+        if not name.startswith(only):
+            continue
+        method = getattr(Kit, name)
+        marks = [mark for mark in getattr(method, "pytestmark", []) if mark.name == "parametrize"]
+        for arguments in [{marks[0].args[0]: value} for value in marks[0].args[1]] if marks else [{}]:
+            torch.manual_seed(0)
+            model = ImageFirst().eval()
+            given = {"model": model, "inputs": example_inputs(model, 2), **arguments}
+            wanted = inspect.signature(method).parameters
+            try:
+                method(Kit(), **{key: value for key, value in given.items() if key in wanted})
+            except (AssertionError, LayerSyncError) as error:
+                failed.append(f"{name}{list(arguments.values()) or ''}: {error}")
+    return failed
+
+
+def test_the_right_adapter_passes() -> None:
+    assert failures(RIGHT) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_adapter_fails(name: str) -> None:
+    subject, check = BROKEN[name]
+    assert failures(subject, check)
+
+
+def test_the_stand_in_is_checkpointed() -> None:
+    model = ImageFirst()
+    model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
+    inputs = example_inputs(model, 2)
+    assert "Checkpoint" not in str(model(**inputs).grad_fn)
+    assert model.run is not None

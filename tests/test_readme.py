@@ -1,0 +1,51 @@
+"""What the README shows is what the code does."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from layersync_core import LayerSyncConfig, attach
+from layersync_core.cli.list_supported import families, markdown
+from layersync_core.registry import load_tiny
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_families_is_the_listing() -> None:
+    table = re.search(r"<!-- families -->\n(.*?)\n<!-- /families -->", README, re.DOTALL)
+    assert table is not None
+    assert table.group(1) == markdown(families())
+
+
+def test_the_table_of_settings_has_every_key() -> None:
+    keys = re.findall(r"^\| `(layersync_\w+)` \|", README, re.MULTILINE)
+    assert keys == list(LayerSyncConfig.model_fields)
+
+
+def test_the_loop_runs_as_written() -> None:
+    code = re.search(r"```python\n(from layersync_core import attach\n.*?)```", README, re.DOTALL)
+    assert code is not None
+    tiny = load_tiny("dit")
+    model = tiny.tiny_model()
+    loader = [tiny.example_inputs(model, 2) for _ in range(3)]
+    shallow = (
+        code.group(1)
+        .replace('student_block": 8', 'student_block": 2')
+        .replace('teacher_block": 16', 'teacher_block": 4')
+    )
+    names = {
+        "transformer": model,
+        "loader": loader,
+        "target": 0.0,
+        "mse": lambda output, target: (output.sample - target).square().mean(),
+    }
+    exec(shallow, names)
+    sync = names["sync"]
+    assert set(sync.metrics()) == {"layersync_loss", "layersync_similarity"}
+    assert str(sync.student) == "block 2 of 6 (transformer_blocks.1)"
+    sync.remove()
+    assert any(bool(parameter.grad.any()) for parameter in model.parameters() if parameter.grad is not None)
+    with attach(model, {"layersync_enabled": False}) as off:
+        loss = torch.ones(())
+        assert off.apply(loss) is loss

@@ -1,0 +1,333 @@
+# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+"""A third party's losses on the same hidden states: order, shared layers, frames, own modules, and misbehaviour."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layersync_core import Attachment, Block, CaptureError, ConfigError, LayerSyncConfig, LayerSyncError, Term, attach
+from layersync_core.plugins import hookimpl, plugins
+from tests.models import (
+    TOY,
+    build,
+    generated,
+    hooks_on,
+    mean_cosine,
+    randomise,
+    settings,
+    states_by_hand,
+    toy,
+    toy_input,
+    toy_states,
+    toy_term,
+)
+
+
+class Other:
+    """A regularizer of somebody else; what it computes is given."""
+
+    def __init__(
+        self,
+        compute: Callable[[Any, int], Any],
+        layers: Sequence[int] = (1,),
+        name: str = "other",
+        order: int = 100,
+        module: nn.Module | None = None,
+    ) -> None:
+        self.name, self.order, self.module = name, order, module
+        self._compute, self._layers = compute, set(layers)
+        self.blocks: Sequence[Block] = ()
+
+    def layers(self, blocks: Sequence[Block]) -> set[int]:
+        self.blocks = blocks
+        return self._layers
+
+    def compute(self, states: Any, step: int) -> Any:
+        return self._compute(states, step)
+
+
+Register = Callable[..., None]
+
+
+@pytest.fixture
+def register() -> Iterator[Register]:
+    """Make regularizers come from an installed plugin; it reads its own key from the whole configuration."""
+    names: list[str] = []
+
+    def register(*regularizers: Any) -> None:
+        class Plugin:
+            @hookimpl
+            def layersync_regularizers(self, config: LayerSyncConfig) -> Sequence[Any]:
+                return regularizers if config.given.get("other_enabled", True) else []
+
+        names.append(f"third party {len(names)}")
+        plugins().manager.register(Plugin(), name=names[-1])
+
+    yield register
+    for name in names:
+        plugins().manager.unregister(name=name)
+
+
+def states_apart(model: Any, x: Tensor) -> list[Tensor]:
+    return toy_states(copy.deepcopy(model), x)
+
+
+def attached(**more: Any) -> tuple[Any, Attachment]:
+    model = toy()
+    return model, attach(model, settings(1, 3, **more), adapter=TOY)
+
+
+def test_terms_are_computed_in_order_and_added(register: Register) -> None:
+    order: list[str] = []
+
+    def term(name: str, value: float) -> Callable[[Any, int], Term]:
+        def compute(states: Any, step: int) -> Term:
+            order.append(name)
+            loss = value * states.tokens(1).square().mean()
+            return Term(loss, {f"{name}_loss": loss})
+
+        return compute
+
+    register(Other(term("late", 3), name="late", order=300), Other(term("early", 2), name="early", order=100))
+    register(Other(term("second", 1), name="second", order=100))
+    model, sync = attached()
+    x = toy_input()
+    square = states_apart(model, x)[1].square().mean().detach()
+    with sync:
+        model(x)
+        torch.testing.assert_close(sync.apply(torch.ones(())), 1 + toy_term(model, x)[0] + 6 * square)
+        assert order == ["early", "second", "late"]
+        metrics = sync.metrics()
+        assert set(metrics) == {"early_loss", "second_loss", "late_loss", "layersync_loss", "layersync_similarity"}
+        torch.testing.assert_close(metrics["late_loss"], 3 * square)
+        assert not metrics["late_loss"].requires_grad
+
+
+def test_a_layer_that_two_want_is_captured_once_and_only_asked_ones_are(register: Register) -> None:
+    seen: dict[str, Any] = {}
+
+    def compute(states: Any, step: int) -> Term:
+        seen["tokens"] = [states.tokens(layer) for layer in (0, 2)]
+        seen["mask"], seen["grid"], seen["weight"] = states.mask, states.grid, states.sample_weight
+        for layer in (1, 3):
+            with pytest.raises(CaptureError, match=f"layer {layer} was not asked for"):
+                states.tokens(layer)
+        return Term(states.tokens(0).mean())
+
+    register(Other(compute, layers=(0, 2)))
+    model, sync = attached()
+    x, weight = toy_input(), torch.ones(2)
+    states = states_apart(model, x)
+    with sync:
+        assert hooks_on(model.blocks) == hooks_on(model.blocks[0]) + hooks_on(model.blocks[2])
+        model(x)
+        loss = sync.apply(torch.ones(()), sample_weight=weight)
+        torch.testing.assert_close(seen["tokens"], [states[0], states[2]])
+        assert (seen["mask"], seen["grid"], seen["weight"]) == (None, None, weight)
+        torch.testing.assert_close(loss, 1 + states[0].mean() + toy_term(model, x)[0])
+
+
+@pytest.mark.parametrize("order", [100, 300], ids=["before LayerSync", "after LayerSync"])
+def test_one_that_raises_leaves_no_tensor_behind(register: Register, order: int) -> None:
+    seen: list[Any] = []
+
+    def compute(states: Any, step: int) -> Term:
+        seen.append(weakref.ref(states.tokens(1)))
+        if len(seen) == 1:
+            raise ArithmeticError("broken")
+        return Term(states.tokens(1).mean())
+
+    register(Other(compute, order=order))
+    model, sync = attached()
+    x = toy_input()
+    with sync:
+        model(x)
+        with pytest.raises(ArithmeticError, match="broken"):
+            sync.loss()
+        gc.collect()
+        assert [reference() for reference in seen] == [None]
+        with pytest.raises(CaptureError, match="no training forward"):
+            sync.loss()
+        model(x)
+        torch.testing.assert_close(sync.loss(), states_apart(model, x)[1].mean() + toy_term(model, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (torch.zeros(()), "Tensor"),
+        (1.0, "float"),
+        (Term(1.0), "float"),  # type: ignore[arg-type]
+        (Term(None), "NoneType"),  # type: ignore[arg-type]
+        (Term(torch.ones(3)), r"shape \(3,\)"),
+        (Term(torch.ones(()), {"other_metric": 1.0}), "other_metric"),  # type: ignore[dict-item]
+        (Term(torch.ones(()), {"other_metric": torch.ones(2)}), "other_metric"),
+    ],
+)
+def test_one_that_returns_nonsense_is_named(register: Register, returned: Any, said: str) -> None:
+    register(Other(lambda states, step: returned))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        with pytest.raises(LayerSyncError, match=f"regularizer other returned .*{said}"):
+            sync.apply(torch.zeros(()))
+        with pytest.raises(CaptureError, match="no training forward"):
+            sync.loss()
+
+
+def test_one_may_have_no_term_this_step(register: Register) -> None:
+    register(Other(lambda states, step: None))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        torch.testing.assert_close(sync.loss(), toy_term(model, toy_input())[0])
+
+
+@pytest.mark.parametrize("layers", [(4,), (-1,), (0, 99)])
+def test_one_that_asks_for_a_layer_that_is_not_there_is_named(register: Register, layers: Sequence[int]) -> None:
+    register(Other(lambda states, step: None, layers=layers))
+    model = toy()
+    with pytest.raises(LayerSyncError, match=r"regularizer other asks for layer .* 0 to 3"):
+        attach(model, settings(), adapter=TOY)
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("fault", ["layers", "active"])
+def test_one_that_fails_while_attaching_leaves_no_hook(register: Register, fault: str) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise ConfigError("this model does not fit")
+
+    other = Other(lambda states, step: None)
+    setattr(other, fault, broken)
+    register(other)
+    model = toy()
+    with pytest.raises(ConfigError, match="does not fit"):
+        attach(model, settings(), adapter=TOY)
+    assert hooks_on(model) == 0
+    delattr(other, fault)
+    attach(model, settings(), adapter=TOY).remove()
+
+
+def test_one_alone_works_without_layersync(register: Register) -> None:
+    register(Other(lambda states, step: Term(states.tokens(1).mean())))
+    model, x = toy(), toy_input()
+    with attach(model, {"other_enabled": True}, adapter=TOY) as sync:
+        assert (sync.pairs, sync.student, len(sync.blocks)) == ([], None, 4)
+        model(x)
+        torch.testing.assert_close(sync.loss(), states_apart(model, x)[1].mean())
+    with attach(model, {"other_enabled": False}, adapter=TOY) as sync:
+        assert hooks_on(model) == 0
+
+
+def test_one_goes_on_after_layersync_has_ended(register: Register) -> None:
+    register(Other(lambda states, step: Term(states.tokens(1).mean())))
+    model, x = toy(), toy_input()
+    with attach(model, settings(1, 3, layersync_cutoff_step=1), adapter=TOY) as sync:
+        for step in range(3):
+            model(x)
+            term = 0 if step else toy_term(model, x)[0]
+            torch.testing.assert_close(sync.loss(), states_apart(model, x)[1].mean() + term)
+
+
+def test_a_trainable_part_is_trained_saved_and_restored(register: Register) -> None:
+    torch.manual_seed(0)
+    projector = nn.Linear(8, 1)
+    register(Other(lambda states, step: Term(projector(states.tokens(1)).mean()), module=projector))
+    model, sync = attached()
+    with sync:
+        assert list(sync.modules()) == ["other"]
+        model(toy_input())
+        sync.loss().backward()
+        assert projector.weight.grad is not None
+        assert model.embed.weight.grad is not None
+        state = {key: value.clone() for key, value in sync.state_dict()["modules"]["other"].items()}
+        kept = projector.weight.detach().clone()
+        nn.init.zeros_(projector.weight)
+        sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": state}})
+        assert torch.equal(projector.weight, kept)
+        with pytest.raises(ConfigError, match="other"):
+            sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": {"weight": torch.zeros(9)}}})
+
+
+# Frames.
+def frames_of(register: Register, case: str, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+    seen: list[Any] = []
+
+    def compute(states: Any, step: int) -> Term:
+        seen.extend([states.frames(1), states.grid])
+        return Term(states.frames(1).mean())
+
+    register(Other(compute))
+    with attach(model, settings()) as sync:
+        model(**inputs)
+        sync.loss()
+    return seen[0], seen[1]
+
+
+@pytest.mark.parametrize("case", ["wan", "wan vace", "wan animate"])
+def test_frames_stand_where_the_latents_frames_are(register: Register, case: str) -> None:
+    model, inputs = build(case)
+    # Blocks without weights return what they get: the patches, in the latent's own layout (B, D, T, H, W).
+    for part in (model.blocks, getattr(model, "vace_blocks", None), getattr(model, "face_adapter", None)):
+        for parameter in () if part is None else part.parameters():
+            nn.init.zeros_(parameter)
+    caught: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: caught.append(args[0].detach()))
+    for name in ("hidden_states", "control_hidden_states", "pose_hidden_states"):
+        if name in inputs:  # a width that is not the height
+            inputs[name] = torch.randn(*inputs[name].shape[:-1], 12)
+    frames_BTPD, grid = frames_of(register, case, model, inputs)
+    assert grid == (3, 4, 6)
+    patches = model.patch_embedding(inputs["hidden_states"])
+    if "pose_hidden_states" in inputs:
+        patches[:, :, 1:] += model.pose_patch_embedding(inputs["pose_hidden_states"])
+    expected = patches.permute(0, 2, 3, 4, 1).flatten(2, 3)
+    assert frames_BTPD.shape == (2, 3, 24, 24)
+    torch.testing.assert_close(frames_BTPD, expected)
+
+
+@pytest.mark.parametrize(("case", "grid"), [("dit", (1, 4, 4)), ("flux", None)])
+def test_images_have_one_frame(register: Register, case: str, grid: Any) -> None:
+    model, inputs = build(case)
+    frames_BTPD, found = frames_of(register, case, model, inputs)
+    assert found == grid
+    torch.testing.assert_close(frames_BTPD[:, 0], states_by_hand(model, inputs)[1])
+    assert frames_BTPD.shape[1] == 1
+
+
+def test_frames_of_blocks_driven_by_hand_are_refused_and_tokens_are_not(register: Register) -> None:
+    def compute(states: Any, step: int) -> Term:
+        with pytest.raises(CaptureError, match="frames"):
+            states.frames(1)
+        return Term(states.tokens(1).mean())
+
+    register(Other(compute))
+    model, inputs = build("wan")
+    with attach(model, settings()) as sync:
+        states = states_by_hand(model, inputs)
+        torch.testing.assert_close(sync.loss(), states[1].mean() - 0.5 * mean_cosine(states[0], states[2]))
+
+
+def test_the_mask_is_that_of_the_generated_tokens(register: Register) -> None:
+    seen: list[Any] = []
+
+    def compute(states: Any, step: int) -> None:
+        seen.extend([states.mask, states.mask_of("all"), states.tokens(1).shape])
+
+    register(Other(compute))
+    model, inputs = build("flux references")
+    keep = generated(inputs)
+    assert keep is not None
+    with attach(randomise(model), settings(layersync_tokens="all")) as sync:
+        model(**inputs)
+        sync.loss()
+    assert torch.equal(seen[0], keep.expand(2, -1))
+    assert seen[1:] == [None, (2, 48, 32)]
