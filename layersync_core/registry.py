@@ -153,6 +153,8 @@ def load_tiny(family: str) -> ModuleType:
         if error.name == name:
             raise ConfigError(f"family {family}: {found.distribution} ships no tiny model ({name})") from None
         raise ConfigError(f"family {family}: {name} needs {error.name}; pip install {error.name}") from None
+    except ImportError as error:
+        raise ConfigError(f"family {family}: {name} needs newer versions of what it imports: {error}") from None
 
 
 def _load(found: Provider) -> Adapter:

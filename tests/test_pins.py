@@ -109,7 +109,7 @@ class WanAttentionBlock(nn.Module):
 
 
 class WanModel(nn.Module):
-    """Shaped as in the original repository: such a diffusers has no Wan, so its trainers carry this class themselves."""
+    """Shaped as in the original repository: trainers that pin a diffusers without Wan carry the class themselves."""
 
     def __init__(self, dim=16, depth=4):
         super().__init__()

@@ -54,6 +54,22 @@ def test_check(
     assert [part for part in case.says if part not in line] == []
 
 
+# The third party of "stages" ships no tiny model, so that training refuses it before it looks at the pair.
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "stages"], ids=lambda case: case.name)
+def test_train(
+    case: StartupCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case.arrange(tmp_path, monkeypatch)
+    model, settings = case.write(tmp_path)
+    output = tmp_path / "output"
+    given = ["--model", str(model), "--config", str(settings), "--output_dir", str(output)]
+    assert main(["train", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert [part for part in case.says if part not in line] == []
+    assert not output.exists()
+
+
 @in_a_process
 def test_check_in_a_process(case: StartupCase, tmp_path: Path) -> None:
     model, settings = case.write(tmp_path)

@@ -1,0 +1,229 @@
+"""Checkpoint folders: written beside their place and renamed, with a manifest that tells a torn one from a whole one.
+
+``checkpoint-<step>/`` holds accelerate's state (weights, optimiser, schedule, random generators), LayerSync's own
+state in JSON and safetensors, ``trainer_state.json`` (settings and metrics so far), and, written last,
+``manifest.json`` with the size and checksum of every file and the identity of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layersync_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from layersync_core import Attachment
+
+FORMAT = "layersync-checkpoint-1"
+MANIFEST, STATE = "manifest.json", "trainer_state.json"
+SYNC_JSON, SYNC_TENSORS = "layersync_state.json", "layersync_state.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, verified file by file.
+
+    Attributes:
+        folder: Where it is.
+        step: Optimiser steps done.
+        identity: What the run must share with it: family, model, processes and so on.
+        settings: The settings of the run that wrote it, as given by its user.
+        history: Metrics logged so far.
+    """
+
+    folder: Path
+    step: int
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    history: list[dict[str, float]]
+
+
+def write(
+    accelerator: Accelerator,
+    sync: Attachment,
+    folder: Path,
+    step: int,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    history: list[dict[str, float]],
+    limit: int | None = None,
+) -> Path:
+    """Write ``checkpoint-<step>`` into a folder, on all ranks at once, and keep at most ``limit``.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    target = folder / f"checkpoint-{step}"
+    partial = folder / f".{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial), safe_serialization=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_sync(sync, partial)
+        state = {"step": step, "settings": dict(settings), "history": history}
+        (partial / STATE).write_text(json.dumps(state, indent=1))
+        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
+        pairs = [f"{pair.student} -> {pair.teacher}" for pair in sync.pairs]
+        manifest = {"format": FORMAT, "step": step, "identity": dict(identity), "pairs": pairs, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _replace(partial, target)
+        if limit is not None:
+            for old in found(folder)[:-limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def restore(accelerator: Accelerator, sync: Attachment, checkpoint: Checkpoint) -> None:
+    """Load weights, optimiser, schedule, random generators and LayerSync's state from a whole checkpoint."""
+    from safetensors.torch import load_file
+
+    # Weights that are not trained (a LoRA's base model) are not in the file.
+    accelerator.load_state(str(checkpoint.folder), strict=False)
+    state = json.loads((checkpoint.folder / SYNC_JSON).read_text())
+    tensors = load_file(checkpoint.folder / SYNC_TENSORS)
+    modules: dict[str, dict[str, Any]] = {name: {} for name in state.pop("modules")}
+    for key, value in tensors.items():
+        name, _, parameter = key.partition("/")
+        modules[name][parameter] = value
+    sync.load_state_dict({**state, "modules": modules})
+
+
+def locate(resume: str, folder: Path) -> Checkpoint | None:
+    """Return the checkpoint to resume from, verified; None when ``latest`` finds an empty or absent folder.
+
+    Args:
+        resume: ``latest`` or a checkpoint's folder.
+        folder: Output folder, where ``latest`` looks.
+
+    Raises:
+        ConfigError: There is no such checkpoint, it is torn, or it is not one of this trainer's.
+    """
+    if resume != "latest":
+        return verify(Path(resume))
+    candidates = found(folder)
+    if not candidates:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty but has no checkpoint to resume from; choose another output_dir")
+        return None
+    try:
+        return verify(candidates[-1])
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_newest_whole(candidates[:-1])}") from None
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest, and return it.
+
+    Raises:
+        ConfigError: It is missing, torn, altered or foreign.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"resume_from_checkpoint: {folder} is no folder; give a checkpoint's folder, or latest")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} has no {MANIFEST}: it is torn (writing it was interrupted) or no checkpoint of layersync"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"{folder} is torn: its {MANIFEST} is no JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ConfigError(f"{folder} is no checkpoint of this trainer: its {MANIFEST} does not say {FORMAT}")
+    lacking = [key for key in ("step", "identity", "files") if key not in manifest]
+    if lacking or STATE not in manifest["files"]:
+        raise ConfigError(f"{folder} is torn: its {MANIFEST} lacks {lacking[0] if lacking else STATE}")
+    for name, expected in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise ConfigError(f"{folder} is torn: {name} is missing")
+        if file.stat().st_size != expected["size"]:
+            raise ConfigError(f"{folder} is torn: {name} has {file.stat().st_size} bytes instead of {expected['size']}")
+        if _fingerprint(file) != expected:
+            raise ConfigError(f"{folder} is damaged: the content of {name} is not what was written")
+    state = json.loads((folder / STATE).read_text())
+    return Checkpoint(folder, manifest["step"], manifest["identity"], state["settings"], state["history"])
+
+
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+    """Refuse to resume from a run that was another one.
+
+    Raises:
+        ConfigError: Something that must be the same is not; names the first such thing and both values.
+    """
+    for key, now in identity.items():
+        before = checkpoint.identity.get(key)
+        if before != now:
+            detail = _difference(before, now)
+            raise ConfigError(f"{checkpoint.folder} is of another run: {key} {detail}; choose another output_dir")
+
+
+def found(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    steps = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()}
+    return sorted(steps, key=lambda path: int(steps[path][1]))
+
+
+def _newest_whole(candidates: list[Path]) -> str:
+    for candidate in reversed(candidates):
+        try:
+            verify(candidate)
+        except ConfigError:
+            continue
+        return f"the newest whole one is {candidate}: give it as resume_from_checkpoint"
+    return "there is no whole one beside it"
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        shown = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names[:2])
+        return f"differs in {len(names)} place(s): {shown}"
+    return f"was {before!r}, is {now!r}"
+
+
+def _write_sync(sync: Attachment, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = sync.state_dict()
+    modules = state.pop("modules")
+    tensors = {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.items()
+    }
+    (folder / SYNC_JSON).write_text(json.dumps({**state, "modules": sorted(modules)}))
+    save_file(tensors, folder / SYNC_TENSORS)
+
+
+def _fingerprint(file: Path) -> dict[str, int]:
+    checksum, size = 0, 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+    return {"size": size, "crc32": checksum}
+
+
+def _replace(partial: Path, target: Path) -> None:
+    # A folder cannot be renamed onto a full one; an older checkpoint of the same step goes last.
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""Settings of the trainer, named as in diffusers' example scripts where those have one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from layersync_core.config import LayerSyncConfig, canonical, unknown_key, validate
+from layersync_core.errors import ConfigError
+from layersync_core.plugins import plugins
+
+
+def _number(value: Any) -> Any:
+    # Python takes True for 1; in a settings file it is a mistake.
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Steps = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Real = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+
+
+class TrainerConfig(BaseModel):
+    """The trainer's own keys; they stand beside the ``layersync_*`` keys in one JSON file or on one command line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    output_dir: str = Field("./layersync-output", description="folder for everything written; must be empty or absent")
+    family: str | None = Field(
+        None, description="installed family to train, as its tiny model (default: dit, a small DiT for digits)"
+    )
+    model: str | None = Field(None, description="local diffusers folder (model or pipeline) to start from")
+    compare: bool = Field(False, description="also train a vanilla arm with the same data and noise, and compare")
+    max_train_steps: Count = Field(400, description="optimiser steps")
+    train_batch_size: Count | None = Field(
+        None, description="samples a device and forward (default 64; 4 with --model)"
+    )
+    learning_rate: Real | None = Field(
+        None, description="peak learning rate of AdamW (default 0.002; 0.0001 with --model or --rank)"
+    )
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = Field("constant", description="learning-rate schedule, by diffusers' names")
+    lr_warmup_steps: Steps = Field(0, description="optimiser steps of linear warm-up")
+    adam_weight_decay: Real = Field(0.0, description="weight decay of AdamW")
+    max_grad_norm: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="gradients are clipped to this norm"
+    )
+    gradient_accumulation_steps: Count = Field(1, description="forwards an optimiser step")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="no, bf16 or fp16 (default: what accelerate was launched with, else no)"
+    )
+    rank: Count | None = Field(None, description="train LoRA weights of this rank only (default: all weights)")
+    seed: Steps = Field(0, description="seed of weights, data order, noise and samples")
+    report_to: str = Field("tensorboard", description="tracker: tensorboard, wandb, another of accelerate's, or none")
+    logging_steps: Count = Field(10, description="optimiser steps between readings of the metrics")
+    checkpointing_steps: Count = Field(200, description="optimiser steps between checkpoints; the last step has one")
+    checkpoints_total_limit: Count | None = Field(None, description="checkpoints to keep (default: all)")
+    resume_from_checkpoint: str | None = Field(None, description="checkpoint folder, or latest")
+    guidance_scale: Real | None = Field(
+        None, description="classifier-free guidance of the samples, for models with a null class (default 2; 1 is off)"
+    )
+    num_sampling_steps: Count = Field(40, description="Euler steps of the samples that are drawn at the end")
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> TrainerConfig:
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError(
+                "lr_warmup_steps has no effect with lr_scheduler constant; add lr_scheduler constant_with_warmup"
+            )
+        return self
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a device and forward."""
+        return self.train_batch_size or (4 if self.model else 64)
+
+    @property
+    def peak_rate(self) -> float:
+        """Peak learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-4 if self.model or self.rank else 2e-3
+
+
+class Settings:
+    """A whole configuration: the trainer's part, the regularizers' part, and what the user wrote.
+
+    Args:
+        mapping: Settings by name, as from a JSON file and flags.
+
+    Raises:
+        ConfigError: An unknown key, or a value that cannot work.
+    """
+
+    def __init__(self, mapping: Mapping[str, Any]) -> None:
+        self.given = canonical(mapping)
+        own = TrainerConfig.model_fields
+        claimed = {name for model in plugins().config_models() for name in model.model_fields}
+        claimed.update(LayerSyncConfig.model_fields)
+        for key in self.given:
+            if key not in own and key not in claimed:
+                raise ConfigError(unknown_key(key, sorted({*own, *claimed})))
+        self.trainer = validate(TrainerConfig, {key: value for key, value in self.given.items() if key in own})
+        self.regularizers = {key: value for key, value in self.given.items() if key not in own}
+        LayerSyncConfig.from_mapping(self.regularizers)
+        if self.trainer.compare and not self.enabled(default=True):
+            raise ConfigError("compare sets LayerSync against a vanilla arm, but layersync_enabled is false")
+
+    def enabled(self, default: bool) -> bool:
+        """Return whether LayerSync is on; ``default`` where the user gave no ``layersync_*`` key."""
+        if not self.has_layersync_keys:
+            return default
+        return LayerSyncConfig.from_mapping(self.regularizers).layersync_enabled
+
+    @property
+    def has_layersync_keys(self) -> bool:
+        """Whether any ``layersync_*`` key was given; if so the default pair is not used at all."""
+        return any(key.startswith("layersync_") for key in self.regularizers)

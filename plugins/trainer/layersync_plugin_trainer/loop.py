@@ -1,0 +1,113 @@
+"""The training loop: what a loop of one's own needs for LayerSync is in ``Trainer.step``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_plugin_trainer.feeding import Feed
+from layersync_plugin_trainer.objective import Batch, flow_loss
+from layersync_plugin_trainer.stopping import Stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from layersync_core import Attachment
+
+
+@dataclass
+class Trainer:
+    """One model in training.
+
+    Attributes:
+        accelerator: Of accelerate; has prepared the model, the optimiser and the schedule.
+        model: The prepared model.
+        sync: The attachment; inert in a vanilla arm.
+        feed: How the model is fed.
+        optimizer: The prepared optimiser.
+        scheduler: The prepared learning-rate schedule.
+        parameters: What is trained, for clipping.
+        max_grad_norm: Gradients are clipped to this norm.
+        global_step: Optimiser steps done.
+        history: What was logged: ``step`` and the metrics.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    sync: Attachment
+    feed: Feed
+    optimizer: Any
+    scheduler: Any
+    parameters: list[nn.Parameter]
+    max_grad_norm: float
+    global_step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    _losses: list[Tensor] = field(default_factory=list)
+
+    def step(self, batches: Iterator[Batch]) -> None:
+        """Do one optimiser step: a forward and a backward for each batch, then the update.
+
+        Nothing here waits for the device; the metrics stay on it until ``read_metrics``.
+        """
+        total = torch.zeros((), device=self.accelerator.device)
+        count = 0
+        for batch in batches:
+            batch = batch.to(self.accelerator.device)
+            with self.accelerator.accumulate(self.model):
+                loss = flow_loss(self.model, self.feed, batch)
+                self.accelerator.backward(self.sync.apply(loss, step=self.global_step))
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+                self.optimizer.step()
+                if self.accelerator.sync_gradients:
+                    self.scheduler.step()
+                self.optimizer.zero_grad()
+            total += loss.detach()
+            count += 1
+        self._losses.append(total / count)
+        self.global_step += 1
+
+    def read_metrics(self) -> dict[str, float]:
+        """Return the means since the last reading, over steps, accumulation and ranks: the one wait for the device."""
+        tensors = {"loss": torch.stack(self._losses).mean(), **self.sync.metrics()}
+        self._losses.clear()
+        values = torch.stack([value.detach().float().to(self.accelerator.device) for value in tensors.values()])
+        means = self.accelerator.reduce(values, reduction="mean").tolist()
+        return dict(zip(tensors, means, strict=True))
+
+    def run(
+        self,
+        batches_of_step: Callable[[int], Iterator[Batch]],
+        last_step: int,
+        stop: Stop,
+        logging_steps: int,
+        checkpointing_steps: int,
+        save: Callable[[], None],
+        show: Callable[[dict[str, float], int], None],
+    ) -> None:
+        """Train until the last step or a stop, log and save on the way, and save at the end.
+
+        Args:
+            batches_of_step: Gives this rank's batches of an optimiser step.
+            last_step: Optimiser steps in all.
+            stop: Tells when to leave early.
+            logging_steps: Steps between readings of the metrics.
+            checkpointing_steps: Steps between checkpoints.
+            save: Writes a checkpoint.
+            show: Takes the metrics and the step they were read at.
+        """
+        while self.global_step < last_step:
+            self.step(batches_of_step(self.global_step))
+            done, stopping = self.global_step == last_step, stop.requested()
+            if self.global_step % logging_steps == 0 or done or stopping:
+                metrics = self.read_metrics()
+                self.history.append({"step": self.global_step, **metrics})
+                show(metrics, self.global_step)
+            if self.global_step % checkpointing_steps == 0 or done or stopping:
+                save()
+            if stopping:
+                break

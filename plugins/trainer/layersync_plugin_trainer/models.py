@@ -1,0 +1,193 @@
+"""The model that is trained: the small DiT, a family's tiny model, or a local diffusers folder; whole or as LoRA."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from layersync_core import attach, get_adapter, resolve
+from layersync_core.cli.meta import build_on_meta
+from layersync_core.errors import ConfigError
+from layersync_core.pairing import suggest_pair
+from layersync_core.protocol import Adapter, Block
+from layersync_core.registry import find_model_config, load_tiny, read_model_config
+from layersync_plugin_trainer.config import Settings, TrainerConfig
+from layersync_plugin_trainer.feeding import LABEL_EMBEDDERS
+
+DEFAULT_FAMILY = "dit"
+
+_ATTENTION = re.compile(r"(^|\.)(to_q|to_k|to_v|to_out\.0|to_qkv|qkv|q_proj|k_proj|v_proj|o_proj|q|k|v|o)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, known before its weights are.
+
+    Attributes:
+        family: Id of its family.
+        adapter: The family's adapter.
+        tiny: Module with ``example_inputs``, and ``tiny_model`` when there is no folder.
+        folder: Local diffusers folder of the model itself; None for a tiny model.
+    """
+
+    family: str
+    adapter: Adapter
+    tiny: ModuleType
+    folder: Path | None = None
+
+    def build(self, config: TrainerConfig) -> nn.Module:
+        """Return the model with its weights, and with LoRA and gradient checkpointing if asked for.
+
+        Raises:
+            ConfigError: The weights cannot be loaded, or the model lacks what was asked for.
+        """
+        model = self._whole()
+        _switch_off_label_dropout(model)
+        if config.gradient_checkpointing:
+            _checkpoint_gradients(model)
+        if config.rank is not None:
+            _add_lora(model, self.adapter.list_blocks(model), config.rank)
+        return model.train()
+
+    def outline(self) -> nn.Module:
+        """Return the model without weights of the folder: on the meta device, or the tiny model itself.
+
+        Raises:
+            ConfigError: The folder's config does not build its class.
+        """
+        if self.folder is None:
+            return self.tiny.tiny_model()  # type: ignore[no-any-return]
+        return build_on_meta(read_model_config(self.folder))  # type: ignore[no-any-return]
+
+    def _whole(self) -> nn.Module:
+        if self.folder is None:
+            return self.tiny.tiny_model()  # type: ignore[no-any-return]
+        kind = _diffusers_class(read_model_config(self.folder))
+        try:
+            return kind.from_pretrained(self.folder, local_files_only=True, torch_dtype=torch.float32)  # type: ignore[no-any-return]
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the weights in {self.folder} cannot be loaded: {reason}") from error
+
+
+def find_source(config: TrainerConfig) -> Source:
+    """Tell where the model comes from.
+
+    Raises:
+        LayerSyncError: The family or the folder is unknown, refused, not installed, or ships no tiny model.
+    """
+    if config.model is not None:
+        file = find_model_config(config.model)
+        adapter = get_adapter(config.family) if config.family else resolve(read_model_config(file))
+        return Source(adapter.family, adapter, load_tiny(adapter.family), file.parent)
+    family = config.family or DEFAULT_FAMILY
+    adapter = get_adapter(family)
+    if family == DEFAULT_FAMILY:
+        return Source(family, adapter, import_module("layersync_plugin_trainer.digits_dit"))
+    return Source(family, adapter, load_tiny(family))
+
+
+def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, Any]:
+    """Return the regularizers' settings: the user's, or the default pair when no ``layersync_*`` key was given."""
+    if settings.has_layersync_keys:
+        return settings.regularizers
+    student, teacher = suggest_pair(blocks)
+    return {
+        **settings.regularizers,
+        "layersync_enabled": True,
+        "layersync_student_block": student.index + 1,
+        "layersync_teacher_block": teacher.index + 1,
+        "layersync_preset": "lora" if settings.trainer.rank else "paper",
+    }
+
+
+def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str) -> None:
+    """Attach to a model and take everything off again, for the start-up errors alone."""
+    attach(model, regularizers, family=family).remove()
+
+
+def model_config(model: nn.Module) -> dict[str, Any]:
+    """Return the model's configuration as plain JSON values, without what changes from place to place."""
+    config = getattr(model, "config", {})
+    values = dict(config) if hasattr(config, "keys") else dict(vars(config))
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return {key: value for key, value in plain.items() if not key.startswith("_")}
+
+
+def _diffusers_class(config: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = config.get("_class_name")
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise ConfigError(
+            f"diffusers {diffusers.__version__} has no class {name}, so this folder cannot be loaded here"
+        )
+    return getattr(diffusers, name)
+
+
+def _switch_off_label_dropout(model: nn.Module) -> None:
+    # It draws from the process's own generator, so that two processes would not train what one process trains.
+    for module in model.modules():
+        if type(module).__name__ in LABEL_EMBEDDERS and hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0  # type: ignore[assignment]
+
+
+def _checkpoint_gradients(model: nn.Module) -> None:
+    enable = getattr(model, "enable_gradient_checkpointing", None)
+    if enable is None or not getattr(model, "_supports_gradient_checkpointing", True):
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
+    enable()
+
+
+def _add_lora(model: Any, blocks: list[Block], rank: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    inside = tuple(f"{block.path}." for block in blocks)
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(inside)
+    ]
+    targets = [name for name in linear if _ATTENTION.search(name)] or linear
+    if not targets:
+        raise ConfigError(f"{type(model).__name__} has no linear layers in its blocks, so there is nothing for LoRA")
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    if hasattr(model, "add_adapter"):
+        model.add_adapter(lora)
+    else:
+        # In place as well, so that the model keeps its class, its config and its blocks' paths.
+        inject_adapter_in_model(lora, model)
+
+
+def export(model: Any, folder: Path, lora: bool) -> None:
+    """Write the trained model in diffusers' format: the whole of it, or its LoRA weights.
+
+    Args:
+        model: The bare model.
+        folder: Where to.
+        lora: Whether only LoRA weights were trained.
+    """
+    if lora and hasattr(model, "save_lora_adapter"):
+        model.save_lora_adapter(folder)
+    elif lora:
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        # As peft's own folders, for PeftModel.from_pretrained.
+        weights = {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(model).items()}
+        model.peft_config["default"].save_pretrained(str(folder))
+        save_file(weights, folder / "adapter_model.safetensors")
+    elif hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        from safetensors.torch import save_model
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(folder / "model.safetensors"))

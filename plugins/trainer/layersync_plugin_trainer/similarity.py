@@ -1,0 +1,55 @@
+"""How alike the blocks of a model are: the mean cosine between the hidden states of every two blocks."""
+
+# Shapes: N blocks, B batch, S tokens, D channels
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core import HiddenStateBuffer
+from layersync_core.protocol import Adapter
+from layersync_plugin_trainer.data import Dataset, generator
+from layersync_plugin_trainer.feeding import Feed
+from layersync_plugin_trainer.objective import draw
+
+
+def layer_similarity(
+    model: nn.Module, adapter: Adapter, feed: Feed, data: Dataset, seed: int, device: torch.device, count: int = 32
+) -> Tensor:
+    """Return the mean cosine of every two blocks' tokens, on held-out samples with fixed noise and times.
+
+    The model must have no attachment at the time.
+
+    Returns:
+        (N, N) on the CPU; NaN for two blocks of different width or number of tokens.
+    """
+    batch = draw(data.held_out, data.held_out_labels, generator(seed, "held out"))[:count].to(device)
+    blocks = adapter.list_blocks(model)
+    buffer = HiddenStateBuffer(range(len(blocks)))
+    training = model.training
+    handle = adapter.capture(model, range(len(blocks)), buffer)
+    try:
+        t = batch.time.reshape(-1, *[1] * (batch.clean.dim() - 1))
+        # In training mode and with gradients, since only such a forward is captured.
+        with torch.enable_grad():
+            feed(model.train(), (1 - t) * batch.clean + t * batch.noise, batch.time, batch.labels)
+        tokens = handle.collect()
+        mask = tokens.real if tokens.target is None else tokens.target
+        units = [_units(buffer[buffer.key(index)].detach(), mask) for index in range(len(blocks))]
+    finally:
+        handle.discard()
+        handle.remove()
+        model.train(training)
+    matrix = torch.full((len(blocks), len(blocks)), torch.nan)
+    for i, one in enumerate(units):
+        for j, other in enumerate(units):
+            if one.shape == other.shape:
+                matrix[i, j] = (one * other).sum(-1).mean().cpu()
+    return matrix
+
+
+def _units(state_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+    flat = state_BSD.float().flatten(1, -2)
+    kept = flat.flatten(0, 1) if mask_BS is None else flat[mask_BS]
+    return torch.nn.functional.normalize(kept, dim=-1)

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, leave. All processes of a run stop at the same step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Note signals inside a ``with`` block instead of dying from them.
+
+    In a single process a second signal is obeyed at once, for a step that does not end.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+        self._ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    def __enter__(self) -> Stop:
+        if self._ranks > 1:
+            # Over the CPU, so that agreeing at every step never waits for a GPU.
+            self._group = dist.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Return whether any process of the run was told to stop; every process gets the same answer."""
+        if self._group is not None:
+            flag = torch.tensor([self.signal], dtype=torch.int32)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            self.signal = int(flag.numpy()[0])
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code by the shell's convention: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.signal
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Launchers pass a signal on to processes that had it already, so only a lone process obeys the second.
+        if self.signal and self._ranks == 1:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -1,0 +1,170 @@
+"""``layersync train``: from settings to a finished output folder."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_plugin_trainer.checkpoint import Checkpoint, found, locate
+from layersync_plugin_trainer.config import Settings, TrainerConfig
+
+ARMS = ("layersync", "vanilla")
+SMALL = 10_000_000
+"""Models with fewer weights run on one CPU thread, unless OMP_NUM_THREADS says otherwise."""
+MAY_CHANGE = {
+    "output_dir", "model", "max_train_steps", "max_grad_norm", "gradient_checkpointing", "report_to", "logging_steps",
+    "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "num_sampling_steps", "guidance_scale",
+}  # fmt: skip
+"""Settings that a resumed run may change; the others are in the optimiser's state or in what was drawn already."""
+
+
+def train(mapping: Mapping[str, Any]) -> None:
+    """Train, and write checkpoints, figures, the model and run.json.
+
+    Args:
+        mapping: Settings by name: the trainer's keys beside ``layersync_*`` keys.
+
+    Raises:
+        LayerSyncError: A start-up error; nothing was written.
+        SystemExit: 130 or 143 after a signal, with a checkpoint written.
+    """
+    try:
+        _train(mapping)
+    except LayerSyncError:
+        if int(os.environ.get("RANK", "0")):
+            raise SystemExit(2) from None  # one process says it for all
+        raise
+
+
+def _train(mapping: Mapping[str, Any]) -> None:
+    began = time.perf_counter()
+    settings = Settings(mapping)
+    resume = _resume_points(settings.trainer)
+    notes: list[str] = []
+    if resume:
+        settings, notes = _continue(settings, resume)
+    config = settings.trainer
+    folder = Path(config.output_dir)
+    if config.resume_from_checkpoint and not resume:
+        notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
+    _check_output(folder, in_place=any(folder in point.folder.parents for point in resume.values()))
+
+    # From here on torch is needed; what is above answers at once.
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+
+    from layersync_plugin_trainer import arm, models, report
+
+    source = models.find_source(config)
+    outline = source.outline()
+    regularizers = models.regularizer_settings(settings, source.adapter.list_blocks(outline))
+    models.check_attachable(outline, regularizers, source.family)
+    outline_size = sum(weight.numel() for weight in outline.parameters())
+    del outline
+    outcomes = []
+    threads = torch.get_num_threads()
+    try:
+        if outline_size < SMALL and "OMP_NUM_THREADS" not in os.environ:
+            # Kernels of a model this small are not worth sharing, and beside other work two threads wait for each
+            # other: up to ten times slower on two busy cores.
+            torch.set_num_threads(1)
+        for name in ARMS if config.compare else ("layersync",):
+            place = folder / name if config.compare else folder
+            accelerator = arm.make_accelerator(config, place)
+            for note in notes:
+                accelerator.print(note)
+            notes.clear()
+            wanted = {"layersync_enabled": False} if name == "vanilla" else regularizers
+            outcome = arm.train_arm(
+                name, settings, wanted, source, place, resume.get(name), accelerator, _resume_command(folder)
+            )
+            outcomes.append(outcome)
+            if accelerator.is_main_process:
+                report.write_arm(place, outcome, settings, wanted, time.perf_counter() - began)
+            accelerator.free_memory()
+        if accelerator.is_main_process:
+            if config.compare:
+                from layersync_plugin_trainer.compare import write_comparison
+
+                write_comparison(folder, outcomes[0], outcomes[1], settings)
+            accelerator.print(f"wrote {folder}: {', '.join(sorted(path.name for path in _visible(folder)))}")
+        accelerator.end_training()
+    finally:
+        # accelerate keeps its state for the whole process; the next run in it may want another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        torch.set_num_threads(threads)
+
+
+def _resume_points(config: TrainerConfig) -> dict[str, Checkpoint]:
+    """Return each arm's verified checkpoint; empty when there is nothing to resume."""
+    if config.resume_from_checkpoint is None:
+        return {}
+    folder = Path(config.output_dir)
+    if config.resume_from_checkpoint != "latest":
+        point = locate(config.resume_from_checkpoint, folder)
+        assert point is not None  # only latest may find nothing
+        if point.settings.get("compare") and Settings(point.settings).trainer.compare:
+            raise ConfigError(
+                f"{point.folder} is one arm of a comparison; resume both arms with --output_dir "
+                f"{point.folder.parent.parent} --resume_from_checkpoint latest"
+            )
+        return {"layersync": point}
+    arms = [name for name in ARMS if found(folder / name)]
+    if arms and not found(folder):
+        points = {name: locate("latest", folder / name) for name in arms}
+        return {name: point for name, point in points.items() if point is not None}
+    point = locate("latest", folder)
+    return {} if point is None else {"layersync": point}
+
+
+def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Settings, list[str]]:
+    """Return the settings of a resumed run: those it was started with, and what may change and was given now."""
+    point = next(iter(resume.values()))
+    before = Settings({**point.settings, "output_dir": None, "resume_from_checkpoint": None})
+    for key in settings.trainer.model_fields_set - MAY_CHANGE:
+        was, now = getattr(before.trainer, key), getattr(settings.trainer, key)
+        if was != now:
+            raise ConfigError(f"{key} was {was!r} in {point.folder} and is {now!r} now; a resumed run keeps it")
+    merged = dict(before.given)
+    notes = [f"resuming {point.folder} at step {point.step}"]
+    if settings.regularizers and settings.regularizers != before.regularizers:
+        merged = {key: value for key, value in merged.items() if key in TrainerConfig.model_fields}
+        shown = ", ".join(f"{key} {value}" for key, value in settings.regularizers.items())
+        notes.append(f"regularizer settings change from here on: {shown}")
+    merged.update(settings.given)
+    if "output_dir" not in settings.given:
+        place = point.folder.parent
+        merged["output_dir"] = str(place.parent if before.trainer.compare else place)
+    now_settings = Settings(merged)
+    for checkpoint in resume.values():
+        if checkpoint.step > now_settings.trainer.max_train_steps:
+            raise ConfigError(
+                f"{checkpoint.folder} has {checkpoint.step} steps, more than max_train_steps "
+                f"{now_settings.trainer.max_train_steps}; raise max_train_steps"
+            )
+    return now_settings, notes
+
+
+def _check_output(folder: Path, in_place: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; give a folder")
+    if not in_place and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"output_dir {folder} is not empty; give an empty one, or continue its run with "
+            "--resume_from_checkpoint latest"
+        )
+
+
+def _resume_command(folder: Path) -> str:
+    """Return the command that continues a stopped run."""
+    return f"layersync train --output_dir {shlex.quote(str(folder))} --resume_from_checkpoint latest"
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
