@@ -33,12 +33,14 @@ class ForwardCall:
         arguments: The forward's arguments by name; empty when the trainer called the blocks without the model.
         batch: Samples in the batch; 0 for ``image_tokens``, which is asked first.
         tokens: Image, video or audio tokens of a sample, S; 0 for ``image_tokens``.
+        block: The first block's arguments by name, where the trainer called the blocks without the model; else empty.
     """
 
     model: Any
     arguments: Mapping[str, Any]
     batch: int = 0
     tokens: int = 0
+    block: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,21 @@ class BlockStack:
 
     Attributes:
         path: Module path of the list, such as ``transformer_blocks``.
-        element: Position in the tuple that a block returns, or name of the attribute of the object it returns; None
-            where it returns one tensor.
-        joined: Where the image tokens stand in a block's output that is one tensor of joined text and image.
+        element: Position in the tuple that a block returns, or name of the attribute of the object it returns, or a
+            tuple of both in turn, such as ``(0, "x")``; None where it returns one tensor.
+        joined: Where the image tokens stand in a tensor of joined text and image, which a block returns in some
+            versions of the model or in all.
         width: Channels of a block's output; None takes the layout's.
         stage: Blocks of different stages cannot be paired.
+        batched: False where a block returns (S, D), the tokens of one sample.
     """
 
     path: str
-    element: int | str | None = None
+    element: int | str | tuple[int | str, ...] | None = None
     joined: Literal["all", "first", "last"] = "all"
     width: Width | None = None
     stage: str = ""
+    batched: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,10 @@ class ModelLayout:
         image_tokens: Returns the number of image tokens, references and padding among them included; for models whose
             embedder does not show it.
         target: Returns a (B, S) or (S,) bool mask, True for generated tokens, False for references; None for all.
-        real: Returns a (B, S) bool mask, False for padding; None where nothing is padded.
+        real: Returns a (B, S) or (S,) bool mask, False for padding; None where nothing is padded.
+        block_target: As ``target``, from the first block's arguments, for trainers that call the blocks without the
+            model.
+        block_real: As ``real``, from the first block's arguments, for trainers that call the blocks without the model.
         grid: Returns (T, H, W) of the tokens; None where the call does not say.
         video: The tokens have frames, so that ``grid`` must be known before they can be viewed by frame.
     """
@@ -89,6 +97,8 @@ class ModelLayout:
     image_tokens: Callable[[ForwardCall], int] | None = None
     target: Callable[[ForwardCall], Tensor | None] | None = None
     real: Callable[[ForwardCall], Tensor | None] | None = None
+    block_target: Callable[[ForwardCall], Tensor | None] | None = None
+    block_real: Callable[[ForwardCall], Tensor | None] | None = None
     grid: Callable[[ForwardCall], tuple[int, int, int] | None] | None = None
     video: bool = False
 
@@ -172,7 +182,7 @@ class BlockStackAdapter(ModelLayout):
         layout = self._layout(model)
         found = layout.blocks(model)
         stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = _Reader(layout, model, stacks, buffer, inspect.signature(type(model).forward))
+        reader = _Reader(layout, model, stacks, buffer, inspect.signature(type(model).forward), found[0][2])
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
@@ -201,9 +211,12 @@ class _Reader:
     stacks: Mapping[int, tuple[BlockStack, str]]
     buffer: HiddenStateBuffer
     signature: inspect.Signature
+    first: nn.Module
 
     def read(self, forward: Pass) -> Tokens:
         import torch
+
+        from layersync_core.graph import tokens_of
 
         tracked: dict[int, Tensor] = {}
         spans: dict[int, slice] = {}
@@ -212,11 +225,13 @@ class _Reader:
         for index, (stack, path) in self.stacks.items():
             output = forward.outputs[index]
             tracked[index] = _select(output, stack, path)
-            spans[index] = _image_span(tracked[index].shape[1], stack, path, embedded, joined=output is tracked[index])
-            tensor = self.buffer[self.buffer.key(index)] = tracked[index][:, spans[index]]
+            spans[index] = _image_span(tracked[index].shape[-2], stack, path, embedded, joined=output is tracked[index])
+            tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
         batch, tokens = tensor.shape[:2]
-        call = ForwardCall(self.model, arguments, batch, tokens)
-        target, real = self._mask(self.layout.target, call), self._mask(self.layout.real, call)
+        call = ForwardCall(self.model, arguments, batch, tokens, self._block_arguments(forward))
+        layout = self.layout
+        target = self._mask(layout.target if arguments else layout.block_target or layout.target, call)
+        real = self._mask(layout.real if arguments else layout.block_real or layout.real, call)
         if target is not None and real is not None:
             target = target & real
         counted = real if target is None else target
@@ -242,10 +257,16 @@ class _Reader:
         bound.apply_defaults()
         return dict(bound.arguments)
 
+    def _block_arguments(self, forward: Pass) -> dict[str, Any]:
+        if forward.by_model or not (self.layout.block_target or self.layout.block_real):
+            return {}
+        signature = inspect.signature(type(self.first).forward)
+        return dict(signature.bind_partial(self.first, *forward.args, **forward.kwargs).arguments)
+
     def _mask(self, mask_of: Callable[[ForwardCall], Tensor | None] | None, call: ForwardCall) -> Tensor | None:
         if mask_of is None:
             return None
-        if not call.arguments:
+        if not call.arguments and mask_of not in (self.layout.block_target, self.layout.block_real):
             raise CaptureError(
                 f"the forward of {type(self.model).__name__} did not run (its blocks were called one by one), so "
                 "reference tokens and padding cannot be told from generated tokens"
@@ -304,18 +325,20 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
     import torch
 
     state = output
-    if isinstance(stack.element, str):
-        state = getattr(output, stack.element, None)
-    elif isinstance(output, (tuple, list)):
-        if stack.element is None or stack.element >= len(output):
-            raise CaptureError(
-                f"{path} returned {len(output)} values, but its adapter expects "
-                f"{'one tensor' if stack.element is None else f'a value at position {stack.element}'}"
-            )
-        state = output[stack.element]
-    if not isinstance(state, torch.Tensor) or state.ndim != 3:
+    for step in stack.element if isinstance(stack.element, tuple) else (stack.element,):
+        if isinstance(step, str):
+            state = getattr(state, step, None)
+        elif isinstance(state, (tuple, list)):
+            if step is None or step >= len(state):
+                raise CaptureError(
+                    f"{path} returned {len(state)} values, but its adapter expects "
+                    f"{'one tensor' if step is None else f'a value at position {step}'}"
+                )
+            state = state[step]
+    if not isinstance(state, torch.Tensor) or state.ndim != (3 if stack.batched else 2):
         what = f"shape {tuple(state.shape)}" if isinstance(state, torch.Tensor) else f"a {type(state).__name__}"
-        raise CaptureError(f"{path} returned {what} where hidden states (batch, tokens, channels) were expected")
+        axes = "batch, tokens, channels" if stack.batched else "tokens, channels"
+        raise CaptureError(f"{path} returned {what} where hidden states ({axes}) were expected")
     return state
 
 
@@ -326,7 +349,7 @@ def _length(embedded: Any) -> int | None:
 
 def _image_span(length: int, stack: BlockStack, path: str, count: int | None, joined: bool) -> slice:
     """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
-    cut = joined and stack.joined != "all"
+    cut = stack.joined != "all"
     if joined and stack.element is not None and not cut:
         raise CaptureError(f"{path} returned one tensor, but its adapter expects a value at position {stack.element}")
     if count is None:

@@ -31,6 +31,8 @@ class Pass:
     """One training forward: what went in, and what the asked blocks returned.
 
     Attributes:
+        args: Positional arguments of the model's forward or, where a trainer loops over blocks, of the first block.
+        kwargs: Its keyword arguments.
         by_model: Opened by the model's own forward; otherwise by the first block of a trainer that loops over blocks.
         finished: The model's forward has returned, so that hooks store nothing more.
         outputs: ``layer index -> the object the block returned``, untouched.
@@ -74,11 +76,12 @@ class Capture:
         self._pass: Pass | None = None
         self._pauses = 0
         self._skipped = ""
+        self._embedded: Any = None  # for the next blocks that are called one by one
         self._handles = [
             model.register_forward_pre_hook(_Hook(self._on_model_enter), with_kwargs=True),
             # Always called, so that a forward that raises is forgotten at once.
             model.register_forward_hook(_Hook(self._on_model_leave), always_call=True),
-            first.register_forward_pre_hook(_Hook(self._on_first_block)),
+            first.register_forward_pre_hook(_Hook(self._on_first_block), with_kwargs=True),
         ]
         if embedder is not None:
             self._handles.append(embedder.register_forward_hook(_Hook(self._on_embedder)))
@@ -113,7 +116,7 @@ class Capture:
 
     def discard(self) -> None:
         """Forget the last forward."""
-        self._pass = None
+        self._pass = self._embedded = None
         self._clear()
 
     @contextmanager
@@ -173,21 +176,26 @@ class Capture:
         else:
             current.finished = True
 
-    def _on_first_block(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._pass
         if module is not self._first or (current is not None and current.by_model and not current.finished):
             return
         if self._opens():
-            self._open(Pass())
+            self._open(Pass(args, kwargs, embedded=self._embedded))
+            self._embedded = None
         elif current is not None:
             # Blocks called one by one have no end that could be seen; a forward that is not for training is one.
             current.finished = True
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._pass
-        # Without the model's forward, an embedder that runs now belongs to whatever forward comes next.
-        if module is self._embedder and current is not None and current.by_model and not current.finished:
+        if module is not self._embedder:
+            return
+        if current is not None and current.by_model and not current.finished:
             current.embedded = output
+        elif self._opens():
+            # Without the model's forward, an embedder that runs now belongs to whatever forward comes next.
+            self._embedded = output
 
     def store(self, index: int, output: Any) -> None:
         """Keep what a block returned, inside an open pass."""

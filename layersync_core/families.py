@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from layersync_core.refusals import Identity
 
@@ -22,33 +21,48 @@ class KnownFamily:
 
 
 KNOWN: dict[str, KnownFamily] = {
-    "ace_step": KnownFamily("ACE-Step 1.5, 1.0", ("AceStepTransformer1DModel", "ACEStepTransformer2DModel")),
+    "ace_step": KnownFamily(
+        "ACE-Step 1.5, 1.0", ("AceStepTransformer1DModel", "ACEStepTransformer2DModel", "AceStepDiTModel")
+    ),
     "auraflow": KnownFamily("AuraFlow", ("AuraFlowTransformer2DModel",)),
-    "chroma": KnownFamily("Chroma", ("ChromaTransformer2DModel",)),
+    "chroma": KnownFamily("Chroma", ("ChromaTransformer2DModel", "Chroma")),
     "cosmos": KnownFamily("Cosmos Predict 1, 2", ("CosmosTransformer3DModel",)),
     "dit": KnownFamily("DiT, SiT", ("DiTTransformer2DModel", "DiT", "SiT")),
-    "flux": KnownFamily("Flux, Flux Kontext", ("FluxTransformer2DModel",)),
-    "flux2": KnownFamily("Flux.2", ("Flux2Transformer2DModel",)),
+    "flux": KnownFamily("Flux, Flux Kontext", ("FluxTransformer2DModel", "Flux", "FluxDiT")),
+    "flux2": KnownFamily("Flux.2", ("Flux2Transformer2DModel", "Flux2", "Flux2DiT")),
     "hidream": KnownFamily("HiDream", ("HiDreamImageTransformer2DModel",)),
     "hunyuan_video": KnownFamily(
-        "HunyuanVideo 1.0, 1.5", ("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel")
+        "HunyuanVideo 1.0, 1.5, FramePack",
+        (
+            "HunyuanVideoTransformer3DModel",
+            "HunyuanVideo15Transformer3DModel",
+            "HunyuanVideoFramepackTransformer3DModel",
+            "HunyuanVideoTransformer3DModelPacked",
+            "HYVideoDiffusionTransformer",
+            "HunyuanVideo_1_5_DiffusionTransformer",
+        ),
     ),
-    "kandinsky5_video": KnownFamily("Kandinsky 5 Video Lite, Pro", ("Kandinsky5Transformer3DModel",)),
+    "kandinsky5_video": KnownFamily(
+        "Kandinsky 5 Video Lite, Pro", ("Kandinsky5Transformer3DModel", "DiffusionTransformer3D")
+    ),
     "longcat": KnownFamily(
         "LongCat Image, Video", ("LongCatImageTransformer2DModel", "LongCatVideoTransformer3DModel")
     ),
-    "ltx_video": KnownFamily("LTX-Video, LTX-2", ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel")),
+    "ltx_video": KnownFamily(
+        "LTX-Video, LTX-2", ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel", "LTXModel")
+    ),
     "pixart": KnownFamily("PixArt Sigma, Alpha", ("PixArtTransformer2DModel",)),
-    "qwen_image": KnownFamily("Qwen Image, Edit", ("QwenImageTransformer2DModel",)),
+    "qwen_image": KnownFamily("Qwen Image, Edit", ("QwenImageTransformer2DModel", "QwenImageDiT")),
     "sana": KnownFamily("Sana, Sana Video", ("SanaTransformer2DModel", "SanaVideoTransformer3DModel")),
-    "sd3": KnownFamily("Stable Diffusion 3, 3.5", ("SD3Transformer2DModel",)),
-    "sdxl": KnownFamily("Stable Diffusion XL", ("UNet2DConditionModel",)),
+    "sd3": KnownFamily("Stable Diffusion 3, 3.5", ("SD3Transformer2DModel", "MMDiT", "MMDiTX")),
+    "sdxl": KnownFamily("Stable Diffusion XL", ("UNet2DConditionModel", "SdxlUNet2DConditionModel")),
     "wan": KnownFamily(
         "Wan 2.1, 2.2, VACE, Animate",
-        ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
+        ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel", "WanModel"),
     ),
-    "z_image": KnownFamily("Z-Image", ("ZImageTransformer2DModel",)),
+    "z_image": KnownFamily("Z-Image", ("ZImageTransformer2DModel", "ZImageDiT")),
 }
+"""Classes of diffusers first, then those of original repositories and trainers."""
 
 
 def distribution_of(family: str) -> str:
@@ -61,11 +75,11 @@ def known_family(identity: Identity) -> str | None:
     # The nearest base decides: trainers derive one family's class from another's.
     for name in identity.classes:
         for family, known in KNOWN.items():
-            if name in known.classes and _is_member(family, identity.setting):
+            if name in known.classes and _is_member(name, identity):
                 return family
     return None
 
 
-def _is_member(family: str, setting: Any) -> bool:
+def _is_member(name: str, identity: Identity) -> bool:
     # SD 1.x, 2.x and DeepFloyd share SDXL's class; only SDXL (and Kolors, refused before) has this embedding.
-    return family != "sdxl" or setting("addition_embed_type") == "text_time"
+    return name != "UNet2DConditionModel" or identity.setting("addition_embed_type") == "text_time"

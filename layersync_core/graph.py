@@ -50,22 +50,28 @@ def may_hide_parameter(model: nn.Module, later: Collection[str]) -> bool:
     return False
 
 
+def tokens_of(state: Tensor, span: slice) -> Tensor:
+    """Return (B, S, D): a span of the tokens that a block returned as (B, S', D), or of one sample as (S', D)."""
+    tokens = state[..., span, :]
+    return tokens if tokens.ndim == 3 else tokens[None]
+
+
 def measured(state: Tensor, span: slice, record: Callable[[Tensor], None]) -> Tensor:
     """Return the tokens of a state, and record how strong the gradient through them is during backward.
 
     Args:
-        state: (B, S, D) that a block returned, used by the rest of the model too.
+        state: (B, S, D) or (S, D) that a block returned, used by the rest of the model too.
         span: Where the tokens stand in it.
         record: Gets ``norm of the gradient through the returned tensor / norm of all other gradient at them``.
     """
-    branch = state[:, span]
+    branch = tokens_of(state, span)
     ours: list[Tensor] = []
 
     def on_sum(gradient: Tensor) -> None:
         # The branch's hook has run before: this gradient is the sum of both.
         if ours:
             own = ours.pop()
-            record(_norm(own) / _norm(gradient[:, span] - own))
+            record(_norm(own) / _norm(tokens_of(gradient, span) - own))
 
     branch.register_hook(ours.append)
     state.register_hook(on_sum)

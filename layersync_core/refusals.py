@@ -61,7 +61,7 @@ def _kandinsky_size(model: Identity) -> tuple[Any, Any]:
 
 
 def _kandinsky5_image(model: Identity) -> bool:
-    if not model.is_a("Kandinsky5Transformer3DModel"):
+    if not model.is_a("Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
         return False
     # Image and video share the class. What is neither by the released sizes is refused too, unless the user names it.
     return not model.setting("visual_cond") or _kandinsky_size(model) not in _KANDINSKY_VIDEO

@@ -107,7 +107,8 @@ def identify(model_or_config: Any) -> Identity:
     model_or_config = unwrap(model_or_config)
     # Along the bases: FSDP2 and trainers subclass or rename the class (FSDPWanTransformer3DModel).
     classes = tuple(base.__name__ for base in type(model_or_config).__mro__)
-    config = getattr(model_or_config, "config", {})
+    # Models of original repositories keep their settings as attributes of their own.
+    config = getattr(model_or_config, "config", model_or_config)
     return Identity(classes, config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
 
 

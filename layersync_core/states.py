@@ -59,7 +59,10 @@ class HiddenStates:
         state_BSD = self.tokens(layer)
         batch, tokens, channels = state_BSD.shape
         if self.grid is None and self._tokens.video:
-            raise CaptureError("the model's forward did not run, so the frames of its tokens are unknown")
+            raise CaptureError(
+                "the frames of this forward's tokens are unknown: they are not in raster order, or the model's own "
+                "forward did not run"
+            )
         frames, rows, columns = self.grid or (1, tokens, 1)
         if frames * rows * columns != tokens:
             raise CaptureError(f"{tokens} tokens do not fill {frames} frames of {rows} by {columns}")

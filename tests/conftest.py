@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the fast tests first; the order is otherwise as collected."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many configurations went through the conformance kit, in how many checks."""
+    from layersync_core.testing.conformance import checks
+
+    if checks:
+        terminalreporter.write_line(f"conformance: {len(checks)} configurations, {checks.total()} checks")
 
 
 @dataclass(frozen=True)

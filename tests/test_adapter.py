@@ -163,7 +163,8 @@ def test_an_adapter_that_would_align_the_wrong_tokens_is_refused(form: str, how:
 def test_joined_tokens_without_the_embedder_are_refused() -> None:
     model, adapter = streams("text+image")
     with attach(model, settings(1, 3), adapter=adapter) as sync:
-        both = torch.cat([model.embed_text(toy_input()), model.embed(toy_input())], dim=1)
+        embedded = torch.nn.functional.linear(toy_input(), model.embed.weight, model.embed.bias)
+        both = torch.cat([model.embed_text(toy_input()), embedded], dim=1)
         for block in (*model.double_blocks, *model.single_blocks):
             both = block(both)
         with pytest.raises(CaptureError, match="patch embedder did not run"):

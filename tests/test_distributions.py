@@ -179,19 +179,19 @@ class TestBrokenAdapter:
     @pytest.fixture
     def path(self, everything: Path, bad_distribution: Callable[..., Path]) -> list[Path]:
         source = "raise RuntimeError('compiled for another planet')"
-        return [everything, bad_distribution("layersync-adapter-pixart", "pixart", "broken_pixart", source)]
+        return [everything, bad_distribution("layersync-adapter-lumina2", "lumina2", "broken_lumina2", source)]
 
     def test_is_listed_as_installed_without_being_imported(self, isolated_python: Python, path: list[Path]) -> None:
         rows = listing(isolated_python, path=path)
-        assert rows["pixart"]["state"] == "installed"
-        assert rows["pixart"]["version"] == "9.8"
-        assert installed_families(rows).keys() == {Path(folder).name for folder in ADAPTERS} | {"pixart"}
+        assert rows["lumina2"]["state"] == "installed"
+        assert rows["lumina2"]["version"] == "9.8"
+        assert installed_families(rows).keys() == {Path(folder).name for folder in ADAPTERS} | {"lumina2"}
 
     def test_check_shows_its_error_and_the_others_work(self, isolated_python: Python, path: list[Path]) -> None:
         rows = listing(isolated_python, "--check", path=path, code=2)
-        assert rows["pixart"]["state"] == "broken"
-        assert "layersync-adapter-pixart 9.8" in rows["pixart"]["detail"]
-        assert "RuntimeError: compiled for another planet" in rows["pixart"]["detail"]
+        assert rows["lumina2"]["state"] == "broken"
+        assert "layersync-adapter-lumina2 9.8" in rows["lumina2"]["detail"]
+        assert "RuntimeError: compiled for another planet" in rows["lumina2"]["detail"]
         assert installed_families(rows).keys() == {Path(folder).name for folder in ADAPTERS}
 
     def test_attach_on_another_family_does_not_notice(self, isolated_python: Python, path: list[Path]) -> None:
@@ -199,9 +199,9 @@ class TestBrokenAdapter:
         assert (done.returncode, done.stdout) == (0, "dit\n"), done.stderr
 
     def test_asking_for_it_names_it(self, isolated_python: Python, path: list[Path]) -> None:
-        done = isolated_python("-c", RESOLVE, "PixArtTransformer2DModel", path=path)
+        done = isolated_python("-c", RESOLVE, "Lumina2Transformer2DModel", path=path)
         assert done.stdout.startswith("AdapterNotInstalledError "), done.stderr
-        assert "layersync-adapter-pixart 9.8" in done.stdout
+        assert "layersync-adapter-lumina2 9.8" in done.stdout
         assert "compiled for another planet" in done.stdout
 
 

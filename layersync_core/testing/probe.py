@@ -83,6 +83,7 @@ def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
     """
     length = state_BSD.shape[1]
     for tensor in tensors_in(raw):
+        tensor = tensor[None] if tensor.ndim == 2 else tensor  # of one sample
         if tensor.ndim != 3 or tensor.shape[::2] != state_BSD.shape[::2]:
             continue
         for start in range(tensor.shape[1] - length + 1):

@@ -5,9 +5,10 @@ A ControlNet's residuals are added after a block, so the block's output is what 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall
+from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,18 @@ def _generated(call: ForwardCall) -> Tensor | None:
     return ids[:, 0] == 0  # type: ignore[no-any-return]
 
 
+def _generated_by_rotation(call: ForwardCall) -> Tensor | None:
+    """Return (S,) bool from the rotations of text and image: by no angle at all where the first position id is 0."""
+    return call.block["image_rotary_emb"][0, 0, -call.tokens :, 0, 0, 0] == 1  # type: ignore[no-any-return]
+
+
+def _original(model: Any) -> Sequence[BlockStack]:
+    # The Chroma of sd-scripts derives from its Flux, but joins [image, text] and has no pooled text embedding.
+    if not hasattr(model, "vector_in"):
+        return ()
+    return (BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="last"))
+
+
 adapter = BlockStackAdapter(
     family="flux",
     model_classes="FluxTransformer2DModel",
@@ -33,4 +46,16 @@ adapter = BlockStackAdapter(
     embedder="x_embedder",
     width="inner_dim",
     target=_generated,
+    forks=[
+        # the original repository, sd-scripts, musubi-tuner
+        ModelLayout(model_classes="Flux", stacks=_original, embedder="img_in", width="hidden_size", target=_generated),
+        ModelLayout(  # DiffSynth-Studio, which calls the blocks itself
+            model_classes="FluxDiT",
+            # (image, text); ([text, image], text)
+            stacks=[BlockStack("blocks", element=0), BlockStack("single_blocks", element=0, joined="last")],
+            embedder="x_embedder",
+            width="x_embedder.out_features",
+            block_target=_generated_by_rotation,
+        ),
+    ],
 )

@@ -1,0 +1,18 @@
+"""LayerSync adapter for Cosmos Predict 1, 2 and 2.5.
+
+A ControlNet's residual is added inside a block, so the block's output has it already. The tokens of conditioning frames
+are in the video's own grid and count like the others.
+"""
+
+from __future__ import annotations
+
+from layersync_core.adapter import BlockStackAdapter, latent_grid
+
+adapter = BlockStackAdapter(
+    family="cosmos",
+    model_classes="CosmosTransformer3DModel",
+    stacks="transformer_blocks",
+    width="patch_embed.proj.out_features",
+    grid=latent_grid("hidden_states", lambda model: model.config.patch_size),
+    video=True,
+)

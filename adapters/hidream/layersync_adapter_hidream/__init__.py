@@ -1,0 +1,55 @@
+"""LayerSync adapter for HiDream. The image stands first: in the tuples and in the joined sequences.
+
+HiDream-E1's reference stands beside the image in one latent, which the call does not tell: its tokens count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _patches(call: ForwardCall) -> tuple[int, int] | None:
+    """Return (rows, columns) of latents (B, C, H, W); None where the caller has cut and padded them itself."""
+    latents, patch = call.arguments["hidden_states"], call.model.config.patch_size
+    if latents.ndim == 3 or call.arguments["img_sizes"] is not None:
+        return None
+    return latents.shape[2] // patch, latents.shape[3] // patch
+
+
+def _real(call: ForwardCall) -> Tensor | None:
+    """Return (B, S) or (S,) bool: latents that are not square are padded to the longest sequence, at its end."""
+    import torch
+
+    masks = call.arguments.get("hidden_states_masks")  # not in the original repository
+    if masks is not None:
+        return masks > 0  # type: ignore[no-any-return]
+    positions = torch.arange(call.tokens, device=call.arguments["hidden_states"].device)
+    patches = _patches(call)
+    if patches is None:
+        return torch.stack([positions < rows * columns for rows, columns in call.arguments["img_sizes"]])
+    real = patches[0] * patches[1]
+    return None if real == call.tokens else positions < real
+
+
+def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
+    patches = _patches(call)
+    return (1, *patches) if patches and patches[0] * patches[1] == call.tokens else None
+
+
+adapter = BlockStackAdapter(
+    family="hidream",
+    model_classes="HiDreamImageTransformer2DModel",
+    stacks=[
+        BlockStack("double_stream_blocks", element=0),  # (image, text)
+        BlockStack("single_stream_blocks", joined="first"),  # one tensor [image, text, Llama's text of this block]
+    ],
+    embedder="x_embedder",
+    width="inner_dim",
+    real=_real,
+    grid=_grid,
+)
