@@ -26,8 +26,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print how many configurations went through the conformance kit, in how many checks."""
     from layersync_core.testing.conformance import checks
 
-    if checks:
-        terminalreporter.write_line(f"conformance: {len(checks)} configurations, {checks.total()} checks")
+    # Without the kit's own tests, most of which are about adapters that fail.
+    passed = {name: count for name, count in checks.items() if "test_conformance_kit" not in name}
+    if passed:
+        terminalreporter.write_line(f"conformance: {len(passed)} configurations, {sum(passed.values())} checks")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from layersync_core import BlockStack, BlockStackAdapter
 from layersync_core.capture import Capture
 from layersync_core.errors import LayerSyncError
+from layersync_core.registry import get_adapter, load_tiny
 from layersync_core.testing import AdapterConformance
+from layersync_core.testing.probe import scatter_weights
 
 WIDTH = 12
 
@@ -132,16 +134,34 @@ BROKEN = {
 }
 
 
-def failures(subject: BlockStackAdapter, only: str = "test_") -> list[str]:
+class ImageFirstKit(AdapterConformance):
+    adapter = RIGHT
+    tiny_model = ImageFirst
+    example_inputs = staticmethod(example_inputs)
+    longer_text = staticmethod(longer_text)
+    depth = 4
+
+
+def family_kit(family: str, blocks: int) -> type[AdapterConformance]:
+    tiny = load_tiny(family)
+
+    class FamilyKit(AdapterConformance):
+        adapter = get_adapter(family)
+        tiny_model = staticmethod(tiny.tiny_model)
+        example_inputs = staticmethod(tiny.example_inputs)
+        depth = blocks
+
+    return FamilyKit
+
+
+def failures(
+    subject: BlockStackAdapter, only: str = "test_", kit: type[AdapterConformance] = ImageFirstKit
+) -> list[str]:
     """Run the kit, or the named check of it, on an adapter and return what failed."""
 
-    class Kit(AdapterConformance):
+    class Kit(kit):  # type: ignore[misc, valid-type]
         adapter = subject
-        tiny_model = ImageFirst
-        depth = 4
 
-    Kit.example_inputs = staticmethod(example_inputs)  # type: ignore[assignment]
-    Kit.longer_text = staticmethod(longer_text)
     failed = []
     for name in dir(Kit):
         if not name.startswith(only):
@@ -150,8 +170,9 @@ def failures(subject: BlockStackAdapter, only: str = "test_") -> list[str]:
         marks = [mark for mark in getattr(method, "pytestmark", []) if mark.name == "parametrize"]
         for arguments in [{marks[0].args[0]: value} for value in marks[0].args[1]] if marks else [{}]:
             torch.manual_seed(0)
-            model = ImageFirst().eval()
-            given = {"model": model, "inputs": example_inputs(model, 2), **arguments}
+            model = Kit.tiny_model().eval()
+            scatter_weights(model)
+            given = {"model": model, "inputs": Kit.example_inputs(model, 2), **arguments}
             wanted = inspect.signature(method).parameters
             try:
                 method(Kit(), **{key: value for key, value in given.items() if key in wanted})
@@ -168,6 +189,40 @@ def test_the_right_adapter_passes() -> None:
 def test_a_broken_adapter_fails(name: str) -> None:
     subject, check = BROKEN[name]
     assert failures(subject, check)
+
+
+# A family, how many blocks its tiny model has, stacks that are wrong, and the check that must see it.
+WRONG_STACKS = {
+    "HiDream, tail slice": (
+        "hidream",
+        5,
+        [BlockStack("double_stream_blocks", element=0), BlockStack("single_stream_blocks", joined="last")],
+        SAMPLE,
+    ),
+    "HiDream, text element": ("hidream", 5, [BlockStack("double_stream_blocks", element=1)], SHAPE),
+    "Flux, text element": ("flux", 6, [BlockStack("transformer_blocks", element=0)], SHAPE),
+    "Flux, single blocks first": (
+        "flux",
+        6,
+        [BlockStack("single_transformer_blocks", element=1), BlockStack("transformer_blocks", element=1)],
+        ORDER,
+    ),
+    "Z-Image, refiners counted": (
+        "z_image",
+        4,
+        [BlockStack("noise_refiner"), BlockStack("layers", joined="first")],
+        ORDER,
+    ),
+    "Z-Image, captions in the slice": ("z_image", 4, [BlockStack("layers", joined="last")], SAMPLE),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STACKS)
+def test_wrong_stacks_of_a_real_family_fail(name: str) -> None:
+    family, depth, stacks, check = WRONG_STACKS[name]
+    kit = family_kit(family, depth)
+    assert failures(kit.adapter, check, kit) == []
+    assert failures(replace(kit.adapter, stacks=stacks), check, kit)
 
 
 def test_the_stand_in_is_checkpointed() -> None:

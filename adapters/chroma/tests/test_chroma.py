@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from layersync_adapter_chroma import adapter, tiny
 from layersync_core import attach
 from layersync_core.testing import AdapterConformance
+from layersync_core.testing.probe import lively
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -25,14 +26,6 @@ class TestChroma(AdapterConformance):
     example_inputs = staticmethod(tiny.example_inputs)
     depth = 4
     longer_text = staticmethod(longer_text)
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Return the model with weights so large that its tokens differ much from block to block, and from each other."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def losses(student: int, teacher: int, checkpointed: bool = False, **more: Any) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from layersync_adapter_flux import adapter, tiny
 from layersync_core import attach
 from layersync_core.testing import AdapterConformance
+from layersync_core.testing.probe import lively
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -24,14 +25,6 @@ class TestFlux(AdapterConformance):
 
 class TestKontext(TestFlux):
     example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Return the model with weights so large that its tokens differ much from block to block, and from each other."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def attached_loss(model: nn.Module, inputs: dict[str, Any], tokens: str, teacher: int) -> Tensor:

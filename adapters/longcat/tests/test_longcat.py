@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from layersync_adapter_longcat import adapter, tiny
 from layersync_core import attach
 from layersync_core.testing import AdapterConformance
+from layersync_core.testing.probe import lively
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -24,14 +25,6 @@ class TestLongCatImage(AdapterConformance):
 
 class TestLongCatImageEdit(TestLongCatImage):
     example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Return the model with weights so large that its tokens differ much from block to block, and from each other."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(16)), ("all", slice(None))])
