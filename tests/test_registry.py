@@ -15,6 +15,7 @@ from layersync_core import (
     AdapterNotInstalledError,
     ConfigError,
     UnknownFamilyError,
+    UnsupportedFamilyError,
     get_adapter,
     list_families,
     resolve,
@@ -327,8 +328,16 @@ class TestOrder:
     def test_every_class_that_our_adapters_describe_is_found(self, family: str) -> None:
         """But those that need a config to tell are left to it, such as a UNet."""
         for name in get_adapter(family).model_classes:
-            if name not in ("UNet2DConditionModel", "Kandinsky5Transformer3DModel"):
+            if name not in ("UNet2DConditionModel", "Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
                 assert resolve({"_class_name": name}).family == family
+
+    def test_a_model_without_a_config_is_told_by_its_own_attributes(self) -> None:
+        """The original Kandinsky 5, and musubi-tuner's, share one class for image and video."""
+        model = fakes.model("DiffusionTransformer3D")
+        model.model_dim, model.num_visual_blocks, model.visual_cond = 1792, 32, True
+        assert resolve(model).family == "kandinsky5_video"
+        model.model_dim, model.num_visual_blocks, model.visual_cond = 2560, 50, False
+        assert "Kandinsky 5 Image" in message_of(UnsupportedFamilyError, resolve, model)
 
     def test_a_class_that_the_table_tells_apart_by_config_is_not_found_by_its_name(self, install: Install) -> None:
         """An adapter for SDXL lists UNet2DConditionModel, which Stable Diffusion 1.5 has too."""
