@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -190,6 +191,7 @@ def train_arm(
                 initial=first,
                 desc=name,
                 unit="step",
+                mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line where values are logged
                 disable=not accelerator.is_main_process,
             ) as bar,
         ):
