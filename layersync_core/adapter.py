@@ -65,6 +65,10 @@ class BlockStack:
     stage: str = ""
     batched: bool = True
 
+    def __post_init__(self) -> None:
+        if self.joined not in ("all", "first", "last"):
+            raise ConfigError(f"BlockStack({self.path!r}) has joined {self.joined!r}; it takes all, first or last")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLayout:
@@ -90,7 +94,7 @@ class ModelLayout:
     """
 
     model_classes: str | Sequence[str]
-    stacks: str | Sequence[str | BlockStack] | Callable[[Any], Sequence[BlockStack]]
+    stacks: str | BlockStack | Sequence[str | BlockStack] | Callable[[Any], Sequence[BlockStack]]
     block_class: str = ""
     width: Width | None = None
     embedder: str | None = None
@@ -106,7 +110,7 @@ class ModelLayout:
         names = (self.model_classes,) if isinstance(self.model_classes, str) else tuple(self.model_classes)
         object.__setattr__(self, "model_classes", names)
         if not callable(self.stacks):
-            stacks = (self.stacks,) if isinstance(self.stacks, str) else self.stacks
+            stacks = (self.stacks,) if isinstance(self.stacks, (str, BlockStack)) else self.stacks
             object.__setattr__(
                 self, "stacks", tuple(BlockStack(stack) if isinstance(stack, str) else stack for stack in stacks)
             )
@@ -123,7 +127,7 @@ class ModelLayout:
         found = []
         for stack in self._stacks_of(model):
             modules = _at(model, stack.path)
-            if modules is None:
+            if not hasattr(modules, "__iter__"):  # missing, or no list of blocks
                 return []
             found += [(stack, f"{stack.path}.{index}", module) for index, module in enumerate(modules)]
         return found
@@ -181,13 +185,16 @@ class BlockStackAdapter(ModelLayout):
 
         layout = self._layout(model)
         found = layout.blocks(model)
+        embedder = _at(model, layout.embedder) if layout.embedder else None
+        if layout.embedder and embedder is None:
+            raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
         stacks = {index: found[index][:2] for index in sorted(layers)}
         reader = _Reader(layout, model, stacks, buffer, inspect.signature(type(model).forward), found[0][2])
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
             first=found[0][2],
-            embedder=_at(model, layout.embedder) if layout.embedder else None,
+            embedder=embedder,
             read=reader.read,
             clear=buffer.clear,
         )

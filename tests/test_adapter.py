@@ -342,3 +342,27 @@ def test_an_adapter_of_another_protocol_is_refused() -> None:
     model = toy()
     with pytest.raises(ConfigError, match="99"):
         attach(model, settings(), adapter=Newer())
+
+
+def test_a_single_stack_needs_no_list() -> None:
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks=BlockStack("blocks"))
+    assert [block.path for block in adapter.list_blocks(toy())][:2] == ["blocks.0", "blocks.1"]
+
+
+def test_a_path_that_is_no_list_does_not_fit() -> None:
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks.0")
+    with pytest.raises(ConfigError, match="does not fit"):
+        attach(toy(), settings(1, 2), adapter=adapter)
+
+
+def test_an_embedder_that_is_not_there_is_refused_at_once() -> None:
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", embedder="nowhere")
+    model = toy()
+    with pytest.raises(ConfigError, match="no embedder at nowhere"):
+        attach(model, settings(1, 2), adapter=adapter)
+    assert hooks_on(model) == 0
+
+
+def test_where_joined_tokens_stand_is_checked() -> None:
+    with pytest.raises(ConfigError, match="all, first or last"):
+        BlockStack("blocks", joined="middle")  # type: ignore[arg-type]
