@@ -140,7 +140,8 @@ class Capture:
             return f": the last forward ran {self._skipped}"
         return (
             ": the attached model did not run, or ran without its hooks (a copy of the model, a graph compiled before "
-            "attach(), checkpointed blocks called one by one); attach to the model that is trained, before compiling it"
+            "attach(), checkpointed blocks called one by one), or apply() was called twice for one forward; attach to "
+            "the model that is trained, before compiling it"
         )
 
     def _opens(self) -> bool:

@@ -59,6 +59,8 @@ def attach(
         raise ConfigError(
             f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again"
         )
+    if adapter is not None and not isinstance(adapter, Adapter):
+        raise ConfigError(f"adapter= takes an adapter such as BlockStackAdapter; got a {type(adapter).__name__}")
     if adapter is None:
         adapter = get_adapter(family) if family else resolve(root)
     if adapter.api_version != API_VERSION:

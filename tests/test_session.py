@@ -519,3 +519,8 @@ def test_a_pair_of_one_block_is_warned_about_once() -> None:
     (said,) = steps(toy(), settings(2, None))
     assert "block 2 of 4 (blocks.1)" in said
     assert "\n" not in said
+
+
+def test_an_adapter_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="takes an adapter such as BlockStackAdapter; got a str"):
+        attach(toy(), {"layersync_enabled": True, "layersync_student_block": 1}, adapter="toy")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import zlib
@@ -201,6 +202,10 @@ def train_arm(
                 bar.update()
 
             def show(metrics: dict[str, float], step: int) -> None:
+                if not math.isfinite(metrics["loss"]):
+                    accelerator.print(
+                        f"\nwarning: the loss is {metrics['loss']} at step {step}; lower the learning rate"
+                    )
                 bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 accelerator.log({**metrics, "lr": trainer.scheduler.get_last_lr()[0]}, step=step)
 

@@ -179,12 +179,17 @@ def found(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda path: int(steps[path][1]))
 
 
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder is a whole checkpoint."""
+    try:
+        verify(folder)
+    except ConfigError:
+        return False
+    return True
+
+
 def _newest_whole(candidates: list[Path]) -> str:
-    for candidate in reversed(candidates):
-        try:
-            verify(candidate)
-        except ConfigError:
-            continue
+    for candidate in filter(is_whole, reversed(candidates)):
         return f"the newest whole one is {candidate}: give it as resume_from_checkpoint"
     return "there is no whole one beside it"
 

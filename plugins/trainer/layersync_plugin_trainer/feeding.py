@@ -27,7 +27,7 @@ TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas")
 LABEL_NAMES = ("class_labels", "y", "labels", "label")
 CLASS_COUNTS = ("num_embeds_ada_norm", "num_classes", "num_class_embeds")
 LABEL_EMBEDDERS = ("LabelEmbedding", "LabelEmbedder")
-OWN_LOOP = "train it in a loop of your own with layersync_core.attach, or under `layersync run`"
+OWN_LOOP = "train it in a loop of your own with layersync_core.attach"
 
 
 class Feed:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError, LayerSyncError
-from layersync_plugin_trainer.checkpoint import Checkpoint, found, locate
+from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 
 ARMS = ("layersync", "vanilla")
@@ -54,6 +55,9 @@ def _train(mapping: Mapping[str, Any]) -> None:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
     _check_output(folder, in_place=any(folder in point.folder.parents for point in resume.values()))
 
+    for point in resume.values():
+        _check_later(point, folder)
+
     # From here on torch is needed; what is above answers at once.
     import torch
     from accelerate.state import AcceleratorState, GradientState
@@ -66,6 +70,7 @@ def _train(mapping: Mapping[str, Any]) -> None:
     models.check_attachable(outline, regularizers, source.family)
     outline_size = sum(weight.numel() for weight in outline.parameters())
     del outline
+    _check_writable(folder)
     outcomes = []
     threads = torch.get_num_threads()
     try:
@@ -159,6 +164,30 @@ def _check_output(folder: Path, in_place: bool) -> None:
             f"output_dir {folder} is not empty; give an empty one, or continue its run with "
             "--resume_from_checkpoint latest"
         )
+
+
+def _check_later(point: Checkpoint, folder: Path) -> None:
+    """Refuse to go back in a folder whose later checkpoints the run would write over."""
+    if folder not in point.folder.parents:
+        return
+    beside = found(point.folder.parent)
+    later = (
+        [path for path in beside[beside.index(point.folder) + 1 :] if is_whole(path)] if point.folder in beside else []
+    )
+    if later:
+        raise ConfigError(
+            f"{point.folder.parent} has later checkpoints, up to {later[-1].name}, which this run would write over; "
+            "resume latest, or give another output_dir"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output_dir {folder} cannot be written: {error.strerror or error}") from None
 
 
 def _resume_command(folder: Path) -> str:

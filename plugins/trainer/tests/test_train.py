@@ -401,7 +401,7 @@ def test_a_model_that_the_data_does_not_fit_is_refused(train, tmp_path):
     result = train(model=tmp_path / "latent")
     assert result.code == 2
     assert "cannot be fed with embedded data" in result.err
-    assert "layersync run" in result.err
+    assert "layersync_core.attach" in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert not result.folder.exists()
 
@@ -444,3 +444,26 @@ def test_a_vanilla_arm_beside_layersync(train):
     one_arm = train(output_dir=folder, resume_from_checkpoint=folder / "layersync" / "checkpoint-2")
     assert one_arm.code == 2
     assert "one arm of a comparison" in one_arm.err
+
+
+def test_going_back_never_writes_over_later_checkpoints(train):
+    first = train(max_train_steps=4, checkpointing_steps=2)
+    assert first.code == 0
+    later = first.folder / "checkpoint-4"
+    before = {path.name: path.read_bytes() for path in later.iterdir()}
+    again = train(output_dir=first.folder, resume_from_checkpoint=first.folder / "checkpoint-2", max_train_steps=3)
+    assert again.code == 2
+    assert "later checkpoints, up to checkpoint-4" in again.err
+    assert {path.name: path.read_bytes() for path in later.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(train):
+    result = train(output_dir="/proc/nowhere")
+    assert result.code == 2
+    assert "output_dir /proc/nowhere cannot be written" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_loss_that_is_nan_is_said(train):
+    result = train(max_train_steps=4, logging_steps=1, learning_rate="1e20")
+    assert "warning: the loss is nan" in result.out
