@@ -189,7 +189,7 @@ class BlockStackAdapter(ModelLayout):
         if layout.embedder and embedder is None:
             raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
         stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = _Reader(layout, model, stacks, buffer, inspect.signature(type(model).forward), found[0][2])
+        reader = _Reader(layout, model, stacks, buffer, *map(_signature, (model, found[0][2])))
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
@@ -218,7 +218,7 @@ class _Reader:
     stacks: Mapping[int, tuple[BlockStack, str]]
     buffer: HiddenStateBuffer
     signature: inspect.Signature
-    first: nn.Module
+    block_signature: inspect.Signature
 
     def read(self, forward: Pass) -> Tokens:
         import torch
@@ -267,8 +267,8 @@ class _Reader:
     def _block_arguments(self, forward: Pass) -> dict[str, Any]:
         if forward.by_model or not (self.layout.block_target or self.layout.block_real):
             return {}
-        signature = inspect.signature(type(self.first).forward)
-        return dict(signature.bind_partial(self.first, *forward.args, **forward.kwargs).arguments)
+        bound = self.block_signature.bind_partial(None, *forward.args, **forward.kwargs)
+        return dict(bound.arguments)
 
     def _mask(self, mask_of: Callable[[ForwardCall], Tensor | None] | None, call: ForwardCall) -> Tensor | None:
         if mask_of is None:
@@ -307,6 +307,10 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
         return frames, rows, columns
 
     return grid
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    return inspect.signature(type(module).forward)  # of the class: accelerate puts a forward of its own on instances
 
 
 def _class_names(module: nn.Module) -> set[str]:
