@@ -194,6 +194,7 @@ class BlockStackAdapter(ModelLayout):
             model,
             {index: found[index][2] for index in sorted(layers)},
             first=found[0][2],
+            last=found[-1][2],
             embedder=embedder,
             read=reader.read,
             clear=buffer.clear,

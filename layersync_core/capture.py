@@ -8,15 +8,17 @@ runs them again).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
 
 from layersync_core.errors import CaptureError
+from layersync_core.graph import Mark, mark
 from layersync_core.protocol import Tokens
 
 SECOND_FORWARD = (
@@ -26,7 +28,7 @@ SECOND_FORWARD = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Pass:
     """One training forward: what went in, and what the asked blocks returned.
 
@@ -38,6 +40,7 @@ class Pass:
         outputs: ``layer index -> the object the block returned``, untouched.
         embedded: What the patch embedder returned.
         repeated: A block that ran twice in this pass.
+        end: Mark on the graph of what the forward returned, which dies with it; None where the graph was not seen.
     """
 
     args: tuple[Any, ...] = ()
@@ -47,6 +50,12 @@ class Pass:
     outputs: dict[int, Any] = field(default_factory=dict)
     embedded: Any = None
     repeated: int | None = None
+    end: ref[Mark] | None = None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the graph of what the forward returned is gone, so that no loss can depend on it any more."""
+        return self.end is not None and self.end() is None
 
 
 class Capture:
@@ -56,6 +65,7 @@ class Capture:
         model: The unwrapped model.
         blocks: ``layer index -> block`` for the asked layers.
         first: The model's first block.
+        last: The model's last block.
         embedder: The patch embedder, whose output's length is the number of image tokens; None if not needed.
         read: Turns a finished pass into tokens and fills the buffer.
         clear: Empties the buffer.
@@ -66,14 +76,18 @@ class Capture:
         model: nn.Module,
         blocks: Mapping[int, nn.Module],
         first: nn.Module,
+        last: nn.Module,
         embedder: nn.Module | None,
         read: Callable[[Pass], Tokens],
         clear: Callable[[], None],
     ) -> None:
         self.enabled = True
-        self._model, self._first, self._embedder = model, first, embedder
+        self._model, self._first, self._last, self._embedder = model, first, last, embedder
         self._blocks, self._read, self._clear = blocks, read, clear
         self._pass: Pass | None = None
+        self._several = False
+        self._earlier: list[Pass] = []
+        self._chosen: Pass | None = None
         self._pauses = 0
         self._skipped = ""
         self._embedded: Any = None  # for the next blocks that are called one by one
@@ -94,7 +108,7 @@ class Capture:
         Raises:
             CaptureError: There was none, it did not finish, or an asked block did not run in it exactly once.
         """
-        current = self._pass
+        current = self._chosen or self._pass
         if current is None:
             raise CaptureError(f"no training forward was captured since the last step{self._why_none()}")
         if current.by_model and not current.finished:
@@ -115,9 +129,40 @@ class Capture:
         return self._read(current)
 
     def discard(self) -> None:
-        """Forget the last forward."""
-        self._pass = self._embedded = None
+        """Forget the last forward, or the chosen one."""
+        if self._chosen is None:
+            self._pass = self._embedded = None
+            self._earlier.clear()
+        self._chosen = None
         self._clear()
+
+    def keep_several(self) -> None:
+        """Keep every training forward until its graph is gone or one is chosen, instead of refusing a second one.
+
+        For a host that cannot say which of its forwards are to be left alone, and finds that out from the loss.
+        """
+        self._several = True
+        self._handles.append(self._last.register_forward_hook(_Hook(self._on_last_block)))
+
+    @property
+    def passes(self) -> list[Pass]:
+        """The training forwards that a loss may still depend on, in order."""
+        self._earlier = [held for held in self._earlier if not held.dead]
+        current = self._pass
+        return self._earlier + ([] if current is None or not self._complete(current) else [current])
+
+    def choose(self, chosen: Pass, others: Collection[Pass]) -> None:
+        """Let ``collect`` read one of the passes, and forget others."""
+        gone = {chosen, *others}
+        self._earlier = [held for held in self._earlier if held not in gone]
+        if self._pass in gone:
+            self._pass = None
+        self._chosen = chosen
+
+    @property
+    def why_none(self) -> str:
+        """Why no forward was captured, as a clause after "no training forward was captured"."""
+        return self._why_none()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -153,16 +198,23 @@ class Capture:
             self._skipped = "under torch.no_grad()"
         elif self._pauses:
             self._skipped = "inside paused()"
+        elif _inside_transform():
+            self._skipped = "under torch.func, whose gradients no loss outside of it has"
         elif not _inside_backward():
             return True
         return False
 
     def _open(self, new: Pass) -> None:
         held = self._pass
-        # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
-        if held is not None and (held.finished if held.by_model else len(held.outputs) == len(self._blocks)):
-            raise CaptureError(SECOND_FORWARD)
+        if held is not None and self._complete(held):
+            if not self._several:
+                raise CaptureError(SECOND_FORWARD)
+            self._earlier = [*(earlier for earlier in self._earlier if not earlier.dead), held]
         self._pass, self._skipped = new, ""
+
+    def _complete(self, held: Pass) -> bool:
+        # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
+        return held.finished if held.by_model else len(held.outputs) == len(self._blocks)
 
     def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is self._model and self._opens():
@@ -176,6 +228,18 @@ class Capture:
             self._pass = None
         else:
             current.finished = True
+            if self._several:
+                self._mark(current, output)
+
+    def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        current = self._pass
+        if module is self._last and current is not None and not current.by_model and not _inside_backward():
+            self._mark(current, output)
+
+    def _mark(self, current: Pass, output: Any) -> None:
+        # A compiled graph has one node for all it returns, so the stored states tell as much as a mark would.
+        if not torch.compiler.is_compiling():
+            current.end = mark(output)
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._pass
@@ -212,6 +276,10 @@ def _inside_backward() -> bool:
     # Recomputation by a checkpoint runs the hooks again, with gradients on. A compiled graph has no such calls, and
     # the question itself would break it.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _inside_transform() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Hook:

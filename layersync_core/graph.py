@@ -2,12 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+
+
+_KEY = "layersync"
+
+
+class Mark:
+    """Something that lives on nodes of a graph and dies with them. Holding a node itself would keep the graph alive."""
+
+
+def mark(output: Any) -> ref[Mark] | None:
+    """Mark the graph of every tensor in what a forward returned; None when nothing there has a graph."""
+    made = Mark()
+    nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    for node in nodes:
+        node.metadata.setdefault(_KEY, []).append(made)
+    return ref(made) if nodes else None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_in(vars(value))
+
+
+def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
+    """Return which of some marks and nodes a loss depends on; the search does not go beyond those it finds.
+
+    Args:
+        loss: The root.
+        wanted: Marks and nodes to look for.
+        limit: Nodes to look at, at most.
+    """
+    marked = any(isinstance(item, Mark) for item in wanted)
+    found: set[Any] = set()
+    queue = deque([loss.grad_fn] if loss.grad_fn is not None else [])
+    seen = {*queue}
+    while queue and limit and len(found) < len(wanted):
+        limit -= 1
+        node: Any = queue.popleft()
+        here = [item for item in (node, *(node.metadata.get(_KEY, ()) if marked else ())) if item in wanted]
+        if here:
+            found.update(here)
+            continue
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
+    return found
 
 
 def reaches_parameter(state: Tensor) -> bool | None:

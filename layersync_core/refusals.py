@@ -30,12 +30,18 @@ class Refusal:
     Attributes:
         models: What users call the models.
         reason: Why, in a clause fit for a terminal.
-        matches: Recogniser.
+        classes: Class names of the models.
+        recognise: Whether a model of these classes is one; None where the class tells.
     """
 
     models: str
     reason: str
-    matches: Callable[[Identity], bool]
+    classes: tuple[str, ...]
+    recognise: Callable[[Identity], bool] | None = None
+
+    def matches(self, model: Identity) -> bool:
+        """Return whether a model belongs to this family."""
+        return model.is_a(*self.classes) and (self.recognise is None or self.recognise(model))
 
 
 # Text embedding widths that Kolors' ChatGLM conditioning adds to the six size embeddings of SDXL.
@@ -43,7 +49,7 @@ _CHATGLM_WIDTH = 4096
 
 
 def _kolors(model: Identity) -> bool:
-    if not model.is_a("UNet2DConditionModel") or model.setting("addition_embed_type") != "text_time":
+    if model.setting("addition_embed_type") != "text_time":
         return False
     # Not by encoder_hid_dim_type: loading an IP-Adapter into an SDXL UNet rewrites it.
     if model.setting("encoder_hid_dim") is not None:
@@ -61,8 +67,6 @@ def _kandinsky_size(model: Identity) -> tuple[Any, Any]:
 
 
 def _kandinsky5_image(model: Identity) -> bool:
-    if not model.is_a("Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
-        return False
     # Image and video share the class. What is neither by the released sizes is refused too, unless the user names it.
     return not model.setting("visual_cond") or _kandinsky_size(model) not in _KANDINSKY_VIDEO
 
@@ -71,28 +75,30 @@ REFUSALS: dict[str, Refusal] = {
     "kolors": Refusal(
         "Kolors",
         "a UNet with a ChatGLM conditioning path, whose hidden states are not exposed for LayerSync",
+        ("UNet2DConditionModel",),
         _kolors,
     ),
     "lumina2": Refusal(
         "Lumina 2",
         "its joint text-image sequence has no stable view of the image tokens",
-        lambda model: model.is_a("Lumina2Transformer2DModel", "NextDiT"),
+        ("Lumina2Transformer2DModel", "NextDiT"),
     ),
     "stable_cascade_c": Refusal(
         "Stable Cascade, stages C and B",
         "a convolutional UNet without a stream of transformer tokens",
-        lambda model: model.is_a("StableCascadeUNet"),
+        ("StableCascadeUNet",),
     ),
     "kandinsky5_image": Refusal(
         "Kandinsky 5 Image",
         "declared unsupported; it shares the video model's class, and a configuration that fits no released "
         "video model counts as image: name the family kandinsky5_video if it is one",
+        ("Kandinsky5Transformer3DModel", "DiffusionTransformer3D"),
         _kandinsky5_image,
     ),
     "omnigen": Refusal(
         "OmniGen",
         "text and image share one causal sequence",
-        lambda model: model.is_a("OmniGenTransformer2DModel"),
+        ("OmniGenTransformer2DModel",),
     ),
 }
 
