@@ -136,6 +136,10 @@ class Capture:
         self._chosen = None
         self._clear()
 
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Begin a forward of the model that began before these hooks were there."""
+        self._on_model_enter(module, args, kwargs)
+
     def keep_several(self) -> None:
         """Keep every training forward until its graph is gone or one is chosen, instead of refusing a second one.
 
@@ -161,8 +165,8 @@ class Capture:
 
     @property
     def why_none(self) -> str:
-        """Why no forward was captured, as a clause after "no training forward was captured"."""
-        return self._why_none()
+        """Why there is no forward to use, in a sentence; empty when there is one."""
+        return "" if self._pass or self._earlier else f"no training forward was captured{self._why_none()}"
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -216,7 +220,7 @@ class Capture:
         # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
         return held.finished if held.by_model else len(held.outputs) == len(self._blocks)
 
-    def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if module is self._model and self._opens():
             self._open(Pass(args, kwargs, by_model=True))
 
@@ -280,6 +284,11 @@ def _inside_backward() -> bool:
 
 def _inside_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def hook(run: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that runs a function and that a copy of the model does not inherit."""
+    return _Hook(run)
 
 
 class _Hook:

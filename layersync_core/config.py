@@ -25,7 +25,8 @@ ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block"
 """Spellings of the authors' code. ``loss_type`` is one more, see ``canonical``."""
 
 
-def _number(value: Any) -> Any:
+def not_boolean(value: Any) -> Any:
+    """Refuse a boolean where a number is meant."""
     # Python and pydantic take True for 1; in a form or a JSON file it is a mistake.
     if isinstance(value, bool):
         raise ValueError("a boolean is not a number")
@@ -41,9 +42,9 @@ def _parsed(value: Any) -> Any:
         raise ValueError("expected a JSON list such as [[8, 16], [4, 12, 0.1]]") from None
 
 
-BlockNumber = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Weight = Annotated[float, BeforeValidator(_number)]
-Steps = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+BlockNumber = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
+Weight = Annotated[float, BeforeValidator(not_boolean)]
+Steps = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
 
 
 class Pair(NamedTuple):
@@ -176,6 +177,11 @@ class LayerSyncConfig(BaseModel):
         return [Pair(student, teacher, self.weight)]
 
     @property
+    def has_schedule(self) -> bool:
+        """Whether the weight depends on the step."""
+        return self.schedule != Schedule()
+
+    @property
     def schedule(self) -> Schedule:
         """The weight's schedule."""
         return Schedule(self.layersync_warmup_steps, self.layersync_decay_steps, self.layersync_cutoff_step)
@@ -232,10 +238,9 @@ def canonical(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-_BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "on", "t", "y"), "1"),
-    **dict.fromkeys(("false", "no", "off", "f", "n"), "0"),
-}
+ON, OFF = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
+"""Words for a switch, as pydantic takes them."""
+_BOOLEANS = {**dict.fromkeys(ON, "1"), **dict.fromkeys(OFF, "0")}
 
 
 def _absent(value: Any) -> bool:

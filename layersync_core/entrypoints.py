@@ -11,6 +11,9 @@ from typing import Any
 
 import importlib_metadata
 
+PLUGINS = "layersync.plugins"
+"""Group of the plugins' entry points."""
+
 LOAD_VARIABLE = "LAYERSYNC_LOAD"
 """Comma-separated names that may be loaded; unset: all, empty: none."""
 

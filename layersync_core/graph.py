@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-
 _KEY = "layersync"
 
 
@@ -20,12 +19,18 @@ class Mark:
     """Something that lives on nodes of a graph and dies with them. Holding a node itself would keep the graph alive."""
 
 
+def notes(node: Any) -> dict[str, Any]:
+    """Return what was noted on a node of a graph; it goes with the node."""
+    found: dict[str, Any] = node.metadata
+    return found
+
+
 def mark(output: Any) -> ref[Mark] | None:
     """Mark the graph of every tensor in what a forward returned; None when nothing there has a graph."""
     made = Mark()
     nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
     for node in nodes:
-        node.metadata.setdefault(_KEY, []).append(made)
+        notes(node).setdefault(_KEY, []).append(made)
     return ref(made) if nodes else None
 
 
@@ -58,7 +63,7 @@ def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
     while queue and limit and len(found) < len(wanted):
         limit -= 1
         node: Any = queue.popleft()
-        here = [item for item in (node, *(node.metadata.get(_KEY, ()) if marked else ())) if item in wanted]
+        here = [item for item in (node, *(notes(node).get(_KEY, ()) if marked else ())) if item in wanted]
         if here:
             found.update(here)
             continue

@@ -19,6 +19,9 @@ class Meter:
         self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._counts[name] = self._counts.get(name, 0) + 1
 
+    def __len__(self) -> int:
+        return len(self._counts)
+
     def read(self) -> dict[str, Tensor]:
         """Return ``name -> mean since the last read`` as 0-dim fp32 tensors; empty when nothing was added."""
         with torch.no_grad():

@@ -6,13 +6,14 @@ iterated here; a plugin that fails is remembered with its error and harms nobody
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
+from layersync_core.entrypoints import LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
 from layersync_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from layersync_core.config import LayerSyncConfig
     from layersync_core.protocol import Regularizer
 
-GROUP = "layersync.plugins"
 hookspec = pluggy.HookspecMarker("layersync")
 hookimpl = pluggy.HookimplMarker("layersync")
 
@@ -55,7 +55,7 @@ class Plugins:
         from layersync_core import layersync
 
         self.manager.register(layersync, name="layersync")
-        for found in providers(GROUP):
+        for found in providers(PLUGINS):
             self._entries[name := f"{found} ({found.name})"] = found.name
             if found.allowed:
                 self._load(found, name)
@@ -107,6 +107,19 @@ class Plugins:
     def register_commands(self, app: Any) -> None:
         """Let every plugin register its commands on the ``typer.Typer`` application."""
         self._ask("layersync_commands", app=app)
+
+
+def plugin_config_models() -> list[type[BaseModel]]:
+    """Return the pydantic models of the keys that plugins claim, without LayerSync's own, which needs torch.
+
+    A plugin that fails to load is left to ``plugins()``, which remembers why.
+    """
+    models: list[type[BaseModel]] = []
+    for found in providers(PLUGINS):
+        with contextlib.suppress(Exception, SystemExit):  # a module that is a script exits
+            claim = getattr(found.load(), "layersync_config_models", None) if found.allowed else None
+            models.extend(claim() if claim else ())
+    return models
 
 
 @cache

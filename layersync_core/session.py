@@ -108,7 +108,7 @@ class Attachment:
         self._capture = adapter.capture(model, layers, self._buffer)
         _attached.add(model)
         try:
-            self._gate(self._step)
+            self.gate(self._step)
         except BaseException:
             self.remove()
             raise
@@ -188,6 +188,11 @@ class Attachment:
             lines += [f"student: {pair.student}", f"teacher: {pair.teacher}", f"weight: {pair.weight:g}"]
         return lines
 
+    @property
+    def capture(self) -> CaptureHandle | None:
+        """The running capture; None when nothing is enabled or after ``remove``."""
+        return self._capture
+
     def modules(self) -> nn.ModuleDict:
         """Return the trainable parts of the regularizers by name, for the optimiser."""
         return self._modules
@@ -217,7 +222,7 @@ class Attachment:
             except RuntimeError as error:
                 raise ConfigError(f"the state of {name} does not fit: {' '.join(str(error).split())}") from None
         self._step = step
-        self._gate(self._step)
+        self.gate(self._step)
 
     def _consume(self, step: int | None, sample_weight: Tensor | None) -> Tensor | None:
         capture = self._capture
@@ -241,7 +246,7 @@ class Attachment:
             capture.discard()
             self._step = now + 1
             # Further micro-batches of a step that the host counts come with the same number.
-            self._gate(self._step if step is None else now)
+            self.gate(self._step if step is None else now)
 
     def _term(self, item: Regularizer, states: HiddenStates, step: int) -> Tensor | None:
         term = item.compute(states, step)
@@ -264,7 +269,8 @@ class Attachment:
             if begin is not None:
                 begin(self._model)
 
-    def _gate(self, step: int) -> None:
+    def gate(self, step: int) -> None:
+        """Stop the capture if no regularizer is due at an optimiser step or later, and start it if one is."""
         # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
         if self._capture is not None:
             self._capture.enabled = any(_is_active(item, step) for item in self._regularizers)

@@ -12,7 +12,7 @@ from layersync_core.cli import list_supported
 from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
-_COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check"}
+_COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check", "run": "run", "env": "env"}
 # Command -> the distribution that brings it.
 _PLUGIN_COMMANDS = {"train": "layersync-plugin-trainer"}
 _USER_ERROR = 2

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Optional
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Annotated, Any, NamedTuple, Optional
 
 import typer
 from pydantic import BaseModel
 from typer.core import TyperCommand
 
-from layersync_core.config import ALIASES, canonical
+from layersync_core.config import ALIASES, OFF, ON, canonical
 from layersync_core.files import read_json
 
 _ALIASES = {*ALIASES, "loss_type"}
@@ -50,7 +50,9 @@ def add_command(
     command.__signature__ = signature  # type: ignore[attr-defined]
     command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
     switches = {key for key, field in fields.items() if field.annotation is bool}
-    app.command(name, help=help, cls=_command_class(switches, {*fields, *_ALIASES, "config"}))(command)
+    words = _Words(frozenset(switches), frozenset({*fields, *_ALIASES, "config"}))
+    settings = {"allow_interspersed_args": False} if "command" in signature.parameters else {}
+    app.command(name, help=help, cls=_command_class(words), context_settings=settings)(command)
 
 
 def _option(name: str, flags: list[str], help: str, hidden: bool = False) -> inspect.Parameter:
@@ -67,15 +69,39 @@ def _key(flag: str) -> str:
     return flag.lstrip("-").replace("-", "_")
 
 
-def _command_class(switches: set[str], snake_case: set[str]) -> type[TyperCommand]:
+class _Words(NamedTuple):
+    """The flags of a command: switches may stand without a value, and all may be spelt with dashes."""
+
+    switches: frozenset[str]
+    flags: frozenset[str]
+
+
+def _command_class(words: _Words) -> type[TyperCommand]:
     class FlagCommand(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, normalise(args, switches, snake_case))
+            foreign = [] if ctx.allow_interspersed_args else _foreign(args, words)
+            own = args[: len(args) - len(foreign)]
+            return super().parse_args(ctx, [*normalise(own, *words), *foreign])
 
     return FlagCommand
 
 
-def normalise(arguments: Sequence[str], switches: set[str], snake_case: set[str]) -> list[str]:
+def _foreign(arguments: Sequence[str], words: _Words) -> list[str]:
+    """Return the words from the first on that is not ours: the command to start, and all its arguments."""
+    position = 0
+    while position < len(arguments):
+        name, equals, _ = arguments[position].partition("=")
+        if name == "--" or not name.startswith("-"):
+            return list(arguments[position:])
+        takes_value = _key(name) in words.flags and not equals
+        if takes_value and _key(name) in words.switches:
+            following = arguments[position + 1 : position + 2]
+            takes_value = bool(following) and following[0].lower() in (*ON, *OFF)
+        position += 2 if takes_value else 1
+    return []
+
+
+def normalise(arguments: Sequence[str], switches: Collection[str], snake_case: Collection[str]) -> list[str]:
     """Return arguments with underscores in the flags' names, and ``true`` after a switch that has no value."""
     result: list[str] = []
     for position, argument in enumerate(arguments):

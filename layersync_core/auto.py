@@ -1,0 +1,15 @@
+"""``import layersync_core.auto``: what ``layersync run`` does, in a process it did not start (notebooks, embedders).
+
+The settings come from the variable ``LAYERSYNC_RUN``, which holds them as JSON or names a JSON file. Import it before
+the model is built. Processes that this one starts get LayerSync as well.
+
+Raises:
+    ConfigError: The variable is not set, or the settings are wrong.
+"""
+
+from __future__ import annotations
+
+from layersync_core.launch.inprocess import start
+from layersync_core.launch.settings import from_environment
+
+start(from_environment())

@@ -1,0 +1,43 @@
+"""``layersync env``: the variables that switch LayerSync on, for programs that ``layersync run`` cannot start."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+from layersync_core.cli.options import add_command
+from layersync_core.cli.run import models
+from layersync_core.launch.settings import is_on, read, variables
+
+
+def register(app: Any) -> None:
+    """Register the command."""
+    add_command(
+        app,
+        "env",
+        run,
+        models(),
+        "Print the environment variables that switch LayerSync on in whatever is started with them, for the shell: "
+        'eval "$(layersync env --config layersync.json)".',
+        [
+            Parameter(
+                "plain",
+                Parameter.KEYWORD_ONLY,
+                annotation=Annotated[bool, typer.Option("--plain", help="NAME=value lines, as env files have them")],
+                default=False,
+            )
+        ],
+    )
+
+
+def run(settings: dict[str, Any], plain: bool) -> int:
+    """Print the variables; return 0."""
+    known = read(settings)
+    if is_on(known):
+        for name, value in variables(known, os.environ).items():
+            print(f"{name}={value}" if plain else f"export {name}={shlex.quote(value)}")
+    return 0

@@ -1,0 +1,1 @@
+"""``layersync run``: LayerSync in an unmodified training program."""

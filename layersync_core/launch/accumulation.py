@@ -1,0 +1,147 @@
+"""How a program divides its loss under gradient accumulation, read from the loss itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from layersync_core.errors import CaptureError
+
+# Between a loss and its reduction, these change neither value nor gradient.
+_PASS = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "SqueezeBackward0", "ViewBackward0", "CopyBackwards")
+_LIMIT = 32
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a loss was multiplied with after its reduction.
+
+    Attributes:
+        value: The product of the constants.
+        certain: Nothing stands between the loss and its reduction but constants.
+    """
+
+    value: float
+    certain: bool
+
+
+def read_factor(loss: Tensor) -> Factor:
+    """Return the factor between a loss and its reduction.
+
+    A sum of several losses has the factor that all of them share. Constants on a device are not read, since that would
+    make the host wait for it.
+
+    Args:
+        loss: Scalar with a graph.
+    """
+    return _read(loss.grad_fn, _LIMIT)
+
+
+def _read(node: Any, limit: int) -> Factor:
+    value = 1.0
+    for _ in range(limit):
+        name = node.name()
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if name in ("MulBackward0", "DivBackward0") and len(parents) == 1:
+            constant = _constant(node._saved_other if name == "DivBackward0" else _of_product(node))
+            if constant is None or constant == 0:
+                return Factor(value, False)
+            value = value / constant if name == "DivBackward0" else value * constant
+        elif name == "AddBackward0" and len(parents) == 2:
+            parts = {_read(parent, limit - 1) for parent in parents}
+            (shared,) = parts if len(parts) == 1 else (Factor(1.0, False),)
+            return Factor(value * shared.value, shared.certain)
+        elif not name.startswith(_PASS) or len(parents) != 1:
+            return Factor(value, name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss")))
+        node = parents[0]
+    return Factor(value, False)
+
+
+def _of_product(node: Any) -> Any:
+    # Only the constant is saved where the other side alone has a gradient.
+    return node._saved_other if node._saved_self is None else node._saved_self
+
+
+def _constant(tensor: Any) -> float | None:
+    # A number of Python stands on the CPU wherever the loss is.
+    if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.device.type != "cpu" or tensor.requires_grad:
+        return None
+    return float(tensor)
+
+
+class Accumulation:
+    """The share of an optimiser step that one loss has, until the first step has shown it.
+
+    Args:
+        steps: Losses of an optimiser step, where the user says so; else None.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self._steps = steps
+        self._seen: list[tuple[Factor, int]] = []
+        self._verified = False
+
+    def share(self, loss: Tensor, divides: int) -> float:
+        """Return what a term must be multiplied with to be scaled as its loss is.
+
+        Args:
+            loss: The loss as the program hands it over.
+            divides: By how much the library that runs backward divides it afterwards.
+        """
+        if self._steps is not None:
+            return divides / self._steps
+        factor = read_factor(loss)
+        if not self._verified:
+            self._seen.append((factor, divides))
+        return factor.value
+
+    def describe(self) -> str:
+        """Return what is known at the first loss, in a clause."""
+        if self._steps is not None:
+            return f"accumulation {self._steps}, as given"
+        factor, divides = self._seen[0]
+        if factor.value != 1:
+            return f"accumulation read from the loss: 1/{1 / factor.value:g}"
+        return f"accumulation {divides}, by the library that runs backward" if divides > 1 else "loss not divided"
+
+    def verify(self, losses: int) -> str:
+        """Check what was read against the losses of the first optimiser step; return what to say of it, if anything.
+
+        Args:
+            losses: Losses that got a term before the step.
+
+        Raises:
+            CaptureError: The term may have been scaled otherwise than the loss.
+        """
+        self._verified = True
+        if self._steps is not None:
+            if self._steps == losses:
+                return ""
+            return (
+                f"warning: layersync_accumulation_steps is {self._steps}, but the first optimiser step had {losses} "
+                f"loss{'es' * (losses != 1)}"
+            )
+        seen, self._seen = self._seen, []
+        factors = {factor for factor, _ in seen}
+        divides = max(divides for _, divides in seen)
+        values = {factor.value for factor in factors}
+        certain = all(factor.certain for factor in factors)
+        shown = ", ".join(f"{value:g}" for value in sorted(values))
+        ask = "give --layersync_accumulation_steps N, the number of losses whose gradients make up one optimiser step"
+        if values == {1.0}:
+            if losses == 1 or divides == losses:
+                return ""
+            if certain:
+                return f"the gradients of {losses} losses are summed without division, the term's as well"
+            raise CaptureError(
+                f"{losses} losses came before the first optimiser step, and whether they are divided by {losses} "
+                f"cannot be read from them; {ask}"
+            )
+        if len(values) == 1 and abs(min(values) * losses - 1) < 1e-6 and losses > 1:
+            return ""
+        raise CaptureError(
+            f"the loss is multiplied with {shown}, but {losses} loss{'es' * (losses != 1)} came before the first "
+            f"optimiser step, so whether that is gradient accumulation cannot be told; {ask}"
+        )

@@ -1,0 +1,178 @@
+"""The models of a program that LayerSync may train: noticed when they are built, attached before they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import nn
+
+from layersync_core.capture import Capture, hook
+from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnknownFamilyError
+from layersync_core.families import KNOWN
+from layersync_core.launch.settings import Settings
+from layersync_core.refusals import REFUSALS
+from layersync_core.registry import get_adapter, list_families
+from layersync_core.session import Attachment, attach
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A model whose class has the name of a known family's.
+
+    Attributes:
+        model: The model, as long as the program keeps it.
+        number: Its place among the candidates of its class, from 1.
+        attachment: Its attachment; None as long as there is none.
+        failure: Why it could not be attached.
+    """
+
+    model: ref[nn.Module]
+    number: int
+    attachment: Attachment | None = None
+    failure: LayerSyncError | None = None
+    sentinel: Any = None
+
+    @property
+    def name(self) -> str:
+        """The class name, without what FSDP2 puts before it."""
+        model = self.model()
+        return "a model that is gone" if model is None else _class_name(model)
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.number}"
+
+    @property
+    def capture(self) -> Capture:
+        """Its capture."""
+        assert self.attachment is not None
+        capture = self.attachment.capture
+        if not isinstance(capture, Capture):
+            raise CaptureError(
+                f"the adapter of family {self.attachment.family} has a capture of its own, which layersync run cannot "
+                "use; attach in the script instead"
+            )
+        return capture
+
+
+class Candidates:
+    """All candidates of a process.
+
+    Args:
+        settings: Of the run.
+        attached: Called with each candidate when it has been attached.
+    """
+
+    def __init__(self, settings: Settings, attached: Callable[[Candidate], None]) -> None:
+        self._settings, self._attached = settings, attached
+        self._all: list[Candidate] = []
+        self._counts: dict[str, int] = {}
+
+    @property
+    def attached(self) -> list[Candidate]:
+        """Those that are attached and still there."""
+        return [item for item in self._all if item.attachment is not None and item.model() is not None]
+
+    def __iter__(self) -> Any:
+        return iter(self._all)
+
+    def notice(self, module: nn.Module) -> None:
+        """Remember a module that is being built, if it may be a model to train."""
+        kind: Any = type(module)
+        if not _is_known(kind):
+            return
+        candidate = next((item for item in self._all if item.model() is module), None)
+        if candidate is None:  # else a base class initialised it before, and this has taken the hooks off again
+            name = _class_name(module)
+            number = self._counts[name] = self._counts.get(name, 0) + 1
+            candidate = Candidate(ref(module), number)
+            self._all.append(candidate)
+        # For a program without an optimiser: its first forward is the last moment to attach.
+        candidate.sentinel = module.register_forward_pre_hook(
+            hook(partial(self._first_forward, candidate)), with_kwargs=True
+        )
+
+    def scan(self) -> None:
+        """Attach to every candidate that is complete by now.
+
+        Raises:
+            LayerSyncError: None could be attached, and at least one of them is refused.
+        """
+        self._all = [item for item in self._all if item.model() is not None]
+        for candidate in self._all:
+            if candidate.attachment is None:
+                self._attach(candidate)
+        failed = [item.failure for item in self._all if item.failure is not None]
+        refused = [error for error in failed if not isinstance(error, (_MisfitError, UnknownFamilyError))]
+        if refused and not self.attached:
+            raise refused[0]
+
+    def _attach(self, candidate: Candidate) -> None:
+        model = candidate.model()
+        target = self._settings.launch.layersync_target
+        if model is None or (target and target not in (candidate.name, str(candidate))):
+            return
+        try:
+            family = self._settings.launch.layersync_family
+            if family and not get_adapter(family).supports_hidden_states(model):
+                raise _MisfitError(f"{candidate.name} is no model of family {family}")
+            candidate.attachment = attach(model, self._settings.config, family=family)
+        except LayerSyncError as error:
+            candidate.failure = error
+            if isinstance(error, ConfigError) and "does not fit this" in str(error):
+                candidate.failure = _MisfitError(str(error))
+            return
+        candidate.failure = None
+        candidate.capture.keep_several()
+        candidate.sentinel.remove()
+        self._attached(candidate)
+
+    def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
+            return
+        self.scan()
+        if candidate.attachment is not None:
+            # Hooks that are added during a call run from the next call on.
+            candidate.capture.begin(model, args, kwargs)
+
+    def explain(self) -> str:
+        """Return what became of the candidates, in a clause; empty when there were none."""
+        parts = []
+        for item in self._all:
+            if item.failure is not None:
+                parts.append(f"{item}: {item.failure}")
+            elif item.attachment is not None:
+                parts.append(f"{item}: {item.capture.why_none or 'a training forward ran, but no loss depends on it'}")
+            elif self._settings.launch.layersync_target:
+                parts.append(f"{item}: not layersync_target {self._settings.launch.layersync_target}")
+        return "; ".join(parts)
+
+
+class _MisfitError(ConfigError):
+    """A model that only shares its class name with a family, or is not complete yet."""
+
+
+def _class_name(model: nn.Module) -> str:
+    names = [base.__name__ for base in type(model).__mro__]
+    return next((name for name in names if name in _known_names()), names[0])
+
+
+@cache
+def _is_known(kind: type) -> bool:
+    return any(base.__name__ in _known_names() for base in kind.__mro__)
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    names = {name for family in KNOWN.values() for name in family.classes}
+    names |= {name for refusal in REFUSALS.values() for name in refusal.classes}
+    for family in list_families():
+        try:
+            names.update(get_adapter(family).model_classes)
+        except LayerSyncError:  # a broken adapter is an error only when its family is asked for
+            continue
+    return frozenset(names)

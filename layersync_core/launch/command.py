@@ -1,0 +1,127 @@
+"""Start a command with LayerSync, wait for it, and say what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.launch.settings import Settings, is_on, variables
+from layersync_core.launch.status import HOOK, read_all, say, summary, why_nothing
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
+
+
+def run(settings: Settings, command: Sequence[str]) -> int:
+    """Run a command with LayerSync in every Python of its process tree, and return its exit code.
+
+    Raises:
+        ConfigError: There is no such command, or the status folder cannot be made.
+        LayerSyncError: The command ended well but trained nothing with LayerSync, or LayerSync stopped it.
+    """
+    words = [sys.executable, *command] if command[0].endswith(".py") else list(command)
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"no command {words[0]!r}; after the settings comes the command that starts the training")
+    if not is_on(settings):
+        os.execvp(words[0], words)
+    with _status_folder(settings.launch.layersync_status_dir) as folder:
+        settings.given["layersync_status_dir"] = str(folder)
+        code = _wait(words, {**os.environ, **variables(settings, os.environ)})
+        failure = _report(folder)
+    if code < 0:
+        _die_by(-code)
+    if failure and (code == 0 or failure[1]):
+        raise LayerSyncError(failure[0])
+    return code
+
+
+def _report(folder: Path) -> tuple[str, bool] | None:
+    """Print the summary; return why there is none, and whether LayerSync itself stopped the program."""
+    processes = read_all(folder)
+    error = next((status.error for status in processes if status.error), "")
+    if error:
+        return error, True
+    if any(status.terms for status in processes):
+        say(summary(processes))
+        return None
+    if any(status.over for status in processes):
+        say("the schedule was over before the first step, so no term was added")
+        return None
+    return why_nothing(processes, (folder / HOOK).exists()), False
+
+
+@contextlib.contextmanager
+def _status_folder(asked: str | None) -> Iterator[Path]:
+    if asked:
+        folder = Path(asked).resolve()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in (*folder.glob("*.json"), folder / HOOK):  # of an earlier run: not what this one did
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"layersync_status_dir {folder}: {error.strerror or error}") from None
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="layersync-run-"))
+    try:
+        yield folder
+    finally:
+        # Metrics that went nowhere else stay; the summary has said where they are.
+        if not any(folder.glob("*.jsonl")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(words: list[str], environment: dict[str, str]) -> int:
+    with _Signals() as signals:
+        try:
+            child = subprocess.Popen(words, env=environment, preexec_fn=signals.restore)
+        except OSError as error:
+            raise ConfigError(f"cannot start {words[0]}: {error.strerror or error}") from None
+        signals.until_done(child)
+    return child.returncode
+
+
+class _Signals:
+    """Pass signals on to the child, but not those of the terminal, which the child has already."""
+
+    def __enter__(self) -> _Signals:
+        self._waits = hasattr(signal, "sigtimedwait")
+        if self._waits:
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
+        return self
+
+    def restore(self) -> None:
+        """Give a child the signals as this process had them."""
+        if self._waits:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def until_done(self, child: subprocess.Popen[Any]) -> None:
+        """Wait for the child."""
+        if not self._waits:  # macOS, Windows: no telling who sent a signal
+            for number in _FORWARDED:
+                signal.signal(number, lambda number, frame: child.send_signal(number))
+            child.wait()
+            return
+        while child.poll() is None:
+            # A time-out, since a child's end that came before the wait leaves no second signal.
+            received = signal.sigtimedwait((*_FORWARDED, signal.SIGCHLD), 1)
+            if received is not None and received.si_signo in _FORWARDED and received.si_code <= 0:
+                child.send_signal(received.si_signo)
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
+
+def _die_by(number: int) -> None:
+    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

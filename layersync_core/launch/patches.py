@@ -1,0 +1,209 @@
+"""Where ``layersync run`` takes hold of torch and of the libraries that train with it.
+
+Of several nested places where a loss passes, only the outermost adds the term: the library that knows how the loss is
+scaled and divided.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from layersync_core.errors import CaptureError
+from layersync_core.launch import resume
+from layersync_core.launch.metrics_log import with_metrics
+from layersync_core.launch.settings import from_environment, is_on
+from layersync_core.launch.training import Training, exception_hook
+
+_installed: set[str] = set()
+_nested = threading.local()
+
+
+@cache
+def training() -> Training:
+    """Return the training of this process."""
+    return Training(from_environment())
+
+
+def install(name: str) -> None:
+    """Take hold of a library that has been imported.
+
+    Args:
+        name: ``torch``, ``accelerate``, ``deepspeed``, ``lightning`` or ``lightning_fabric``.
+    """
+    if name in _installed:
+        return
+    _installed.add(name)
+    settings = from_environment()
+    if is_on(settings):
+        _PATCHES[name]()
+
+
+def _torch() -> None:
+    exception_hook()
+    training()
+    _replace(nn.Module, "__init__", _building)
+    _replace(nn.Module, "__setstate__", _building)
+    _replace(torch, "compile", _compiling)
+    _replace(torch.optim.Optimizer, "__init__", _optimising)
+    _replace(torch.autograd, "backward", _backward)
+    _replace(torch.amp.GradScaler, "scale", _scaling)
+    register_optimizer_step_pre_hook(lambda optimiser, args, kwargs: training().before_step(optimiser))
+
+
+def _accelerate() -> None:
+    accelerator: Any = sys.modules["accelerate"].Accelerator
+    _replace(accelerator, "__init__", _accelerating)
+    _replace(accelerator, "prepare", _preparing)
+    _replace(accelerator, "backward", _accelerated)
+    _replace(accelerator, "log", _logging)
+
+
+def _deepspeed() -> None:
+    deepspeed: Any = sys.modules["deepspeed"]
+    _replace(deepspeed.DeepSpeedEngine, "backward", _engine)
+    pipe = sys.modules.get("deepspeed.runtime.pipe.engine")
+    if pipe is not None:
+        _replace(pipe.PipelineEngine, "__init__", _pipeline)
+
+
+def _fabric() -> None:
+    for name in ("lightning.fabric", "lightning_fabric"):
+        module: Any = sys.modules.get(name)
+        fabric = getattr(module, "Fabric", None)
+        if fabric is not None and not hasattr(fabric.backward, "__wrapped__"):
+            _replace(fabric, "backward", _engine)
+
+
+_PATCHES: dict[str, Callable[[], None]] = {
+    "torch": _torch,
+    "accelerate": _accelerate,
+    "deepspeed": _deepspeed,
+    "lightning": _fabric,
+    "lightning_fabric": _fabric,
+}
+
+
+def _replace(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    setattr(owner, name, replaced)
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    outer = _is_inside()
+    _nested.inside = True
+    try:
+        yield
+    finally:
+        _nested.inside = outer
+
+
+def _is_inside() -> bool:
+    return getattr(_nested, "inside", False)
+
+
+# Models.
+
+
+def _building(original: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    original(module, *args, **kwargs)
+    if not torch.compiler.is_compiling():
+        training().build(module)
+
+
+def _compiling(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # A graph that is compiled before the hooks are there would never run them.
+    training().prepare()
+    return original(*args, **kwargs)
+
+
+def _optimising(original: Callable[..., Any], optimiser: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    original(optimiser, *args, **kwargs)
+    training().optimise(optimiser)
+
+
+def _preparing(original: Callable[..., Any], accelerator: Any, *args: Any, **kwargs: Any) -> Any:
+    training().prepare(args)
+    return original(accelerator, *args, **kwargs)
+
+
+# Losses.
+
+
+def _backward(original: Callable[..., Any], tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    # Inside a running backward it is a checkpoint that recomputes.
+    if _is_inside() or torch._C._current_graph_task_id() != -1:
+        return original(tensors, *args, **kwargs)
+    if isinstance(tensors, Tensor):
+        return original(training().add_terms(tensors), *args, **kwargs)
+    return original([training().add_terms(tensor) for tensor in tensors], *args, **kwargs)
+
+
+def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+    if not _is_inside():
+        if isinstance(outputs, Tensor):
+            outputs = training().add_terms(outputs)
+        else:
+            outputs = [training().add_terms(output) for output in outputs]
+    with _inside():  # a list is scaled one by one
+        return original(scaler, outputs)
+
+
+def _accelerated(original: Callable[..., Any], accelerator: Any, loss: Any, **kwargs: Any) -> Any:
+    if str(getattr(accelerator.distributed_type, "value", "")) == "MEGATRON_LM":
+        training().fail(
+            CaptureError("Megatron-LM runs backward by itself, where no term can be added: layersync run refuses it")
+        )
+    if not _is_inside():
+        loss = training().add_terms(loss, divides=accelerator.gradient_accumulation_steps)
+    with _inside():
+        return original(accelerator, loss, **kwargs)
+
+
+def _engine(original: Callable[..., Any], engine: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _is_inside():
+        divides = getattr(engine, "gradient_accumulation_steps", None)
+        loss = training().add_terms(loss, divides=divides() if callable(divides) else 1)
+    with _inside():
+        return original(engine, loss, *args, **kwargs)
+
+
+def _pipeline(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> None:
+    original(engine, *args, **kwargs)
+    if engine.num_stages > 1:
+        training().fail(
+            CaptureError(
+                f"a DeepSpeed pipeline of {engine.num_stages} stages has student and teacher in different processes: "
+                "layersync run refuses it; train with one stage"
+            )
+        )
+
+
+# Around training.
+
+
+def _accelerating(original: Callable[..., Any], accelerator: Any, *args: Any, **kwargs: Any) -> None:
+    original(accelerator, *args, **kwargs)
+    resume.register(accelerator, training())
+
+
+def _logging(original: Callable[..., Any], accelerator: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+    if accelerator.trackers:
+        values = with_metrics(training().log, values, ", ".join(tracker.name for tracker in accelerator.trackers))
+    with _inside():
+        return original(accelerator, values, *args, **kwargs)

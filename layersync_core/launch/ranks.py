@@ -1,0 +1,76 @@
+"""The processes of one training: that they do the same, and that trainable parts stay equal in all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from layersync_core.errors import CaptureError
+
+_WAIT = timedelta(minutes=5)
+_KEY = "layersync/rank"
+
+
+def rank() -> int:
+    """Return this process's rank, 0 where there is one process."""
+    if _running():
+        return dist.get_rank()
+    return int(os.environ.get("RANK") or 0)
+
+
+def compare(digest: str) -> None:
+    """Compare what this rank trains with what the others do, through the store that they started with.
+
+    Args:
+        digest: What this rank trains.
+
+    Raises:
+        CaptureError: Another rank trains something else, or says nothing.
+    """
+    if not _running() or dist.get_world_size() == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    own = dist.get_rank()
+    store.set(f"{_KEY}{own}", digest)
+    for other in range(dist.get_world_size()):
+        key = f"{_KEY}{other}"
+        try:
+            store.wait([key], _WAIT)
+        except Exception:  # each kind of store has its own
+            raise CaptureError(
+                f"rank {other} has not said what it trains with LayerSync for {_WAIT.seconds} s; every rank must be "
+                "started with it"
+            ) from None
+        theirs = store.get(key).decode()
+        if theirs != digest:
+            raise CaptureError(f"ranks disagree: rank {own} trains {digest}, rank {other} trains {theirs}")
+
+
+def make_equal(parts: Iterable[nn.Module]) -> None:
+    """Give every rank the first one's weights of trainable parts."""
+    if _running():
+        for part in parts:
+            for tensor in (*part.parameters(), *part.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+
+
+def average_gradients(parts: Iterable[nn.Module]) -> None:
+    """Average the gradients of trainable parts over the ranks: they are in no wrapper that would do it."""
+    if not _running():
+        return
+    for part in parts:
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:  # every rank must take part
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,121 @@
+"""What ``layersync run`` is told beside LayerSync's own settings, and how it travels to every process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from layersync_core.config import OFF, LayerSyncConfig, canonical, not_boolean, validate
+from layersync_core.entrypoints import PLUGINS, providers
+from layersync_core.errors import ConfigError
+from layersync_core.files import read_json
+from layersync_core.launch.startup.sitecustomize import VARIABLE
+
+STARTUP = Path(__file__).parent / "startup"
+"""The folder with the ``sitecustomize`` that starts everything."""
+
+Count = Annotated[int, BeforeValidator(not_boolean)]
+
+
+class LaunchSettings(BaseModel):
+    """Settings of ``layersync run`` alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layersync_target: str | None = Field(
+        None, description="model to train with LayerSync where several could be meant: a class name, or Class#2"
+    )
+    layersync_family: str | None = Field(None, description="family of the target, where its class cannot tell")
+    layersync_accumulation_steps: Annotated[Count | None, Field(ge=1)] = Field(
+        None, description="micro-batches of an optimiser step, where the script divides its loss by hand"
+    )
+    layersync_start_step: Annotated[Count | None, Field(ge=0)] = Field(
+        None, description="optimiser step at which the schedule goes on, in a resumed run"
+    )
+    layersync_status_dir: str | None = Field(
+        None, description="folder for status and metrics files (default: a temporary one)"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a process needs to know; ``given`` is what it was made of."""
+
+    config: LayerSyncConfig
+    launch: LaunchSettings
+    given: dict[str, Any]
+
+
+def read(mapping: Mapping[str, Any]) -> Settings:
+    """Read the merged settings of a run.
+
+    Raises:
+        ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
+    """
+    given = canonical(mapping)
+    own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
+    config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
+    if not _switches(given):
+        if own:
+            raise ConfigError(
+                f"{', '.join(own)} given without layersync_enabled, so it would do nothing; "
+                "add layersync_enabled: true, or false to switch LayerSync off"
+            )
+        raise ConfigError(
+            "layersync run has no settings, so it would do nothing; add --layersync_enabled true "
+            "--layersync_student_block N --layersync_teacher_block N, or --config FILE"
+        )
+    return Settings(config, validate(LaunchSettings, own), given)
+
+
+def is_on(settings: Settings) -> bool:
+    """Return whether any regularizer is enabled; a plugin's switch is ``<name of its entry point>_enabled``."""
+    return settings.config.layersync_enabled or any(
+        str(value).strip().lower() not in OFF for value in _switches(settings.given).values()
+    )
+
+
+def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"layersync", *(provider.name for provider in providers(PLUGINS))}
+    return {key: given[key] for name in names if (key := f"{name}_enabled") in given}
+
+
+def variables(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that switch LayerSync on in a process and all below it.
+
+    Raises:
+        ConfigError: A setting cannot be written as JSON.
+    """
+    try:
+        text = json.dumps(settings.given, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the settings cannot be passed on as JSON: {error}") from None
+    others = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder != str(STARTUP)]
+    path = os.pathsep.join([str(STARTUP), *others]) if any(others) else str(STARTUP)
+    return {"PYTHONPATH": path, VARIABLE: text}
+
+
+def from_environment() -> Settings:
+    """Read the settings of this process: JSON, or the path of a JSON file.
+
+    Raises:
+        ConfigError: The variable is not set, or as in ``read``.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        raise ConfigError(
+            f"{VARIABLE} is not set; give it the settings as JSON or the path of a JSON file, "
+            "or start the program with layersync run"
+        )
+    if not text.startswith("{"):
+        return read(read_json(text))
+    try:
+        return read(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{VARIABLE} holds no valid JSON: {error}") from None

@@ -1,0 +1,1 @@
+"""The folder that ``layersync run`` puts on PYTHONPATH: its ``sitecustomize`` runs in every Python of the tree."""

@@ -1,0 +1,106 @@
+"""Status files: what each process did, for the parent's summary. It may be killed, so they are early."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOOK = "hook"
+"""Name of the file that the start-up hook leaves behind."""
+
+
+@dataclass
+class Status:
+    """What one process did.
+
+    Attributes:
+        pid: Its id.
+        rank: Its rank in the run; 0 in a run of one process.
+        targets: The models that are trained with LayerSync, one line each.
+        terms: Losses that got a term.
+        steps: Optimiser steps with a term.
+        first: Similarity of the first step.
+        last: The latest similarity known.
+        error: Why LayerSync stopped the program; empty if it did not.
+        seen: Class names of the models that were built or trained.
+        tracker: Where the metrics went; empty where nothing was logged.
+        over: The schedule had ended before the first step, so that no term was due.
+    """
+
+    pid: int = 0
+    rank: int = 0
+    targets: list[str] = field(default_factory=list)
+    terms: int = 0
+    steps: int = 0
+    first: float | None = None
+    last: float | None = None
+    error: str = ""
+    seen: list[str] = field(default_factory=list)
+    tracker: str = ""
+    over: bool = False
+
+    def write(self, folder: Path | None) -> None:
+        """Write the file of this process; a full disk or a missing folder stops no training."""
+        if folder is None:
+            return
+        self.pid = os.getpid()
+        path = folder / f"{self.pid}.json"
+        try:
+            path.with_suffix(".tmp").write_text(json.dumps(asdict(self)), encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)
+        except OSError:
+            pass
+
+
+def read_all(folder: Path) -> list[Status]:
+    """Return the status of every process that left one, by rank."""
+    found = []
+    for path in folder.glob("*.json"):
+        try:
+            found.append(Status(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):  # a process that was killed while writing
+            continue
+    return sorted(found, key=lambda status: (status.rank, status.pid))
+
+
+def summary(processes: list[Status]) -> str:
+    """Return what a run with LayerSync did, in one line."""
+    trained = [status for status in processes if status.terms]
+    first = trained[0]
+    ranks = len({status.rank for status in trained})
+    steps = first.steps or first.terms
+    line = f"{steps} step{'s' * (steps != 1)} with the term, {ranks} rank{'s' * (ranks != 1)}"
+    if first.first is not None:
+        line += f", similarity {first.first:.4f} -> {first.last if first.last is not None else first.first:.4f}"
+    return f"{line}; {first.tracker}" if first.tracker else line
+
+
+def why_nothing(processes: list[Status], reached: bool) -> str:
+    """Return why no process of a run trained with LayerSync.
+
+    Args:
+        processes: Every status.
+        reached: The start-up hook ran in some process.
+    """
+    errors = [status.error for status in processes if status.error]
+    if errors:
+        return errors[0]
+    if not reached:
+        return (
+            "no Python of this command read the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen "
+            "program, or no Python at all); start the trainer's Python without those, or add "
+            "`import layersync_core.auto` to the script"
+        )
+    if not processes:
+        return "no process of this command imported torch, so nothing was trained"
+    seen = sorted({name for status in processes for name in status.seen})
+    return f"no process of this command trained a model with LayerSync; model classes seen: {', '.join(seen) or 'none'}"
+
+
+def say(message: Any) -> None:
+    """Print a line of ours on standard error."""
+    print(f"layersync: {message}", file=sys.stderr, flush=True)
