@@ -28,6 +28,10 @@ SECOND_FORWARD = (
 )
 
 
+# Forwards that nobody uses: those of compiled models have no mark that would die with them.
+_KEPT = 32
+
+
 @dataclass(eq=False)
 class Pass:
     """One training forward: what went in, and what the asked blocks returned.
@@ -153,7 +157,8 @@ class Capture:
         """The training forwards that a loss may still depend on, in order."""
         self._earlier = [held for held in self._earlier if not held.dead]
         current = self._pass
-        return self._earlier + ([] if current is None or not self._complete(current) else [current])
+        usable = current is not None and not current.dead and self._complete(current)
+        return [*self._earlier, *([current] if usable and current is not None else [])]
 
     def choose(self, chosen: Pass, others: Collection[Pass]) -> None:
         """Let ``collect`` read one of the passes, and forget others."""
@@ -213,7 +218,7 @@ class Capture:
         if held is not None and self._complete(held):
             if not self._several:
                 raise CaptureError(SECOND_FORWARD)
-            self._earlier = [*(earlier for earlier in self._earlier if not earlier.dead), held]
+            self._earlier = [*(earlier for earlier in self._earlier if not earlier.dead), held][-_KEPT:]
         self._pass, self._skipped = new, ""
 
     def _complete(self, held: Pass) -> bool:
@@ -243,7 +248,10 @@ class Capture:
     def _mark(self, current: Pass, output: Any) -> None:
         # A compiled graph has one node for all it returns, so the stored states tell as much as a mark would.
         if not torch.compiler.is_compiling():
-            current.end = mark(output)
+            # Whatever this forward left behind is of no use without its graph, and would be all that is left of it.
+            current.end = mark(output, current.outputs.clear)
+            if current.end is None:
+                self._pass, self._skipped = None, "without anything trainable in it"
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._pass

@@ -25,13 +25,18 @@ def notes(node: Any) -> dict[str, Any]:
     return found
 
 
-def mark(output: Any) -> ref[Mark] | None:
-    """Mark the graph of every tensor in what a forward returned; None when nothing there has a graph."""
+def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
+    """Mark the graph of every tensor in what a forward returned; None when nothing there has a graph.
+
+    Args:
+        output: Tensors, in tuples, lists, mappings or dataclasses.
+        at_end: Called when the last of these graphs is gone; it must not hold what holds the reference.
+    """
     made = Mark()
     nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
     for node in nodes:
         notes(node).setdefault(_KEY, []).append(made)
-    return ref(made) if nodes else None
+    return ref(made, lambda _: at_end()) if nodes else None
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

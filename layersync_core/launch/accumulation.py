@@ -82,6 +82,7 @@ class Accumulation:
         self._steps = steps
         self._seen: list[tuple[Factor, int]] = []
         self._verified = False
+        self._first: tuple[Factor, int] | None = None
 
     def share(self, loss: Tensor, divides: int) -> float:
         """Return what a term must be multiplied with to be scaled as its loss is.
@@ -93,15 +94,16 @@ class Accumulation:
         if self._steps is not None:
             return divides / self._steps
         factor = read_factor(loss)
+        self._first = self._first or (factor, divides)
         if not self._verified:
             self._seen.append((factor, divides))
         return factor.value
 
     def describe(self) -> str:
-        """Return what is known at the first loss, in a clause."""
-        if self._steps is not None:
+        """Return what was known at the first loss, in a clause."""
+        if self._steps is not None or self._first is None:
             return f"accumulation {self._steps}, as given"
-        factor, divides = self._seen[0]
+        factor, divides = self._first
         if factor.value != 1:
             return f"accumulation read from the loss: 1/{1 / factor.value:g}"
         return f"accumulation {divides}, by the library that runs backward" if divides > 1 else "loss not divided"

@@ -97,15 +97,18 @@ class Candidates:
         )
 
     def scan(self) -> None:
-        """Attach to every candidate that is complete by now.
-
-        Raises:
-            LayerSyncError: None could be attached, and at least one of them is refused.
-        """
+        """Attach to every candidate that is complete by now."""
         self._all = [item for item in self._all if item.model() is not None]
         for candidate in self._all:
             if candidate.attachment is None:
                 self._attach(candidate)
+
+    def require_one(self) -> None:
+        """Refuse to go on where none could be attached.
+
+        Raises:
+            LayerSyncError: Why a model of a known family could not be attached, and there is no other.
+        """
         failed = [item.failure for item in self._all if item.failure is not None]
         refused = [error for error in failed if not isinstance(error, (_MisfitError, UnknownFamilyError))]
         if refused and not self.attached:

@@ -12,7 +12,6 @@ from typing import Any
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
 from layersync_core.launch.startup.sitecustomize import Watch, imported, watch
-from layersync_core.launch.status import say, summary
 
 
 def start(settings: Settings) -> None:
@@ -92,9 +91,5 @@ def _require_effect() -> None:
     from layersync_core.launch.patches import training
 
     status = training().status
-    if status.terms:
-        if status.rank == 0:
-            training().write()
-            say(summary([status]))
-    elif not status.over:
+    if not status.terms and not status.over:
         raise CaptureError("the script ended without training a model with LayerSync")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,40 @@ def with_metrics(log: MetricsLog, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping) or not log.waiting:
         return values
     return {**log.take(where), **values}
+
+
+def follow(log: MetricsLog) -> None:
+    """Log beside what the program logs to tensorboard or wandb without accelerate.
+
+    Called at each step, since a program may load either of them when it pleases.
+    """
+    tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
+    if tensorboard is not None and not hasattr(tensorboard.SummaryWriter.add_scalar, "__wrapped__"):
+        _follow_tensorboard(tensorboard.SummaryWriter, log)
+    run: Any = getattr(sys.modules.get("wandb"), "run", None)
+    if run is not None and not hasattr(type(run).log, "__wrapped__"):
+        _follow_wandb(type(run), log)
+
+
+def _follow_tensorboard(writer_class: Any, log: MetricsLog) -> None:
+    original = writer_class.add_scalar
+
+    @wraps(original)
+    def add_scalar(writer: Any, tag: str, scalar_value: Any, global_step: Any = None, *args: Any, **more: Any) -> Any:
+        done = original(writer, tag, scalar_value, global_step, *args, **more)
+        if log.waiting:
+            for name, value in log.take("tensorboard").items():
+                original(writer, name, value, global_step)
+        return done
+
+    writer_class.add_scalar = add_scalar
+
+
+def _follow_wandb(run_class: Any, log: MetricsLog) -> None:
+    original = run_class.log
+
+    @wraps(original)
+    def log_with_metrics(run: Any, data: Any, *args: Any, **more: Any) -> Any:
+        return original(run, with_metrics(log, data, "wandb"), *args, **more)
+
+    run_class.log = log_with_metrics

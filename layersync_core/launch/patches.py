@@ -205,5 +205,4 @@ def _accelerating(original: Callable[..., Any], accelerator: Any, *args: Any, **
 def _logging(original: Callable[..., Any], accelerator: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
     if accelerator.trackers:
         values = with_metrics(training().log, values, ", ".join(tracker.name for tracker in accelerator.trackers))
-    with _inside():
-        return original(accelerator, values, *args, **kwargs)
+    return original(accelerator, values, *args, **kwargs)

@@ -6,26 +6,28 @@ import atexit
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from layersync_core.capture import Pass
-from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, LayerSyncWarning
 from layersync_core.graph import notes, reached, tensors_in
 from layersync_core.launch import ranks
 from layersync_core.launch.accumulation import Accumulation
 from layersync_core.launch.candidates import Candidate, Candidates
-from layersync_core.launch.metrics_log import MetricsLog
+from layersync_core.launch.metrics_log import MetricsLog, follow
 from layersync_core.launch.settings import Settings
-from layersync_core.launch.status import Status, say
+from layersync_core.launch.status import Status, say, summary
 
-# Between a loss and what the model returned stand some dozens of nodes. A compiled graph is a single one.
-_NEAR, _FAR = 1_000, 20_000
+# Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
+_NODES = 20_000
 _IDLE_STEPS = 10
+_LOSSES_WITHOUT_OPTIMISER = 100
 _TERM = "layersync term"
 
 
@@ -64,17 +66,17 @@ class Training:
         self.candidates.notice(module)
 
     def prepare(self, modules: Sequence[Any] = ()) -> None:
-        """Attach to the models that are there by now: an optimiser or a wrapper is made for one of them."""
-        with self._failures():
-            for module in modules:
-                if isinstance(module, nn.Module):
-                    self._seen[type(module).__name__] = None
+        """Attach to the models that are there by now: one of them is wrapped or compiled."""
+        self._seen.update({type(item).__name__: None for item in modules if isinstance(item, nn.Module)})
+        with self._failures(), _one_line_warnings():
             self.candidates.scan()
 
     def optimise(self, optimiser: torch.optim.Optimizer) -> None:
         """Attach before training starts, and give the optimiser the trainable parts of the regularizers."""
         self._optimisers += 1
         self.prepare()
+        with self._failures():
+            self.candidates.require_one()
         for candidate in self.candidates.attached:
             _place(candidate, optimiser)
 
@@ -85,10 +87,12 @@ class Training:
             loss: What the program wants gradients of.
             divides: By how much the library that runs backward divides it afterwards.
         """
-        if not isinstance(loss, Tensor) or loss.grad_fn is None or not torch.is_grad_enabled():
+        self._stepped_inside = False
+        if not isinstance(loss, Tensor) or loss.grad_fn is None:
             self._stranger()
             return loss
-        with self._failures():
+        # A program may call backward under no_grad: that concerns its forwards, not the sum that is differentiated.
+        with self._failures(), torch.enable_grad():
             again = notes(loss.grad_fn).get(_TERM)
             if again is not None:  # a second backward through one loss counts twice, so does its term
                 return loss + again.to(loss.device)
@@ -102,8 +106,6 @@ class Training:
                     "be added to; call it on a scalar"
                 )
             term = self._term(loss, found, divides)
-            if term is None:
-                return loss
             # The term knows nothing of the loss, so this makes no circle that would keep the graph alive.
             notes(loss.grad_fn)[_TERM] = term
             return loss + term.to(loss.device)
@@ -122,11 +124,13 @@ class Training:
                 self._check()
             ranks.average_gradients(self._trained_parts())
         self._idle, self._terms = 0, 0
-        self.step += 1
+        if self.status.steps or self._settings.launch.layersync_accumulation_steps is None:
+            self.step += 1
         self.status.steps += 1
         for candidate in self.candidates.attached:
             _gate(candidate, self.step)
         self.log.step()
+        follow(self.log)
         self._write_now_and_then()
 
     def resumed(self, step: int | None, parts: dict[str, Any]) -> None:
@@ -164,26 +168,24 @@ class Training:
     def _forwards_of(self, loss: Tensor) -> dict[Candidate, list[Pass]]:
         passes = {held: item for item in self.candidates.attached for held in item.capture.passes}
         keys: dict[Any, list[Pass]] = {}
-        far = False
         for held in passes:
             end = held.end() if held.end is not None else None
             if end is not None:
                 keys.setdefault(end, []).append(held)
             elif held.end is None:
-                far = True
                 for state in tensors_in(tuple(held.outputs.values())):
                     if state.grad_fn is not None:
                         keys.setdefault(state.grad_fn, []).append(held)
         if not keys:
             return {}
-        hit = {held for key in reached(loss, keys.keys(), _FAR if far else _NEAR) for held in keys[key]}
+        hit = {held for key in reached(loss, keys.keys(), _NODES) for held in keys[key]}
         found: dict[Candidate, list[Pass]] = {}
         for held, candidate in passes.items():
             if held in hit:
                 found.setdefault(candidate, []).append(held)
         return found
 
-    def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int) -> Tensor | None:
+    def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int) -> Tensor:
         self._require_one_family(list(found))
         total: Tensor | None = None
         errors: list[CaptureError] = []
@@ -197,7 +199,8 @@ class Training:
                 )
             candidate.capture.choose(first, others)
             try:
-                term = _attachment(candidate).loss(step=self.step)
+                with nullcontext() if self._checked else _one_line_warnings():
+                    term = _attachment(candidate).loss(step=self.step)
             except CaptureError as error:
                 # A frozen model between the trained one and the loss, such as a discriminator, is no target.
                 errors.append(error)
@@ -223,6 +226,7 @@ class Training:
     def _record(self, candidates: list[Candidate]) -> None:
         self._terms += 1
         self.status.terms += 1
+        self._count_without_optimiser()
         for candidate in candidates:
             self.log.add(_attachment(candidate).metrics())
         for candidate in candidates:
@@ -237,7 +241,7 @@ class Training:
 
     def _stranger(self) -> None:
         # Programs call backward on other losses as well; but one that never steps an optimiser must be told here.
-        if self.status.terms or not self._optimisers or not self._is_due():
+        if self.status.terms or not (self._optimisers or self.candidates.attached) or not self._is_due():
             return
         self._strangers += 1
         if self._strangers > 1:
@@ -261,6 +265,19 @@ class Training:
             )
         ranks.compare("; ".join(sorted(f"{line}, step {self.step}" for line in self.status.targets)))
         ranks.make_equal(parts)
+
+    def _count_without_optimiser(self) -> None:
+        # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
+        if self.status.steps:
+            return
+        losses = self._settings.launch.layersync_accumulation_steps
+        if losses is not None and self.status.terms % losses == 0:
+            self.step += 1
+        elif losses is None and self.status.terms >= _LOSSES_WITHOUT_OPTIMISER and self._settings.config.has_schedule:
+            raise CaptureError(
+                f"no step of a torch optimiser was seen in {self.status.terms} losses, so the schedule would stand "
+                "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by losses"
+            )
 
     def _idle_step(self, inside: bool) -> None:
         if inside and self.status.terms:
@@ -318,7 +335,7 @@ class Training:
     # What is said.
 
     @contextmanager
-    def _failures(self) -> Any:
+    def _failures(self) -> Iterator[None]:
         try:
             yield
         except LayerSyncError as error:
@@ -344,10 +361,13 @@ class Training:
     def _finish(self) -> None:
         with suppress(RuntimeError):  # a device that failed is the program's own error
             self.log.close()
-            self.log.first.wait(), self.log.last.wait()
+            self.log.first.wait()
+            self.log.last.wait()
         if not self.status.terms and not self.status.seen:
             self.status.seen = list(dict.fromkeys([*self._seen, *(str(item) for item in self.candidates)]))
         self.write()
+        if self.log.folder is None and self.status.terms and ranks.rank() == 0:
+            say(summary([self.status]))  # no parent will
 
 
 _placed: list[nn.Parameter] = []
@@ -390,7 +410,8 @@ def _largest_models(count: int = 5) -> list[str]:
     """Return the class names of the largest models of the program, found as the garbage collector finds them."""
     import gc
 
-    modules = [item for item in gc.get_objects() if isinstance(item, nn.Module)]
+    # By type: asking an object for its class may run code of its own.
+    modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
     inner = {id(child) for module in modules for child in module._modules.values() if child is not None}
     roots = [module for module in modules if id(module) not in inner]
     sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
@@ -399,6 +420,19 @@ def _largest_models(count: int = 5) -> list[str]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LayerSyncWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, LayerSyncWarning):
+            if ranks.rank() == 0:
+                say(f"warning: {warning.message}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def exception_hook() -> None:
