@@ -1013,3 +1013,15 @@ def test_an_error_of_ours_is_one_line(launch: Launch, capsys: pytest.CaptureFixt
     launch()
     sys.excepthook(LayerSyncError, LayerSyncError("told in\none line"), None)
     assert capsys.readouterr().err == "layersync: error: told in one line\n"
+
+
+def test_models_from_before_the_start_are_found(launch: Launch) -> None:
+    model, inputs = build("dit")
+    untouched = copy.deepcopy(model)
+    optimiser = sgd(model)
+    training = launch()
+    patches.adopt()
+    main_loss(model(**inputs)).backward()
+    optimiser.step()
+    assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
+    assert training.status.terms == 1

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
-from layersync_core.launch.status import HOOK, read_all, say, summary, why_nothing
+from layersync_core.launch.status import HOOK, UNREACHED, read_all, say, summary, why_nothing
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
+# A Python starts within this time, or not at all.
+_PATIENCE = 30
 
 
 def run(settings: Settings, command: Sequence[str]) -> int:
@@ -34,7 +37,8 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         os.execvp(words[0], words)
     with _status_folder(settings.launch.layersync_status_dir) as folder:
         settings.given["layersync_status_dir"] = str(folder)
-        code = _wait(words, {**os.environ, **variables(settings, os.environ)})
+        environment = {**os.environ, **variables(settings, os.environ)}
+        code = _wait(words, environment, reached=(folder / HOOK).exists)
         failure = _report(folder)
     if code < 0:
         _die_by(-code)
@@ -79,13 +83,13 @@ def _status_folder(asked: str | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(words: list[str], environment: dict[str, str]) -> int:
+def _wait(words: list[str], environment: dict[str, str], reached: Callable[[], bool]) -> int:
     with _Signals() as signals:
         try:
             child = subprocess.Popen(words, env=environment, preexec_fn=signals.restore)
         except OSError as error:
             raise ConfigError(f"cannot start {words[0]}: {error.strerror or error}") from None
-        signals.until_done(child)
+        signals.until_done(child, reached)
     return child.returncode
 
 
@@ -103,14 +107,18 @@ class _Signals:
         if self._waits:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def until_done(self, child: subprocess.Popen[Any]) -> None:
-        """Wait for the child."""
+    def until_done(self, child: subprocess.Popen[Any], reached: Callable[[], bool]) -> None:
+        """Wait for the child; say so if the start-up hook has not been reached for a while."""
         if not self._waits:  # macOS, Windows: no telling who sent a signal
             for number in _FORWARDED:
                 signal.signal(number, lambda number, frame: child.send_signal(number))
             child.wait()
             return
+        started = time.monotonic()
         while child.poll() is None:
+            if not reached() and time.monotonic() - started > _PATIENCE:
+                say(f"warning: {UNREACHED}")
+                reached = _said
             # A time-out, since a child's end that came before the wait leaves no second signal.
             received = signal.sigtimedwait((*_FORWARDED, signal.SIGCHLD), 1)
             if received is not None and received.si_signo in _FORWARDED and received.si_code <= 0:
@@ -118,6 +126,10 @@ class _Signals:
 
     def __exit__(self, *exception: object) -> None:
         self.restore()
+
+
+def _said() -> bool:
+    return True
 
 
 def _die_by(number: int) -> None:

@@ -21,6 +21,10 @@ def start(settings: Settings) -> None:
         # The start-up hook's class is another one: it was imported by another name.
         if not any(type(finder).__name__ == Watch.__name__ for finder in sys.meta_path):
             watch(imported)
+        if "torch" in sys.modules:
+            from layersync_core.launch.patches import adopt
+
+            adopt()
 
 
 def run_script(settings: Settings, words: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from layersync_core.launch import ranks
+from layersync_core.launch.replacing import replace
 from layersync_core.metrics import Meter
 
 _SIMILARITY = "layersync_similarity"
@@ -139,32 +140,22 @@ def follow(log: MetricsLog) -> None:
     Called at each step, since a program may load either of them when it pleases.
     """
     tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
-    if tensorboard is not None and not hasattr(tensorboard.SummaryWriter.add_scalar, "__wrapped__"):
-        _follow_tensorboard(tensorboard.SummaryWriter, log)
+    if tensorboard is not None:
+        replace(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))
     run: Any = getattr(sys.modules.get("wandb"), "run", None)
-    if run is not None and not hasattr(type(run).log, "__wrapped__"):
-        _follow_wandb(type(run), log)
+    if run is not None:
+        replace(type(run), "log", partial(_log_to_wandb, log))
 
 
-def _follow_tensorboard(writer_class: Any, log: MetricsLog) -> None:
-    original = writer_class.add_scalar
-
-    @wraps(original)
-    def add_scalar(writer: Any, tag: str, scalar_value: Any, global_step: Any = None, *args: Any, **more: Any) -> Any:
-        done = original(writer, tag, scalar_value, global_step, *args, **more)
-        if log.waiting:
-            for name, value in log.take("tensorboard").items():
-                original(writer, name, value, global_step)
-        return done
-
-    writer_class.add_scalar = add_scalar
+def _add_scalar(
+    log: MetricsLog, original: Any, writer: Any, tag: str, value: Any, global_step: Any = None, *args: Any, **more: Any
+) -> Any:
+    done = original(writer, tag, value, global_step, *args, **more)
+    if log.waiting:
+        for name, mean in log.take("tensorboard").items():
+            original(writer, name, mean, global_step)
+    return done
 
 
-def _follow_wandb(run_class: Any, log: MetricsLog) -> None:
-    original = run_class.log
-
-    @wraps(original)
-    def log_with_metrics(run: Any, data: Any, *args: Any, **more: Any) -> Any:
-        return original(run, with_metrics(log, data, "wandb"), *args, **more)
-
-    run_class.log = log_with_metrics
+def _log_to_wandb(log: MetricsLog, original: Any, run: Any, data: Any, *args: Any, **more: Any) -> Any:
+    return original(run, with_metrics(log, data, "wandb"), *args, **more)

@@ -6,7 +6,7 @@ scaled and divided.
 
 from __future__ import annotations
 
-import functools
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from layersync_core.errors import CaptureError
 from layersync_core.launch import resume
 from layersync_core.launch.metrics_log import with_metrics
+from layersync_core.launch.replacing import replace
 from layersync_core.launch.settings import from_environment, is_on
 from layersync_core.launch.training import Training, exception_hook
 
@@ -48,40 +49,48 @@ def install(name: str) -> None:
         _PATCHES[name]()
 
 
+def adopt() -> None:
+    """Notice the models that were built before LayerSync was switched on."""
+    # By type: asking an object for its class may run code of its own.
+    for item in gc.get_objects():
+        if issubclass(type(item), nn.Module):
+            training().build(item)
+
+
 def _torch() -> None:
     exception_hook()
     training()
-    _replace(nn.Module, "__init__", _building)
-    _replace(nn.Module, "__setstate__", _building)
-    _replace(torch, "compile", _compiling)
-    _replace(torch.optim.Optimizer, "__init__", _optimising)
-    _replace(torch.autograd, "backward", _backward)
-    _replace(torch.amp.GradScaler, "scale", _scaling)
+    replace(nn.Module, "__init__", _building)
+    replace(nn.Module, "__setstate__", _building)
+    replace(torch, "compile", _compiling)
+    replace(torch.optim.Optimizer, "__init__", _optimising)
+    replace(torch.autograd, "backward", _backward)
+    replace(torch.amp.GradScaler, "scale", _scaling)
     register_optimizer_step_pre_hook(lambda optimiser, args, kwargs: training().before_step(optimiser))
 
 
 def _accelerate() -> None:
     accelerator: Any = sys.modules["accelerate"].Accelerator
-    _replace(accelerator, "__init__", _accelerating)
-    _replace(accelerator, "prepare", _preparing)
-    _replace(accelerator, "backward", _accelerated)
-    _replace(accelerator, "log", _logging)
+    replace(accelerator, "__init__", _accelerating)
+    replace(accelerator, "prepare", _preparing)
+    replace(accelerator, "backward", _accelerated)
+    replace(accelerator, "log", _logging)
 
 
 def _deepspeed() -> None:
     deepspeed: Any = sys.modules["deepspeed"]
-    _replace(deepspeed.DeepSpeedEngine, "backward", _engine)
+    replace(deepspeed.DeepSpeedEngine, "backward", _engine)
     pipe = sys.modules.get("deepspeed.runtime.pipe.engine")
     if pipe is not None:
-        _replace(pipe.PipelineEngine, "__init__", _pipeline)
+        replace(pipe.PipelineEngine, "__init__", _pipeline)
 
 
 def _fabric() -> None:
     for name in ("lightning.fabric", "lightning_fabric"):
         module: Any = sys.modules.get(name)
         fabric = getattr(module, "Fabric", None)
-        if fabric is not None and not hasattr(fabric.backward, "__wrapped__"):
-            _replace(fabric, "backward", _engine)
+        if fabric is not None:
+            replace(fabric, "backward", _engine)
 
 
 _PATCHES: dict[str, Callable[[], None]] = {
@@ -91,16 +100,6 @@ _PATCHES: dict[str, Callable[[], None]] = {
     "lightning": _fabric,
     "lightning_fabric": _fabric,
 }
-
-
-def _replace(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    setattr(owner, name, replaced)
 
 
 @contextmanager

@@ -12,6 +12,11 @@ from typing import Any
 HOOK = "hook"
 """Name of the file that the start-up hook leaves behind."""
 
+UNREACHED = (
+    "no Python of this command read the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen program, or "
+    "no Python at all); start the trainer's Python without those, or add `import layersync_core.auto` to the script"
+)
+
 
 @dataclass
 class Status:
@@ -90,11 +95,7 @@ def why_nothing(processes: list[Status], reached: bool) -> str:
     if errors:
         return errors[0]
     if not reached:
-        return (
-            "no Python of this command read the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen "
-            "program, or no Python at all); start the trainer's Python without those, or add "
-            "`import layersync_core.auto` to the script"
-        )
+        return UNREACHED
     if not processes:
         return "no process of this command imported torch, so nothing was trained"
     seen = sorted({name for status in processes for name in status.seen})
