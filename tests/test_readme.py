@@ -7,6 +7,7 @@ import torch
 
 from layersync_core import LayerSyncConfig, attach
 from layersync_core.cli.list_supported import families, markdown
+from layersync_core.launch.settings import LaunchSettings
 from layersync_core.registry import load_tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -19,8 +20,14 @@ def test_the_table_of_families_is_the_listing() -> None:
 
 
 def test_the_table_of_settings_has_every_key() -> None:
-    keys = re.findall(r"^\| `(layersync_\w+)` \|", README, re.MULTILINE)
+    table = README.split("| key | default | meaning |")[1].split("\n\n")[0]
+    keys = re.findall(r"^\| `(layersync_\w+)` \|", table, re.MULTILINE)
     assert keys == list(LayerSyncConfig.model_fields)
+
+
+def test_the_table_of_run_settings_has_every_key() -> None:
+    table = README.split("| key of `layersync run` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(layersync_\w+)` \|", table, re.MULTILINE) == list(LaunchSettings.model_fields)
 
 
 def test_the_loop_runs_as_written() -> None:

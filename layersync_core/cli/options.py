@@ -81,7 +81,9 @@ def _command_class(words: _Words) -> type[TyperCommand]:
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             foreign = [] if ctx.allow_interspersed_args else _foreign(args, words)
             own = args[: len(args) - len(foreign)]
-            return super().parse_args(ctx, [*normalise(own, *words), *foreign])
+            # The separator, since the command may begin with an option: -m MODULE.
+            separator = ["--"] if foreign and foreign[0] != "--" else []
+            return super().parse_args(ctx, [*normalise(own, *words), *separator, *foreign])
 
     return FlagCommand
 
@@ -91,7 +93,7 @@ def _foreign(arguments: Sequence[str], words: _Words) -> list[str]:
     position = 0
     while position < len(arguments):
         name, equals, _ = arguments[position].partition("=")
-        if name == "--" or not name.startswith("-"):
+        if name in ("--", "-m") or not name.startswith("-"):
             return list(arguments[position:])
         takes_value = _key(name) in words.flags and not equals
         if takes_value and _key(name) in words.switches:

@@ -16,6 +16,7 @@ from typing import Any
 
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
+from layersync_core.launch.startup.sitecustomize import REACHED
 from layersync_core.launch.status import HOOK, UNREACHED, read_all, say, summary, why_nothing
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
@@ -37,7 +38,7 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         os.execvp(words[0], words)
     with _status_folder(settings.launch.layersync_status_dir) as folder:
         settings.given["layersync_status_dir"] = str(folder)
-        environment = {**os.environ, **variables(settings, os.environ)}
+        environment = {**os.environ, **variables(settings, os.environ), REACHED: str(folder / HOOK)}
         code = _wait(words, environment, reached=(folder / HOOK).exists)
         failure = _report(folder)
     if code < 0:

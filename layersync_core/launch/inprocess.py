@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
@@ -42,40 +44,47 @@ def run_script(settings: Settings, words: Sequence[str]) -> int:
         CaptureError: The script ended well but trained nothing with LayerSync.
     """
     start(settings)
-    if words[0] == "-m":
-        code, name, path = _module(words[1:])
-        arguments = words[2:]
-    else:
-        code, name, path = _script(words[0]), None, words[0]
-        arguments = words[1:]
     main = ModuleType("__main__")
-    main.__dict__.update(__file__=path, __builtins__=__builtins__, __spec__=name)
+    if words[0] == "-m":
+        source, spec, path = _module(words[1:])
+        main.__dict__.update(__file__=path, __spec__=spec, __loader__=spec.loader, __package__=spec.parent)
+        sys.argv[:], sys.path[0] = [path, *words[2:]], os.getcwd()
+    else:
+        path = os.path.join(os.getcwd(), words[0])
+        source = _script(words[0])
+        main.__dict__.update(__file__=path, __loader__=SourceFileLoader("__main__", path))
+        sys.argv[:], sys.path[0] = list(words), os.path.dirname(os.path.realpath(path))
+    main.__dict__.update(__builtins__=builtins)
     sys.modules["__main__"] = main
-    sys.argv[:] = [path, *arguments]
-    sys.path[0] = os.getcwd() if words[0] == "-m" else str(Path(path).resolve().parent)
     try:
+        code = compile(source, path, "exec", dont_inherit=True) if isinstance(source, bytes) else source
         exec(code, main.__dict__)  # noqa: S102
     except LayerSyncError:
         raise
     except SystemExit as exit:
         if exit.code not in (None, 0):
             raise
-    except Exception as error:
-        # The frames above are ours; the script's own traceback is what a user needs.
-        error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+    except BaseException as error:
+        # The script's own traceback is what a user needs.
+        error.__traceback__ = _without_ours(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
-        return 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     if is_on(settings):
         _require_effect()
     return 0
 
 
-def _script(path: str) -> Any:
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _script(path: str) -> bytes:
     try:
-        source = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the script {path}: {error.strerror or error}") from None
-    return compile(source, path, "exec")
 
 
 def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
@@ -92,8 +101,10 @@ def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
 
 
 def _require_effect() -> None:
-    from layersync_core.launch.patches import training
+    if "torch" in sys.modules:
+        from layersync_core.launch.patches import training
 
-    status = training().status
-    if not status.terms and not status.over:
-        raise CaptureError("the script ended without training a model with LayerSync")
+        status = training().status
+        if status.terms or status.over:
+            return
+    raise CaptureError("the script ended without training a model with LayerSync")

@@ -96,9 +96,9 @@ def variables(settings: Settings, environment: Mapping[str, str]) -> dict[str, s
         text = json.dumps(settings.given, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the settings cannot be passed on as JSON: {error}") from None
-    others = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder != str(STARTUP)]
-    path = os.pathsep.join([str(STARTUP), *others]) if any(others) else str(STARTUP)
-    return {"PYTHONPATH": path, VARIABLE: text}
+    others = environment.get("PYTHONPATH", "")
+    folders = [folder for folder in others.split(os.pathsep) if folder != str(STARTUP)] if others else []
+    return {"PYTHONPATH": os.pathsep.join([str(STARTUP), *folders]), VARIABLE: text}
 
 
 def from_environment() -> Settings:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # that of typing would cost every Python process its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 VARIABLE = "LAYERSYNC_RUN"
+REACHED = "LAYERSYNC_RUN_REACHED"
 WATCHED = frozenset({"torch", "accelerate", "deepspeed", "lightning", "lightning_fabric"})
 
 
@@ -66,6 +70,12 @@ def watch(after: Callable[[str], None]) -> None:
 
 def imported(name: str) -> None:
     """Hand a library over to layersync."""
+    # A module of ours that is importing torch right now cannot be used yet. Where it is needed it is imported anew, and
+    # that one is what the import in progress returns in the end.
+    ours = {key: module for key, module in sys.modules.items() if key.startswith("layersync_core.")}
+    unready = {key: module for key, module in ours.items() if getattr(module.__spec__, "_initializing", False)}
+    for key in unready:
+        del sys.modules[key]
     try:
         from layersync_core.launch import patches
     except ImportError as error:
@@ -73,16 +83,18 @@ def imported(name: str) -> None:
             f"layersync run: {sys.executable} cannot import layersync_core ({error}), so this program would train "
             "without LayerSync; pip install layersync-core and the family's adapter into its environment"
         ) from None
+    finally:
+        for key, module in unready.items():
+            sys.modules.setdefault(key, module)
     patches.install(name)
 
 
-def _touch(settings: str) -> None:
+def _touch(path: str) -> None:
     # So that the parent can tell a program that never trained from one that this hook did not reach.
-    import json
-
-    folder = json.loads(settings).get("layersync_status_dir")
-    if folder:
-        os.close(os.open(os.path.join(folder, "hook"), os.O_CREAT | os.O_WRONLY, 0o644))
+    try:  # noqa: SIM105 - contextlib would cost every Python process its import
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+    except OSError:
+        pass
 
 
 def _chain() -> None:
@@ -90,10 +102,8 @@ def _chain() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or os.curdir) != here]
     ours = sys.modules.pop("sitecustomize", None)
-    from importlib import import_module
-
     try:
-        import_module("sitecustomize")
+        __import__("sitecustomize")
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
@@ -102,13 +112,9 @@ def _chain() -> None:
 
 
 def _main() -> None:
-    settings = os.environ.get(VARIABLE)
     try:
-        if settings:
-            try:  # noqa: SIM105 - contextlib would cost every Python process its import
-                _touch(settings)
-            except (OSError, ValueError):
-                pass
+        if os.environ.get(VARIABLE):
+            _touch(os.environ.get(REACHED, ""))
             watch(imported)
     finally:
         _chain()

@@ -1,0 +1,1 @@
+"""Empty: transformers imports it and uses it for videos alone."""
