@@ -23,6 +23,7 @@ from torch import Tensor
 from layersync_core import attach
 from layersync_core.cli import main
 from layersync_core.launch.settings import STARTUP
+from tests.curves import read_curves
 from tests.scripts import tiny_dit
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -440,6 +441,22 @@ def test_a_command_that_trains_nothing_fails(case: str) -> None:
 def test_a_program_may_import_layersync_before_torch(script: Script, start: list[str], first: str) -> None:
     words = python(script(f"{first}\nimport tiny_dit\ntiny_dit.train(tiny_dit.build())"))
     assert SUMMARY in run([*start, *(words if start is RUN else words[1:])]).stderr
+
+
+LATE_WRITER = """
+import sys
+import tiny_dit
+model = tiny_dit.build()
+tiny_dit.train(model)
+from torch.utils.tensorboard import SummaryWriter
+with SummaryWriter(sys.argv[1]) as writer:
+    writer.add_scalar("loss", 1.0, 1)
+"""
+
+
+def test_a_writer_that_is_imported_after_the_first_step_gets_its_metrics(script: Script, tmp_path: Path) -> None:
+    run([*RUN, *python(script(LATE_WRITER), str(tmp_path))])
+    assert [step for step, _ in read_curves(tmp_path)["layersync_loss"]] == [1]
 
 
 STRANGE = """

@@ -192,6 +192,36 @@ def test_accelerate(launch: Launch, divides: str) -> None:
     assert (training.status.terms, training.status.steps) == (4, 1)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_accelerate_with_a_weighted_loss(launch: Launch, count: int) -> None:
+    # DiffSynth-Studio multiplies each loss with a weight of its timestep.
+    launch()
+    model, batches, _ = micro_batches(count)
+    untouched = copy.deepcopy(model)
+    weights = [torch.tensor([0.1286 + 0.1 * number]) for number in range(count)]
+    terms = [by_hand(untouched, inputs) - main_loss(untouched(**inputs)) for inputs in batches]
+    losses = [weight * main_loss(untouched(**inputs)) for weight, inputs in zip(weights, batches, strict=True)]
+    expected = gradients_by_autograd((sum(terms) + sum(losses)).sum() / count, untouched)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=count)
+    prepared, optimiser = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0))
+    for weight, inputs in zip(weights, batches, strict=True):
+        with accelerator.accumulate(prepared):
+            accelerator.backward(main_loss(prepared(**inputs)) * weight)
+            optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+
+
+def test_accelerate_with_a_weighted_loss_that_may_be_divided_is_asked_about(launch: Launch) -> None:
+    launch()
+    model, batches, _ = micro_batches(2)
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared, optimiser = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0))
+    for inputs in batches:
+        accelerator.backward(main_loss(prepared(**inputs)) * 0.1286 / 2)
+    with pytest.raises(CaptureError, match="--layersync_accumulation_steps N"):
+        optimiser.step()
+
+
 @pytest.mark.parametrize("loss_of", [lambda loss: loss * 0.5, lambda loss: loss / 3, lambda loss: loss * 1024])
 def test_a_factor_that_is_no_accumulation_is_asked_about(launch: Launch, loss_of: Any) -> None:
     launch()

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from tests.curves import check_term, read_curves
-from tests.trainers import musubi
+from tests.trainers import diffsynth_studio, musubi, sd_scripts
 
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).resolve().parent
-TRAINERS = {"MUSUBI": musubi}
+TRAINERS = {"MUSUBI": musubi, "SD_SCRIPTS": sd_scripts, "DIFFSYNTH": diffsynth_studio}
 STEPS = 5
 STUDENT, TEACHER, WEIGHT = 2, 4, 0.5
 FLAGS = (

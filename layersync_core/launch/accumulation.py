@@ -71,6 +71,10 @@ def _constant(tensor: Any) -> float | None:
     return float(tensor)
 
 
+def _is_share(value: float) -> bool:
+    return value > 0 and round(1 / value) > 1 and abs(value * round(1 / value) - 1) < 1e-6
+
+
 class Accumulation:
     """The share of an optimiser step that one loss has, until the first step has shown it.
 
@@ -84,19 +88,22 @@ class Accumulation:
         self._verified = False
         self._first: tuple[Factor, int] | None = None
 
-    def share(self, loss: Tensor, divides: int) -> float:
+    def share(self, loss: Tensor, divides: int | None) -> float:
         """Return what a term must be multiplied with to be scaled as its loss is.
 
         Args:
             loss: The loss as the program hands it over.
-            divides: By how much the library that runs backward divides it afterwards.
+            divides: By how much the library that runs backward divides it afterwards; None where none does.
         """
         if self._steps is not None:
-            return divides / self._steps
+            return (divides or 1) / self._steps
         factor = read_factor(loss)
-        self._first = self._first or (factor, divides)
+        if divides is not None and (divides > 1 or not _is_share(factor.value)):
+            # The library scales and divides, so this is a weight of the loss, such as that of its timestep.
+            factor = Factor(1.0, factor.certain and factor.value == 1)
+        self._first = self._first or (factor, divides or 1)
         if not self._verified:
-            self._seen.append((factor, divides))
+            self._seen.append((factor, divides or 1))
         return factor.value
 
     def describe(self) -> str:

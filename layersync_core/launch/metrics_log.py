@@ -137,7 +137,7 @@ def with_metrics(log: MetricsLog, values: Any, where: str) -> Any:
 def follow(log: MetricsLog) -> None:
     """Log beside what the program logs to tensorboard or wandb without accelerate.
 
-    Called at each step, since a program may load either of them when it pleases.
+    Called when tensorboard has been imported, and at each step, since a program may start wandb when it pleases.
     """
     tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
     if tensorboard is not None:

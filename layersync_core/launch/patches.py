@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from layersync_core.errors import CaptureError
 from layersync_core.launch import resume
-from layersync_core.launch.metrics_log import with_metrics
+from layersync_core.launch.metrics_log import follow, with_metrics
 from layersync_core.launch.replacing import replace
 from layersync_core.launch.settings import from_environment, is_on
 from layersync_core.launch.training import Training, exception_hook
@@ -39,7 +39,7 @@ def install(name: str) -> None:
     """Take hold of a library that has been imported.
 
     Args:
-        name: ``torch``, ``accelerate``, ``deepspeed``, ``lightning`` or ``lightning_fabric``.
+        name: One of those that the start-up hook watches.
     """
     if name in _installed:
         return
@@ -93,12 +93,17 @@ def _fabric() -> None:
             replace(fabric, "backward", _engine)
 
 
+def _tensorboard() -> None:
+    follow(training().log)
+
+
 _PATCHES: dict[str, Callable[[], None]] = {
     "torch": _torch,
     "accelerate": _accelerate,
     "deepspeed": _deepspeed,
     "lightning": _fabric,
     "lightning_fabric": _fabric,
+    "torch.utils.tensorboard": _tensorboard,
 }
 
 

@@ -80,12 +80,12 @@ class Training:
         for candidate in self.candidates.attached:
             _place(candidate, optimiser)
 
-    def add_terms(self, loss: Any, divides: int = 1) -> Any:
+    def add_terms(self, loss: Any, divides: int | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on.
 
         Args:
             loss: What the program wants gradients of.
-            divides: By how much the library that runs backward divides it afterwards.
+            divides: By how much the library that runs backward divides it afterwards; None where none does.
         """
         self._stepped_inside = False
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
@@ -185,7 +185,7 @@ class Training:
                 found.setdefault(candidate, []).append(held)
         return found
 
-    def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int) -> Tensor:
+    def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int | None) -> Tensor:
         self._require_one_family(list(found))
         total: Tensor | None = None
         errors: list[CaptureError] = []

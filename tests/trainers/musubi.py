@@ -30,14 +30,13 @@ target_frames = [9]
 
 def command(folder: Path, output: Path) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    return [
-        *"wan_train_network.py --task t2v-1.3B".split(),
-        *f"--dit {folder}/dit.safetensors --dataset_config {folder}/dataset.toml".split(),
-        *"--sdpa --mixed_precision no --network_module networks.lora_wan --network_dim 4 --network_alpha 4".split(),
-        *"--optimizer_type torch.optim.SGD --learning_rate 0.1 --max_grad_norm 0 --max_train_steps 5".split(),
-        *"--timestep_sampling shift --discrete_flow_shift 3 --max_data_loader_n_workers 0 --seed 1".split(),
-        *f"--output_dir {output} --output_name tiny --logging_dir {output} --log_with tensorboard".split(),
-    ]
+    return f"""
+        wan_train_network.py --task t2v-1.3B --dit {folder}/dit.safetensors --dataset_config {folder}/dataset.toml
+        --sdpa --mixed_precision no --network_module networks.lora_wan --network_dim 4 --network_alpha 4
+        --optimizer_type torch.optim.SGD --learning_rate 0.1 --max_grad_norm 0 --max_train_steps 5
+        --timestep_sampling shift --discrete_flow_shift 3 --max_data_loader_n_workers 0 --seed 1
+        --output_dir {output} --output_name tiny --logging_dir {output} --log_with tensorboard
+    """.split()
 
 
 def make(folder: Path) -> None:

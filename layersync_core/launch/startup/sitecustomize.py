@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "LAYERSYNC_RUN"
 REACHED = "LAYERSYNC_RUN_REACHED"
-WATCHED = frozenset({"torch", "accelerate", "deepspeed", "lightning", "lightning_fabric"})
+WATCHED = frozenset({"torch", "accelerate", "deepspeed", "lightning", "lightning_fabric", "torch.utils.tensorboard"})
 
 
 class Watch:

@@ -12,6 +12,33 @@ def _musubi(configs: ModuleType) -> None:
     config.dim, config.ffn_dim, config.freq_dim, config.num_heads, config.num_layers = 32, 64, 32, 2, 5
 
 
+def _sd_scripts(utils: ModuleType) -> None:
+    from dataclasses import replace
+
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    dev = utils.flux_models.configs["dev"]
+    sizes = {"hidden_size": 32, "num_heads": 2, "axes_dim": [4, 6, 6], "vec_in_dim": 16, "context_in_dim": 32}
+    dev.params = replace(dev.params, **sizes, depth=5, depth_single_blocks=2)
+    dev.ae_params = replace(dev.ae_params, ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
+    # The sizes of its text encoders are written inside the functions that load them.
+    size = {"vocab_size": 100, "num_attention_heads": 2, "num_heads": 2, "num_hidden_layers": 1, "num_layers": 1}
+    clip = CLIPTextConfig(**size, hidden_size=16, intermediate_size=16)
+    t5 = T5Config(**size, d_model=32, d_kv=16, d_ff=32)
+    utils.load_clip_l = lambda *args, **kwargs: CLIPTextModel(clip)
+    utils.load_t5xxl = lambda *args, **kwargs: T5EncoderModel(t5)
+
+
+def _diffsynth(loader: ModuleType) -> None:
+    # It tells models by a hash of their weights' names and shapes.
+    wan = "9269f8db9040a9d860eaca435be61814"
+    loader.hash_model_file = lambda path: wan
+    config = next(config for config in loader.MODEL_CONFIGS if config["model_hash"] == wan)
+    config["extra_kwargs"].update(dim=24, ffn_dim=48, freq_dim=32, text_dim=32, num_heads=2, num_layers=5)
+
+
 TABLES = {
     "musubi": ("musubi_tuner.wan.configs", _musubi),
+    "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
+    "sd_scripts": ("library.flux_utils", _sd_scripts),
 }

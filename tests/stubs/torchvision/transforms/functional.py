@@ -1,4 +1,4 @@
-"""The functions behind the transforms, on PIL images."""
+"""The functions behind the transforms, on PIL images; the last also takes arrays (H, W, 3) of bytes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,4 +25,5 @@ def pil_to_tensor(image: Any) -> torch.Tensor:
 
 
 def to_tensor(image: Any) -> torch.Tensor:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     return pil_to_tensor(image) / 255
