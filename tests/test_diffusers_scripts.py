@@ -23,6 +23,7 @@ from tests.curves import Curve, check_term, read_curves
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).resolve().parent
+STUBS = (TESTS / "stubs", TESTS / "stubs" / "diffusers_examples")
 LAYERSYNC = Path(sys.executable).with_name("layersync")
 ENABLED = "--layersync_enabled true --layersync_student_block 2 --layersync_teacher_block 4 --layersync_lambda 0.5"
 DISABLED = "--layersync_enabled false"
@@ -63,7 +64,7 @@ def run(script: Path, flags: str, folder: Path, layersync: str | None) -> Done:
         "ACCELERATE_USE_CPU": "true",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(TESTS / "stubs"),
+        "PYTHONPATH": os.pathsep.join(map(str, STUBS)),
         "WANDB_DIR": str(folder / "wandb"),
     }
     done = subprocess.run(

@@ -47,8 +47,12 @@ def make(folder: Path) -> None:
     sizes = next(config for config in MODEL_CONFIGS if config["model_hash"] == hash_model_file(""))["extra_kwargs"]
     # So that no block is the identity, and the head lets gradients through.
     state = WanModel(**sizes).state_dict()
-    save_file({name: value + 0.1 * torch.randn_like(value) for name, value in state.items()}, folder / "dit.safetensors")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>")), pad_token="<unk>").save_pretrained(folder / "tokenizer")
+    save_file(
+        {name: value + 0.1 * torch.randn_like(value) for name, value in state.items()}, folder / "dit.safetensors"
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>")), pad_token="<unk>"
+    ).save_pretrained(folder / "tokenizer")
     (folder / "cache").mkdir()
     shared = {"max_timestep_boundary": 1.0, "min_timestep_boundary": 0.0, "use_gradient_checkpointing": True}
     for number in range(_VIDEOS):

@@ -30,6 +30,9 @@ def _sd_scripts(utils: ModuleType) -> None:
 
 
 def _diffsynth(loader: ModuleType) -> None:
+    import torch
+
+    torch.manual_seed(1)  # it has no flag for that
     # It tells models by a hash of their weights' names and shapes.
     wan = "9269f8db9040a9d860eaca435be61814"
     loader.hash_model_file = lambda path: wan
