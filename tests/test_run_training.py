@@ -176,6 +176,42 @@ def test_grad_scaler(launch: Launch) -> None:
     assert_same_gradients(gradients(model), expected)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_step_whose_closure_trains_the_last_loss(launch: Launch, named: bool) -> None:
+    training = launch()
+    model, batches, expected = micro_batches(2)
+    optimiser = sgd(model)
+
+    def closure() -> Tensor:
+        loss = main_loss(model(**batches[1])) / 2
+        loss.backward()
+        return loss
+
+    (main_loss(model(**batches[0])) / 2).backward()
+    returned = optimiser.step(closure=closure) if named else optimiser.step(closure)
+    assert isinstance(returned, Tensor)
+    assert_same_gradients(gradients(model), expected)
+    assert (training.status.terms, training.status.steps) == (2, 1)
+
+
+def test_a_closure_that_is_evaluated_often_is_one_step(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    optimiser = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad], lr=0, max_iter=3)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = main_loss(model(**inputs))
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimiser.step(closure)
+    assert_same_gradients(gradients(model), expected)
+    assert training.status.terms > training.status.steps == 2
+
+
 @pytest.mark.parametrize("divides", ["accelerate", "script"])
 def test_accelerate(launch: Launch, divides: str) -> None:
     training = launch()
