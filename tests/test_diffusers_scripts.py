@@ -6,11 +6,9 @@ tiny random pipelines; tests/stubs stands in for what they import beyond require
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,15 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.curves import Curve, check_term, read_curves
+
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).resolve().parent
 LAYERSYNC = Path(sys.executable).with_name("layersync")
 ENABLED = "--layersync_enabled true --layersync_student_block 2 --layersync_teacher_block 4 --layersync_lambda 0.5"
 DISABLED = "--layersync_enabled false"
-
-Curve = list[tuple[int, float]]
-"""(step, value) in the order of logging; under gradient accumulation a step is logged more than once."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,8 @@ class Done:
 
     @property
     def curves(self) -> dict[str, Curve]:
-        """What the program's tracker holds: tensorboard's event files, or the lines of the stub of wandb."""
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        curves: dict[str, Curve] = defaultdict(list)
-        for path in self.folder.glob("**/events.out.tfevents.*"):
-            events = EventAccumulator(str(path))
-            events.Reload()
-            for tag in events.Tags()["scalars"]:
-                curves[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
-        for path in self.folder.glob("**/wandb.jsonl"):
-            for line in path.read_text().splitlines():
-                values = json.loads(line)
-                step = values.pop("step")
-                for tag, value in values.items():
-                    curves[tag].append((step, value))
-        return curves
+        """What the program's tracker holds."""
+        return read_curves(self.folder)
 
     @property
     def losses(self) -> list[str]:
@@ -94,15 +77,6 @@ def run(script: Path, flags: str, folder: Path, layersync: str | None) -> Done:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return Done(folder, done.stdout)
-
-
-def check_term(curves: dict[str, Curve], steps: int) -> None:
-    """Check that every step logged the term that was asked for."""
-    loss, similarity = curves["layersync_loss"], curves["layersync_similarity"]
-    assert {step for step, _ in loss} >= set(range(1, steps + 1))
-    assert [step for step, _ in loss] == [step for step, _ in similarity]
-    assert [value for _, value in loss] == pytest.approx([-0.5 * value for _, value in similarity], rel=1e-6)
-    assert all(0 < abs(value) < 1 for _, value in similarity)
 
 
 def check_runs(plain: Done, enabled: Done, tag: str = "loss", steps: int = 3) -> None:
