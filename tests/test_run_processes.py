@@ -23,6 +23,7 @@ from torch import Tensor
 from layersync_core import attach
 from layersync_core.cli import main
 from layersync_core.launch.settings import STARTUP
+from tests.curves import read_curves
 from tests.scripts import tiny_dit
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -466,6 +467,19 @@ try:
 finally:
     print(all(map(lambda a, b: (a == b).all(), before, model.parameters())))
 """
+
+
+def test_lightnings_own_loop_is_trained_and_logged(tmp_path: Path) -> None:
+    done = run([*RUN, *python(str(SCRIPTS / "train_with_lightning.py"), str(tmp_path))], cwd=tmp_path)
+    assert "accumulation read from the loss: 1/2" in done.stderr
+    assert f"3 steps {SUMMARY}" in done.stderr
+    assert "logged to tensorboard" in done.stderr
+    curves = read_curves(tmp_path)
+    assert {"loss", "layersync_loss", "layersync_similarity"} <= curves.keys()
+    assert len(curves["layersync_similarity"]) == 3
+    assert [loss for _, loss in curves["layersync_loss"]] == pytest.approx(
+        [-0.5 * value for _, value in curves["layersync_similarity"]]
+    )
 
 
 def test_a_model_of_no_known_family_is_named(script: Script) -> None:

@@ -29,6 +29,7 @@ from layersync_core.launch.settings import VARIABLE
 from layersync_core.launch.training import Training
 from layersync_core.plugins import hookimpl, plugins
 from layersync_core.registry import load_tiny
+from tests.curves import read_curves
 from tests.fakes import model as fake_model
 from tests.models import (
     assert_same_gradients,
@@ -796,7 +797,7 @@ def test_accelerates_trackers_get_the_metrics(launch: Launch, tmp_path: Path) ->
         train(model, inputs, optimiser)
         accelerator.log({"loss": 1.0}, step=step)
     accelerator.end_training()
-    scalars = read_scalars(tmp_path / "logs")
+    scalars = read_curves(tmp_path / "logs")
     assert {"loss", "layersync_loss", "layersync_similarity"} <= scalars.keys()
     assert [step for step, _ in scalars["layersync_similarity"]] == [0, 1, 2]
     for (_, loss), (_, similarity) in zip(scalars["layersync_loss"], scalars["layersync_similarity"], strict=True):
@@ -813,7 +814,7 @@ def test_a_scripts_own_writer_gets_the_metrics(launch: Launch, tmp_path: Path) -
             train(model, inputs, optimiser)
             writer.add_scalar("loss", 1.0, step)
             writer.add_scalar("more", 1.0, step)
-    scalars = read_scalars(tmp_path / "logs")
+    scalars = read_curves(tmp_path / "logs")
     assert [step for step, _ in scalars["layersync_loss"]] == [0, 1, 2]
 
 
@@ -845,18 +846,6 @@ def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) 
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert all(row["layersync_loss"] == pytest.approx(-WEIGHT * row["layersync_similarity"]) for row in rows)
     assert "layersync_metrics.jsonl" in training.status.tracker
-
-
-def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found: dict[str, list[tuple[int, float]]] = {}
-    for file in folder.rglob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    return found
 
 
 # Trainable parts, and what is refused by name.
