@@ -57,7 +57,8 @@ def attach(
         return Attachment(root, None, [], [])
     if root in _attached:
         raise ConfigError(
-            f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again"
+            f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again "
+            "(a program that attaches by itself needs no layersync run)"
         )
     if adapter is not None and not isinstance(adapter, Adapter):
         raise ConfigError(f"adapter= takes an adapter such as BlockStackAdapter; got a {type(adapter).__name__}")

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from layersync_core import LayerSyncConfig, attach
@@ -10,7 +11,9 @@ from layersync_core.cli.list_supported import families, markdown
 from layersync_core.launch.settings import LaunchSettings
 from layersync_core.registry import load_tiny
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [path for path in ROOT.glob("**/*.md") if not {".tox", "site-packages"} & {*path.parts}]
 
 
 def test_the_table_of_families_is_the_listing() -> None:
@@ -56,3 +59,9 @@ def test_the_loop_runs_as_written() -> None:
     with attach(model, {"layersync_enabled": False}) as off:
         loss = torch.ones(())
         assert off.apply(loss) is loss
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []

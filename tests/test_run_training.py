@@ -29,6 +29,7 @@ from layersync_core.launch.settings import VARIABLE
 from layersync_core.launch.training import Training
 from layersync_core.plugins import hookimpl, plugins
 from layersync_core.registry import load_tiny
+from tests.curves import read_curves
 from tests.fakes import model as fake_model
 from tests.models import (
     assert_same_gradients,
@@ -174,6 +175,42 @@ def test_grad_scaler(launch: Launch) -> None:
     scaler.unscale_(optimiser)
     scaler.step(optimiser)
     assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_step_whose_closure_trains_the_last_loss(launch: Launch, named: bool) -> None:
+    training = launch()
+    model, batches, expected = micro_batches(2)
+    optimiser = sgd(model)
+
+    def closure() -> Tensor:
+        loss = main_loss(model(**batches[1])) / 2
+        loss.backward()
+        return loss
+
+    (main_loss(model(**batches[0])) / 2).backward()
+    returned = optimiser.step(closure=closure) if named else optimiser.step(closure)
+    assert isinstance(returned, Tensor)
+    assert_same_gradients(gradients(model), expected)
+    assert (training.status.terms, training.status.steps) == (2, 1)
+
+
+def test_a_closure_that_is_evaluated_often_is_one_step(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    optimiser = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad], lr=0, max_iter=3)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = main_loss(model(**inputs))
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimiser.step(closure)
+    assert_same_gradients(gradients(model), expected)
+    assert training.status.terms > training.status.steps == 2
 
 
 @pytest.mark.parametrize("divides", ["accelerate", "script"])
@@ -790,7 +827,7 @@ def test_accelerates_trackers_get_the_metrics(launch: Launch, tmp_path: Path) ->
         train(model, inputs, optimiser)
         accelerator.log({"loss": 1.0}, step=step)
     accelerator.end_training()
-    scalars = read_scalars(tmp_path / "logs")
+    scalars = read_curves(tmp_path / "logs")
     assert {"loss", "layersync_loss", "layersync_similarity"} <= scalars.keys()
     assert [step for step, _ in scalars["layersync_similarity"]] == [0, 1, 2]
     for (_, loss), (_, similarity) in zip(scalars["layersync_loss"], scalars["layersync_similarity"], strict=True):
@@ -807,7 +844,7 @@ def test_a_scripts_own_writer_gets_the_metrics(launch: Launch, tmp_path: Path) -
             train(model, inputs, optimiser)
             writer.add_scalar("loss", 1.0, step)
             writer.add_scalar("more", 1.0, step)
-    scalars = read_scalars(tmp_path / "logs")
+    scalars = read_curves(tmp_path / "logs")
     assert [step for step, _ in scalars["layersync_loss"]] == [0, 1, 2]
 
 
@@ -835,22 +872,10 @@ def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) 
     model, inputs = build("dit")
     train(model, inputs, sgd(model), 60)
     training._finish()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "layersync_metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert all(row["layersync_loss"] == pytest.approx(-WEIGHT * row["layersync_similarity"]) for row in rows)
-    assert "metrics.jsonl" in training.status.tracker
-
-
-def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found: dict[str, list[tuple[int, float]]] = {}
-    for file in folder.rglob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    return found
+    assert "layersync_metrics.jsonl" in training.status.tracker
 
 
 # Trainable parts, and what is refused by name.

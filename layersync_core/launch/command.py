@@ -17,7 +17,7 @@ from typing import Any
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
 from layersync_core.launch.startup.sitecustomize import REACHED
-from layersync_core.launch.status import HOOK, UNREACHED, read_all, say, summary, why_nothing
+from layersync_core.launch.status import HOOK, UNREACHED, files, read_all, say, summary, why_nothing
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 # A Python starts within this time, or not at all.
@@ -69,7 +69,7 @@ def _status_folder(asked: str | None) -> Iterator[Path]:
         folder = Path(asked).resolve()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in (*folder.glob("*.json"), folder / HOOK):  # of an earlier run: not what this one did
+            for old in (*files(folder), folder / HOOK):  # of an earlier run: not what this one did
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(f"layersync_status_dir {folder}: {error.strerror or error}") from None

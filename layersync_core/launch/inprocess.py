@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.launch.replacing import show_as_without_us
 from layersync_core.launch.settings import Settings, is_on, variables
 from layersync_core.launch.startup.sitecustomize import Watch, imported, watch
 
@@ -65,19 +66,12 @@ def run_script(settings: Settings, words: Sequence[str]) -> int:
         if exit.code not in (None, 0):
             raise
     except BaseException as error:
-        # The script's own traceback is what a user needs.
-        error.__traceback__ = _without_ours(error.__traceback__)
+        show_as_without_us(error)
         sys.excepthook(type(error), error, error.__traceback__)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     if is_on(settings):
         _require_effect()
     return 0
-
-
-def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return trace
 
 
 def _script(path: str) -> bytes:

@@ -62,7 +62,7 @@ class MetricsLog:
     """Collect metrics on the device; they are read when the program logs, or every fifty steps for a file.
 
     Args:
-        folder: Where to write ``metrics.jsonl`` if the program logs nowhere; None writes none.
+        folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes none.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -118,7 +118,7 @@ class MetricsLog:
         values = torch.stack([row[name] for _, row in rows for name in names if name in row]).tolist()
         left = iter(values)
         lines = [{"step": step, **{name: next(left) for name in names if name in row}} for step, row in rows]
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / "layersync_metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)

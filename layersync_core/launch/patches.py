@@ -66,7 +66,7 @@ def _torch() -> None:
     replace(torch.optim.Optimizer, "__init__", _optimising)
     replace(torch.autograd, "backward", _backward)
     replace(torch.amp.GradScaler, "scale", _scaling)
-    register_optimizer_step_pre_hook(lambda optimiser, args, kwargs: training().before_step(optimiser))
+    register_optimizer_step_pre_hook(_stepping)
 
 
 def _accelerate() -> None:
@@ -199,6 +199,28 @@ def _pipeline(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: A
 
 
 # Around training.
+
+
+def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    named = "closure" in kwargs
+    closure = kwargs["closure"] if named else next(iter(args[1:]), None)
+    if not callable(closure):
+        training().before_step(optimiser)
+        return None
+    counted = False
+
+    def before_update() -> Any:
+        # The closure runs forward and backward, in Lightning for the last loss of the step, elsewhere for all.
+        nonlocal counted
+        loss = closure()
+        if not counted:
+            training().before_step(optimiser)
+        counted = True
+        return loss
+
+    if named:
+        return args, {**kwargs, "closure": before_update}
+    return (args[0], before_update, *args[2:]), kwargs
 
 
 def _accelerating(original: Callable[..., Any], accelerator: Any, *args: Any, **kwargs: Any) -> None:

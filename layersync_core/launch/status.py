@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-HOOK = "hook"
+HOOK = "layersync_hook"
 """Name of the file that the start-up hook leaves behind."""
 
 UNREACHED = (
@@ -53,7 +54,7 @@ class Status:
         if folder is None:
             return
         self.pid = os.getpid()
-        path = folder / f"{self.pid}.json"
+        path = folder / f"layersync_status_{self.pid}.json"
         try:
             path.with_suffix(".tmp").write_text(json.dumps(asdict(self)), encoding="utf-8")
             path.with_suffix(".tmp").replace(path)
@@ -61,10 +62,15 @@ class Status:
             pass
 
 
+def files(folder: Path) -> Iterator[Path]:
+    """Return the status files in a folder, which may hold a user's own files as well."""
+    return folder.glob("layersync_status_*.json")
+
+
 def read_all(folder: Path) -> list[Status]:
     """Return the status of every process that left one, by rank."""
     found = []
-    for path in folder.glob("*.json"):
+    for path in files(folder):
         try:
             found.append(Status(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):  # a process that was killed while writing

@@ -21,6 +21,7 @@ from layersync_core.launch import ranks
 from layersync_core.launch.accumulation import Accumulation
 from layersync_core.launch.candidates import Candidate, Candidates
 from layersync_core.launch.metrics_log import MetricsLog, follow
+from layersync_core.launch.replacing import show_as_without_us
 from layersync_core.launch.settings import Settings
 from layersync_core.launch.status import Status, say, summary
 
@@ -443,6 +444,7 @@ def exception_hook() -> None:
         if isinstance(error, LayerSyncError):
             say(f"error: {error}")
         else:
-            others(kind, error, trace)
+            show_as_without_us(error)
+            others(kind, error, error.__traceback__)
 
     sys.excepthook = show

@@ -1,6 +1,6 @@
 """Train one step on this rank's share of a batch, in the way that is asked for; rank 0 saves its gradients.
 
-Usage: two_ranks.py {one,env,accelerate,spawn} FILE [depth of rank 1's model, which is in no wrapper then]
+Usage: two_ranks.py {one,env,sharded,accelerate,spawn} FILE [depth of rank 1's model, which is in no wrapper then]
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 import torch
 import torch.distributed as dist
 from tiny_dit import batch, build, loss_of
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -29,6 +31,25 @@ def plain(rank: int, ranks: int, file: str, depth: int | None = None) -> None:
     optimiser.step()
     if ranks > 1:
         dist.destroy_process_group()
+
+
+def sharded(file: str) -> None:
+    """Train with FSDP2, whose optimiser must be made after the sharding."""
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh("cpu", (ranks,))
+    model = build()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, t = (part.chunk(ranks)[rank] for part in batch())
+    loss_of(model, x, t).backward()
+    whole = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    if rank == 0:
+        torch.save(whole, file)
+    optimiser.step()
+    dist.destroy_process_group()
 
 
 def accelerated(file: str) -> None:
@@ -54,7 +75,9 @@ def save(model: torch.nn.Module, rank: int, file: str) -> None:
 if __name__ == "__main__":
     way, file, *more = sys.argv[1:]
     depth = int(more[0]) if more else None
-    if way == "accelerate":
+    if way == "sharded":
+        sharded(file)
+    elif way == "accelerate":
         accelerated(file)
     elif way == "spawn":
         torch.multiprocessing.spawn(plain, (2, file, depth), nprocs=2)
