@@ -56,7 +56,8 @@ def distance(some: Tensor, reference: Tensor) -> float:
 
 def call(command: list[str], checkout: Path, trainer: ModuleType, **environment: str) -> str:
     """Run a command in a trainer's folder, with our start-up file; return its output and errors."""
-    paths = [TESTS / "trainers" / "startup", TESTS / "stubs", checkout / trainer.SOURCES]
+    stubs = [TESTS / "stubs"] if trainer.STUBS else []
+    paths = [TESTS / "trainers" / "startup", *stubs, checkout / trainer.SOURCES]
     done = subprocess.run(
         command,
         env={
@@ -65,6 +66,7 @@ def call(command: list[str], checkout: Path, trainer: ModuleType, **environment:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "SEED": "1",
             "TRAINER": trainer.TABLE,
             **environment,
         },
@@ -101,7 +103,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
     def train(name: str, more: str, how: str) -> Done:
         checkout, python = found(name)
         trainer, folder = TRAINERS[name], tmp_path_factory.mktemp(how)
-        words = [str(python), *trainer.command(made(name), folder), *more.split()]
+        words = [str(python), *trainer.command(made(name), folder, more)]
         environment = {"TRAINER_GRADIENTS": str(folder / "gradients.pt")}
         if how == "reference":
             reference: dict[str, Any] = {"block": trainer.BLOCK, "element": trainer.ELEMENT}

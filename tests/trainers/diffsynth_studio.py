@@ -11,6 +11,7 @@ from pathlib import Path
 
 TABLE = "diffsynth"
 SOURCES = "."
+STUBS = True
 BLOCK, ELEMENT = "DiTBlock", None
 ATTACHED = "WanModel#1 (family wan): student block 2 of 5 (blocks.1), teacher block 4 of 5 (blocks.3), weight 0.5"
 # Checkpointing is always on.
@@ -19,7 +20,7 @@ VARIANTS = ("", "--gradient_accumulation_steps 2 --dataset_repeat 2", "--use_gra
 _VIDEOS = 5
 
 
-def command(folder: Path, output: Path) -> list[str]:
+def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
     return [
         *f"""
@@ -27,7 +28,7 @@ def command(folder: Path, output: Path) -> list[str]:
         --tokenizer_path {folder}/tokenizer --use_gradient_checkpointing
         --lora_base_model dit --lora_target_modules q,k,v,o,ffn.0,ffn.2 --lora_rank 4
         --customized_optimizer torch.optim.SGD --learning_rate 0.1 --weight_decay 0 --num_epochs 1
-        --output_path {output} --enable_tensorboard_log
+        --output_path {output} --enable_tensorboard_log {variant}
         """.split(),
         "--model_paths",
         json.dumps([str(folder / "dit.safetensors")]),

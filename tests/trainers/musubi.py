@@ -10,6 +10,7 @@ from pathlib import Path
 
 TABLE = "musubi"
 SOURCES = "src"
+STUBS = True
 BLOCK, ELEMENT = "WanAttentionBlock", None
 ATTACHED = "WanModel#1 (family wan): student block 2 of 5 (blocks.1), teacher block 4 of 5 (blocks.3), weight 0.5"
 VARIANTS = ("", "--gradient_checkpointing", "--gradient_accumulation_steps 2")
@@ -28,14 +29,14 @@ target_frames = [9]
 """
 
 
-def command(folder: Path, output: Path) -> list[str]:
+def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
     return f"""
         wan_train_network.py --task t2v-1.3B --dit {folder}/dit.safetensors --dataset_config {folder}/dataset.toml
         --sdpa --mixed_precision no --network_module networks.lora_wan --network_dim 4 --network_alpha 4
         --optimizer_type torch.optim.SGD --learning_rate 0.1 --max_grad_norm 0 --max_train_steps 5
         --timestep_sampling shift --discrete_flow_shift 3 --max_data_loader_n_workers 0 --seed 1
-        --output_dir {output} --output_name tiny --logging_dir {output} --log_with tensorboard
+        --output_dir {output} --output_name tiny --logging_dir {output} --log_with tensorboard {variant}
     """.split()
 
 
