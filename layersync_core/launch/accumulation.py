@@ -98,8 +98,8 @@ class Accumulation:
         if self._steps is not None:
             return (divides or 1) / self._steps
         factor = read_factor(loss)
-        if divides is not None and (divides > 1 or not _is_share(factor.value)):
-            # The library scales and divides, so this is a weight of the loss, such as that of its timestep.
+        if divides is not None and not _is_share(factor.value):
+            # Where a library runs backward, this is a weight of the loss, such as that of its timestep.
             factor = Factor(1.0, factor.certain and factor.value == 1)
         self._first = self._first or (factor, divides or 1)
         if not self._verified:
