@@ -331,3 +331,61 @@ def test_the_mask_is_that_of_the_generated_tokens(register: Register) -> None:
         sync.loss()
     assert torch.equal(seen[0], keep.expand(2, -1))
     assert seen[1:] == [None, (2, 48, 32)]
+
+
+# Trainable parts.
+@pytest.fixture
+def projector(register: Register) -> nn.Linear:
+    """The part of a regularizer on the second block."""
+    torch.manual_seed(0)
+    part = nn.Linear(8, 1)
+    register(Other(lambda states, step: Term(part(states.tokens(1)).square().mean()), module=part))
+    return part
+
+
+OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+}
+
+
+def train(model: Any, sync: Attachment, optimiser: torch.optim.Optimizer, steps: int, forwards: int = 1) -> None:
+    for _ in range(steps):
+        for _ in range(forwards):
+            (sync.apply(model(toy_input()).square().mean()) / forwards).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_that_no_optimiser_has_is_an_error(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    with sync, pytest.raises(CaptureError, match=r"part of other gets gradients .* attachment\.modules"):
+        train(model, sync, OPTIMISERS[kind](model.parameters()), 5)
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_in_the_optimiser_is_trained(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    before = projector.weight.detach().clone()
+    with sync:
+        train(model, sync, OPTIMISERS[kind]([*model.parameters(), *sync.modules().parameters()]), 8)
+    assert not torch.equal(projector.weight, before)
+
+
+def test_a_part_may_have_an_optimiser_of_another_kind(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"](model.parameters())
+    with sync:
+        for _ in range(8):
+            train(model, sync, optimiser, 1)
+            for parameter in sync.modules().parameters():  # as many optimisers of third parties write
+                assert parameter.grad is not None
+                parameter.data.add_(parameter.grad, alpha=-0.1)
+
+
+def test_micro_batches_are_no_updates_that_a_part_misses(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"]([*model.parameters(), *sync.modules().parameters()])
+    with sync:
+        train(model, sync, optimiser, 2, forwards=8)
