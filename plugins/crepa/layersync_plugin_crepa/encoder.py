@@ -59,7 +59,8 @@ class Encoder:
             model(pixel_values=self._prepare(chunk).to(model.dtype), **more).last_hidden_state[:, -self._tokens :]
             for chunk in frames.split(at_once)
         ]
-        return torch.cat(tokens).unflatten(0, pixels_BTCHW.shape[:2])
+        features: Tensor = torch.cat(tokens).unflatten(0, pixels_BTCHW.shape[:2])
+        return features
 
     def _prepare(self, frames_FCHW: Tensor) -> Tensor:
         frames_FCHW = F.interpolate(frames_FCHW.float(), size=(self._size, self._size), mode="bilinear")

@@ -46,11 +46,10 @@ class WeightSchedule:
         if self.kind == "constant":
             return self.weight
         progress = min((step - self.warmup_steps) / (self.end_step - self.warmup_steps), 1.0)
-        left = {
-            "linear": 1 - progress,
-            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-            "polynomial": (1 - progress) ** self.power,
-        }[self.kind]
+        if self.kind == "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        else:
+            left = math.pow(1 - progress, self.power if self.kind == "polynomial" else 1)
         return self.end_weight + (self.weight - self.end_weight) * left
 
 
