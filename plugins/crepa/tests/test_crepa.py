@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import statistics
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -561,3 +564,22 @@ def test_a_projector_that_no_optimiser_has_is_an_error() -> None:
         loss = model(x).square().mean()
         with pytest.raises(CaptureError, match="the trainable part of crepa gets gradients but is never updated"):
             sync.apply(loss)
+
+
+def test_the_readme_has_every_key_and_its_default() -> None:
+    from layersync_plugin_crepa.config import CrepaConfig
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(crepa_\w+)` \| (\S+)", readme, re.MULTILINE))
+    fields = CrepaConfig.model_fields
+    told = {key: default.strip("`") for key, default in rows.items() if key in fields}
+    assert told.keys() == fields.keys()
+    for key, field in fields.items():
+        if field.default is not None:
+            assert told[key] == str(field.default).lower(), key
+
+
+def test_its_keys_are_read_without_torch() -> None:
+    code = "import sys, layersync_plugin_crepa as it; it.layersync_config_models(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
