@@ -948,6 +948,13 @@ def test_crepa_by_a_key_of_the_batch(launch: Launch, tmp_path: Path) -> None:
     assert "student block 1 of 4" in training.status.targets[0]
 
 
+def test_crepa_without_pixels_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:
+    launch(crepa_enabled=True, crepa_block_index=1)
+    model, _ = build("wan")
+    with pytest.raises(ConfigError, match="crepa_pixels is missing"):
+        sgd(model)
+
+
 def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
     """Put a stand-in of a library among the imported modules."""
     module = ModuleType(name)

@@ -25,6 +25,21 @@ Gradients = dict[str, Tensor]
 TOLERANCES = {"wan": 1e-5, "kandinsky5_video": 2e-2, "ltx_video": 1e-5}
 
 
+class Inside(nn.Module):
+    """A model and the trainable part beside it, as one module for a wrapper."""
+
+    def __init__(self, model: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+def sample_of(output: Any) -> Tensor:
+    return getattr(output, "sample", output)
+
+
 def backward(
     family: str, model: nn.Module, inputs: dict[str, Any], config: dict[str, Any], averaged: bool = True
 ) -> Any:
@@ -33,8 +48,7 @@ def backward(
     with attach(model, config, family=family) as sync:
         if not averaged:
             sync._parts.remove()
-        output = model(**inputs)
-        sync.apply(0.01 * getattr(output, "sample", output).square().mean()).backward()
+        sync.apply(0.01 * sample_of(model(**inputs)).square().mean()).backward()
         part = nn.ModuleDict(sync.modules())
         return gradients(model), gradients(part), copy.deepcopy(part.state_dict())
 
@@ -88,6 +102,13 @@ def check(family: str) -> None:
         dist.all_gather(theirs, value)
         assert torch.equal(theirs[0], theirs[1]), name
         assert torch.equal(value, weights[name]), name
+
+    # The user may put the part into the wrapper, which averages it once more.
+    torch.manual_seed(dist.get_rank())
+    with attach(plain, CREPA | LAYERSYNC, family=family) as sync:
+        inside = DistributedDataParallel(Inside(plain, sync.modules()))
+        sync.apply(0.01 * sample_of(inside(**inputs)).square().mean()).backward()
+        assert_same_gradients(gradients(nn.ModuleDict(sync.modules())), expected)
 
     counts = []
     for config in (LAYERSYNC, CREPA | LAYERSYNC):
