@@ -96,7 +96,7 @@ def _load(name: str) -> tuple[Any, bool]:
 
 
 def _cannot_load(name: str, error: BaseException) -> ConfigError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
     return ConfigError(
         f"crepa_model {name} cannot be loaded: {reason}; give a folder of a vision model of transformers, or a "
         "name on the hub that is in the cache or can be fetched"
