@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from layersync_core.parts import several_ranks
 
-_LAG = 8
-"""Losses between a figure's computation and its reading: by then it has long arrived."""
+
+def _lag(device: torch.device) -> int:
+    """Return the losses between a figure's computation and its reading: by then it has long arrived."""
+    return 0 if device.type == "cpu" else 8
 
 
 class SimilarityCutoff(nn.Module):
@@ -68,7 +70,7 @@ class SimilarityCutoff(nn.Module):
             done = torch.cuda.Event()
             done.record()
             self._waiting.append((here, done))
-        if len(self._waiting) > (0 if self.cut.device.type == "cpu" else _LAG):
+        if len(self._waiting) > _lag(self.cut.device):
             value, arrived = self._waiting.popleft()
             if arrived is not None:
                 arrived.synchronize()

@@ -87,6 +87,14 @@ def test_cut_off_by_similarity(permanent: bool, decay: float) -> None:
         assert cutoff.over == (permanent and expected), "only what is off for good may stop the capture"
 
 
+def test_the_host_learns_of_it_a_fixed_number_of_losses_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layersync_plugin_crepa.cutoff._lag", lambda device: 3)  # as on an accelerator
+    cutoff = SimilarityCutoff(0.7, 0.0, True)
+    told = [(bool(cutoff(torch.tensor(value))), cutoff.over) for value in (0.1, 0.9, 0.1, 0.1, 0.1, 0.1)]
+    assert [cut for cut, _ in told] == [False, True, True, True, True, True]
+    assert [over for _, over in told] == [False, False, False, False, True, True]
+
+
 def test_without_a_threshold_nothing_is_cut_off() -> None:
     cutoff = SimilarityCutoff(None, 0.0, True)
     assert not any(bool(cutoff(torch.tensor(1.0))) for _ in range(5))
