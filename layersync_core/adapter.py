@@ -173,7 +173,15 @@ class BlockStackAdapter(ModelLayout):
         layout = self._layout(model)
         found = layout.blocks(model)
         return [
-            Block(index, path, stack.path, _width(stack.width or layout.width, model, block), stack.stage, len(found))
+            Block(
+                index,
+                path,
+                stack.path,
+                _width(stack.width or layout.width, model, block),
+                stack.stage,
+                len(found),
+                layout.video,
+            )
             for index, (stack, path, block) in enumerate(found)
         ]
 

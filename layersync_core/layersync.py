@@ -82,6 +82,14 @@ class LayerSync:
             _warn_of(pair)
         return {block.index for pair in self.pairs for block in (pair.student, pair.teacher)}
 
+    def describe(self) -> list[str]:
+        """Return the resolved pairs, in lines for a terminal."""
+        return [
+            line
+            for pair in self.pairs
+            for line in (f"student: {pair.student}", f"teacher: {pair.teacher}", f"weight: {pair.weight:g}")
+        ]
+
     def begin(self, model: nn.Module) -> None:
         """Say so when the paper's weight meets a model of which only adapter weights train."""
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
