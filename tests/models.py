@@ -48,6 +48,11 @@ def states_by_hand(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return _BY_HAND[type(model).__name__](model, **inputs)
 
 
+def has_states_by_hand(model: nn.Module) -> bool:
+    """Return whether ``states_by_hand`` knows the model."""
+    return type(model).__name__ in _BY_HAND
+
+
 def _dit(model: Any, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> list[Tensor]:
     state, states = model.pos_embed(hidden_states), []
     for block in model.transformer_blocks:
@@ -212,6 +217,20 @@ class Toy(nn.Module):
 TOY = BlockStackAdapter(
     family="toy", model_classes="Toy", stacks="blocks", embedder="embed", width="embed.out_features"
 )
+
+
+class Outside(nn.Module):
+    """LoRA as kohya's trainers have it: its weights are no part of the model, whose linear layer it takes over."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.down = nn.Linear(linear.in_features, 2, bias=False)
+        self.up = nn.Linear(2, linear.out_features, bias=False)
+        self.original = [linear.forward]
+        linear.forward = self.forward  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.original[0](x) + self.up(self.down(x))
 
 
 def toy(**arguments: Any) -> Toy:
