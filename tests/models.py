@@ -166,7 +166,9 @@ def gradients_by_autograd(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     return {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
 
 
-def assert_same_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_same_gradients(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-5, floor: float = 1e-3
+) -> None:
     """Compare name by name: a missing gradient is one of zeros, and nothing is all zeros."""
     assert expected
     scale = max(float(grad.norm()) for grad in expected.values())
@@ -176,7 +178,7 @@ def assert_same_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Te
         assert some is not None
         ours, theirs = (grads.get(name, torch.zeros_like(some)) for grads in (found, expected))
         # Gradients that cancel out have no digits of their own left: judge those by the largest.
-        limit = tolerance * max(float(theirs.norm()), 1e-3 * scale)
+        limit = tolerance * max(float(theirs.norm()), floor * scale)
         assert float((ours - theirs).norm()) <= limit, name
 
 
