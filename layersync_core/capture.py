@@ -18,6 +18,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from layersync_core.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
 from layersync_core.errors import CaptureError
 from layersync_core.graph import Mark, mark
 from layersync_core.protocol import Tokens
@@ -106,6 +107,7 @@ class Capture:
             self._handles.append(embedder.register_forward_hook(_Hook(self._on_embedder)))
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
+        allow_checkpointed_hooks()
 
     def collect(self) -> Tokens:
         """Put the states of the last training forward into the buffer.
@@ -185,6 +187,8 @@ class Capture:
 
     def remove(self) -> None:
         """Take every hook off the model."""
+        if self._handles:
+            disallow_checkpointed_hooks()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
