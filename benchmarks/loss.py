@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measure import peak_bytes, seconds
 from layersync_core.alignment import alignment_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -83,11 +83,15 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, ro
     arms = (reference, ours, lambda: _touch_memory(student.detach(), teacher))
     times: list[list[float]] = [[], [], []]
     for round_number in range(rounds + 2):
-        for arm, seconds in zip(arms, times, strict=True):
-            elapsed = _seconds(arm, device)
+        for arm, measured in zip(arms, times, strict=True):
+            elapsed = seconds(arm, device)
             if round_number >= 2:  # the first two warm caches and allocator up
-                seconds.append(elapsed)
-    reference_s, ours_s, limit_s = (statistics.median(seconds) for seconds in times)
+                measured.append(elapsed)
+    reference_s, ours_s, limit_s = (statistics.median(measured) for measured in times)
+    student.grad = None
+    reference_peak = peak_bytes(reference, device)
+    student.grad = None
+    ours_peak = peak_bytes(ours, device)
     student.grad = None
     return Figures(
         reference_s,
@@ -95,8 +99,8 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, ro
         limit_s,
         _saved_bytes(reference_loss, student, teacher),
         _saved_bytes(alignment_loss, student, teacher),
-        _peak_bytes(reference, student),
-        _peak_bytes(ours, student),
+        reference_peak,
+        ours_peak,
         student.numel() * student.element_size(),
     )
 
@@ -107,20 +111,6 @@ def _touch_memory(student: Tensor, teacher: Tensor) -> None:
         student.view(torch.float32).sum()
         teacher.view(torch.float32).sum()
     torch.empty_like(student).zero_()
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(begin.elapsed_time(end)) / 1000
-    begin_s = time.perf_counter()
-    run()
-    return time.perf_counter() - begin_s
 
 
 def _saved_bytes(loss: Loss, student: Tensor, teacher: Tensor) -> int:
@@ -138,30 +128,6 @@ def _saved_bytes(loss: Loss, student: Tensor, teacher: Tensor) -> int:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     del result
     return sum(storages.values())
-
-
-def _peak_bytes(run: Callable[[], None], student: Tensor) -> int:
-    """Measure the most memory that lives at once during forward and backward, beyond the two inputs."""
-    student.grad = None
-    if student.device.type == "cuda":
-        torch.cuda.synchronize(student.device)
-        torch.cuda.reset_peak_memory_stats(student.device)
-        before = torch.cuda.memory_allocated(student.device)
-        run()
-        torch.cuda.synchronize(student.device)
-        peak = torch.cuda.max_memory_allocated(student.device) - before
-    else:
-        # The profiler sees every allocation of torch's CPU allocator, also those inside an operator.
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            run()
-        results = profile.profiler.kineto_results
-        events = [event for event in results.events() if event.name() == "[memory]"]
-        live = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            live += event.nbytes()
-            peak = max(peak, live)
-    student.grad = None
-    return peak
 
 
 def _print_row(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rounds: int) -> None:

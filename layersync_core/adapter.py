@@ -4,20 +4,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.protocol import API_VERSION, Block, Tokens
+from layersync_core.errors import ConfigError
+from layersync_core.protocol import API_VERSION, Block
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layersync_core.buffer import HiddenStateBuffer
-    from layersync_core.capture import Pass
     from layersync_core.protocol import CaptureHandle
 
 Width = str | Callable[[Any, Any], int]
@@ -175,13 +173,22 @@ class BlockStackAdapter(ModelLayout):
         layout = self._layout(model)
         found = layout.blocks(model)
         return [
-            Block(index, path, stack.path, _width(stack.width or layout.width, model, block), stack.stage, len(found))
+            Block(
+                index,
+                path,
+                stack.path,
+                _width(stack.width or layout.width, model, block),
+                stack.stage,
+                len(found),
+                layout.video,
+            )
             for index, (stack, path, block) in enumerate(found)
         ]
 
     def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
         """Start capturing the given layers into the buffer."""
         from layersync_core.capture import Capture
+        from layersync_core.reading import Parameters, Reader
 
         layout = self._layout(model)
         found = layout.blocks(model)
@@ -189,7 +196,7 @@ class BlockStackAdapter(ModelLayout):
         if layout.embedder and embedder is None:
             raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
         stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = _Reader(layout, model, stacks, buffer, *map(_signature, (model, found[0][2])))
+        reader = Reader(layout, model, stacks, buffer, *map(Parameters.of, (model, found[0][2])))
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
@@ -208,87 +215,6 @@ class BlockStackAdapter(ModelLayout):
             f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
             f"{', '.join(self.model_classes)} with their usual blocks"
         )
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Turn what blocks returned into tokens in the buffer, after the forward."""
-
-    layout: ModelLayout
-    model: nn.Module
-    stacks: Mapping[int, tuple[BlockStack, str]]
-    buffer: HiddenStateBuffer
-    signature: inspect.Signature
-    block_signature: inspect.Signature
-
-    def read(self, forward: Pass) -> Tokens:
-        import torch
-
-        from layersync_core.graph import tokens_of
-
-        tracked: dict[int, Tensor] = {}
-        spans: dict[int, slice] = {}
-        arguments = self._arguments(forward)
-        embedded = self._image_tokens(forward, arguments)
-        for index, (stack, path) in self.stacks.items():
-            output = forward.outputs[index]
-            tracked[index] = _select(output, stack, path)
-            spans[index] = _image_span(tracked[index].shape[-2], stack, path, embedded, joined=output is tracked[index])
-            tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
-        batch, tokens = tensor.shape[:2]
-        call = ForwardCall(self.model, arguments, batch, tokens, self._block_arguments(forward))
-        layout = self.layout
-        target = self._mask(layout.target if arguments else layout.block_target or layout.target, call)
-        real = self._mask(layout.real if arguments else layout.block_real or layout.real, call)
-        if target is not None and real is not None:
-            target = target & real
-        counted = real if target is None else target
-        if counted is not None and counted.device.type in ("cpu", "cuda"):
-            # Without a token to align the term is 0 for ever. Checked on the device: the host does not wait for it.
-            message = "no generated token in the batch, only references or padding, so there is nothing to align"
-            try:
-                torch._assert_async(counted.any(), message)
-            except RuntimeError:
-                raise CaptureError(message) from None
-        grid = self.layout.grid(call) if self.layout.grid and call.arguments else None
-        return Tokens(target, real, grid, tracked, spans, video=self.layout.video)
-
-    def _image_tokens(self, forward: Pass, arguments: Mapping[str, Any]) -> int | None:
-        if self.layout.image_tokens is not None and arguments:
-            return self.layout.image_tokens(ForwardCall(self.model, arguments))
-        return _length(forward.embedded) if self.layout.embedder else None
-
-    def _arguments(self, forward: Pass) -> dict[str, Any]:
-        if not forward.by_model:
-            return {}
-        bound = self.signature.bind_partial(self.model, *forward.args, **forward.kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
-
-    def _block_arguments(self, forward: Pass) -> dict[str, Any]:
-        if forward.by_model or not (self.layout.block_target or self.layout.block_real):
-            return {}
-        bound = self.block_signature.bind_partial(None, *forward.args, **forward.kwargs)
-        return dict(bound.arguments)
-
-    def _mask(self, mask_of: Callable[[ForwardCall], Tensor | None] | None, call: ForwardCall) -> Tensor | None:
-        if mask_of is None:
-            return None
-        if not call.arguments and mask_of not in (self.layout.block_target, self.layout.block_real):
-            raise CaptureError(
-                f"the forward of {type(self.model).__name__} did not run (its blocks were called one by one), so "
-                "reference tokens and padding cannot be told from generated tokens"
-            )
-        mask = mask_of(call)
-        if mask is None:
-            return None
-        shape = (call.batch, call.tokens)
-        if tuple(mask.shape) not in (shape, shape[1:]):
-            raise CaptureError(
-                f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
-                f"the hidden states have {shape[0]} samples of {shape[1]} tokens"
-            )
-        return mask.expand(shape)
 
 
 def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callable[[ForwardCall], Any]:
@@ -310,10 +236,6 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
     return grid
 
 
-def _signature(module: nn.Module) -> inspect.Signature:
-    return inspect.signature(type(module).forward)  # of the class: accelerate puts a forward of its own on instances
-
-
 def _class_names(module: nn.Module) -> set[str]:
     return {base.__name__ for base in type(module).__mro__}
 
@@ -330,47 +252,3 @@ def _width(source: Width | None, model: nn.Module, block: nn.Module) -> int | No
         return None
     width = _at(model, source) if isinstance(source, str) else source(model, block)
     return width if isinstance(width, int) else None
-
-
-def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
-    """Return the hidden states in what a block returned."""
-    import torch
-
-    state = output
-    for step in stack.element if isinstance(stack.element, tuple) else (stack.element,):
-        if isinstance(step, str):
-            state = getattr(state, step, None)
-        elif isinstance(state, (tuple, list)):
-            if step is None or step >= len(state):
-                raise CaptureError(
-                    f"{path} returned {len(state)} values, but its adapter expects "
-                    f"{'one tensor' if step is None else f'a value at position {step}'}"
-                )
-            state = state[step]
-    if not isinstance(state, torch.Tensor) or state.ndim != (3 if stack.batched else 2):
-        what = f"shape {tuple(state.shape)}" if isinstance(state, torch.Tensor) else f"a {type(state).__name__}"
-        axes = "batch, tokens, channels" if stack.batched else "tokens, channels"
-        raise CaptureError(f"{path} returned {what} where hidden states ({axes}) were expected")
-    return state
-
-
-def _length(embedded: Any) -> int | None:
-    """Return the number of tokens that the patch embedder gave."""
-    return embedded.shape[1] if getattr(embedded, "ndim", 0) == 3 else None
-
-
-def _image_span(length: int, stack: BlockStack, path: str, count: int | None, joined: bool) -> slice:
-    """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
-    cut = stack.joined != "all"
-    if joined and stack.element is not None and not cut:
-        raise CaptureError(f"{path} returned one tensor, but its adapter expects a value at position {stack.element}")
-    if count is None:
-        if cut:
-            raise CaptureError(
-                f"{path} returned text and image tokens as one sequence of {length}, and the patch embedder did not "
-                "run, so they cannot be told apart"
-            )
-        return slice(0, length)
-    if count > length or (count < length and not cut):
-        raise CaptureError(f"{path} returned {length} tokens where the patch embedder gave {count}")
-    return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)

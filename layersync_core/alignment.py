@@ -92,6 +92,7 @@ def similarity(
             )
         sample_weight = sample_weight.detach().to(device)
     # Detached here, not only by returning no gradient: else the engine still runs the teacher's backward, with zeros.
+    # Trainers split blocks over devices; the teacher carries no gradient, so it is the one that moves.
     weighted, raw = _TokenCosine.apply(  # type: ignore[no-untyped-call]
         student, teacher.detach().to(device), real_BS, sample_weight
     )
@@ -142,7 +143,7 @@ class _TokenCosine(torch.autograd.Function):
             count = _count(student, real_BS, cosine_BS.dtype)
             raw = cosine_BS.sum() / count
             if sample_weight_B is None:
-                weighted, share = raw.clone(), count.reciprocal()
+                weighted, share = raw.clone(), 1 / count
             else:
                 weight_BS = sample_weight_B.to(cosine_BS.dtype).view(-1, *[1] * (cosine_BS.dim() - 1))
                 weighted, share = (cosine_BS * weight_BS).sum() / count, weight_BS / count
@@ -150,7 +151,7 @@ class _TokenCosine(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 # d cos / d s = t / (|s| |t|) - cos · s / |s|²
                 toward_teacher_BS = student_inverse_BS * teacher_inverse_BS * share
-                toward_student_BS = -cosine_BS * student_inverse_BS.square() * share
+                toward_student_BS = cosine_BS * student_inverse_BS.square() * -share
                 # The inputs go through save_for_backward for its version check, which catches later in-place changes.
                 ctx.save_for_backward(student, teacher, toward_teacher_BS, toward_student_BS, real_BS)
         return weighted, raw
@@ -199,24 +200,24 @@ def _cosine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the cosine and both inverse lengths of each token, all 0 at padding."""
     shape, dtype = student.shape[:-1], _accumulator(student, teacher)
-    dot_BS, student_length_BS, teacher_length_BS = (student.new_empty(shape, dtype=dtype) for _ in range(3))
-    for piece in _pieces(_piece_size(student), student, teacher, dot_BS, student_length_BS, teacher_length_BS):
+    dot_and_lengths_3BS = student.new_empty((3, *shape), dtype=dtype)
+    dot_BS = dot_and_lengths_3BS[0]
+    for piece in _pieces(_piece_size(student), student, teacher, *dot_and_lengths_3BS):
         products(*piece)
-    student_inverse_BS = _inverse_length(student_length_BS, real_BS)
-    teacher_inverse_BS = _inverse_length(teacher_length_BS, real_BS)
+    student_inverse_BS, teacher_inverse_BS = _inverse_length(dot_and_lengths_3BS[1:], real_BS)
     cosine_BS = (dot_BS * student_inverse_BS * teacher_inverse_BS).clamp(-1, 1)
     if real_BS is not None:
         cosine_BS = cosine_BS.masked_fill(~real_BS, 0)
     return cosine_BS, student_inverse_BS, teacher_inverse_BS
 
 
-def _inverse_length(length_BS: Tensor, real_BS: Tensor | None) -> Tensor:
-    limits = torch.finfo(length_BS.dtype)
+def _inverse_length(length_2BS: Tensor, real_BS: Tensor | None) -> Tensor:
+    limits = torch.finfo(length_2BS.dtype)
     # Below this the squares have lost digits to underflow: no direction is left in them.
-    inverse_BS = length_BS.reciprocal().masked_fill(length_BS < math.sqrt(limits.tiny / limits.eps), 0)
+    inverse_2BS = length_2BS.reciprocal().masked_fill_(length_2BS < math.sqrt(limits.tiny / limits.eps), 0)
     # An overflow must show as NaN: 1 / inf would pass for a zero vector.
-    inverse_BS = inverse_BS.masked_fill(length_BS == torch.inf, torch.nan)
-    return inverse_BS if real_BS is None else inverse_BS.masked_fill(~real_BS, 0)
+    inverse_2BS.masked_fill_(length_2BS == torch.inf, torch.nan)
+    return inverse_2BS if real_BS is None else inverse_2BS.masked_fill_(~real_BS, 0)
 
 
 def _write_gradient(
@@ -265,10 +266,10 @@ def _mean_token(states: Tensor, real_BS: Tensor | None, dtype: torch.dtype) -> T
     return total_D / _count(states, real_BS, dtype)
 
 
-def _count(states: Tensor, real_BS: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the number of real tokens, at least 1, as a scalar on the device."""
+def _count(states: Tensor, real_BS: Tensor | None, dtype: torch.dtype) -> int | Tensor:
+    """Return the number of real tokens, at least 1; where it depends on a mask, as a scalar on the device."""
     if real_BS is None:
-        return states.new_full((), max(states.shape[:-1].numel(), 1), dtype=dtype)
+        return max(states.shape[:-1].numel(), 1)
     return real_BS.sum().clamp(min=1).to(dtype)
 
 
@@ -308,7 +309,7 @@ def _accumulator(student: Tensor, teacher: Tensor) -> torch.dtype:
 def _full_precision(states: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off: it would round the products to the very dtype that fp32 sums are there to avoid."""
     device_type = states.device.type
-    if torch.amp.is_autocast_available(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

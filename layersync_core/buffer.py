@@ -38,6 +38,10 @@ class HiddenStateBuffer(MutableMapping[str, Tensor]):
     def __delitem__(self, key: str) -> None:
         del self._states[key]
 
+    def clear(self) -> None:
+        """Forget every state."""
+        self._states.clear()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._states)
 

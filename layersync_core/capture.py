@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import nn
 
+from layersync_core.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
 from layersync_core.errors import CaptureError
 from layersync_core.graph import Mark, mark
 from layersync_core.protocol import Tokens
@@ -105,6 +107,7 @@ class Capture:
             self._handles.append(embedder.register_forward_hook(_Hook(self._on_embedder)))
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
+        allow_checkpointed_hooks()
 
     def collect(self) -> Tokens:
         """Put the states of the last training forward into the buffer.
@@ -184,6 +187,8 @@ class Capture:
 
     def remove(self) -> None:
         """Take every hook off the model."""
+        if self._handles:
+            disallow_checkpointed_hooks()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -299,14 +304,8 @@ def hook(run: Callable[..., None]) -> Callable[..., None]:
     return _Hook(run)
 
 
-class _Hook:
+class _Hook(partial[None]):
     """A hook that a copy of the model does not inherit: ``deepcopy`` and pickling leave an inert one behind."""
-
-    def __init__(self, run: Callable[..., None]) -> None:
-        self._run = run
-
-    def __call__(self, *args: Any) -> None:
-        self._run(*args)
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _make_inert, ()

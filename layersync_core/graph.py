@@ -121,7 +121,8 @@ def may_hide_parameter(model: nn.Module, later: Collection[str]) -> bool:
 
 def tokens_of(state: Tensor, span: slice) -> Tensor:
     """Return (B, S, D): a span of the tokens that a block returned as (B, S', D), or of one sample as (S', D)."""
-    tokens = state[..., span, :]
+    whole = span == slice(0, state.shape[-2])
+    tokens = state if whole else state[..., span, :]
     return tokens if tokens.ndim == 3 else tokens[None]
 
 
@@ -133,7 +134,7 @@ def measured(state: Tensor, span: slice, record: Callable[[Tensor], None]) -> Te
         span: Where the tokens stand in it.
         record: Gets ``norm of the gradient through the returned tensor / norm of all other gradient at them``.
     """
-    branch = tokens_of(state, span)
+    branch = tokens_of(state.view_as(state), span)  # a tensor of its own, for a hook of its own
     ours: list[Tensor] = []
 
     def on_sum(gradient: Tensor) -> None:

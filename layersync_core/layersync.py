@@ -82,6 +82,14 @@ class LayerSync:
             _warn_of(pair)
         return {block.index for pair in self.pairs for block in (pair.student, pair.teacher)}
 
+    def describe(self) -> list[str]:
+        """Return the resolved pairs, in lines for a terminal."""
+        return [
+            line
+            for pair in self.pairs
+            for line in (f"student: {pair.student}", f"teacher: {pair.teacher}", f"weight: {pair.weight:g}")
+        ]
+
     def begin(self, model: nn.Module) -> None:
         """Say so when the paper's weight meets a model of which only adapter weights train."""
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
@@ -102,8 +110,7 @@ class LayerSync:
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:
             student_BSD = self._student(pair, states)
-            # Trainers split blocks over devices; the teacher carries no gradient, so it is the one that moves.
-            teacher_BSD = states.tokens(pair.teacher.index).detach().to(student_BSD.device)
+            teacher_BSD = states.tokens(pair.teacher.index)
             if student_BSD.shape != teacher_BSD.shape:
                 raise ConfigError(
                     f"student {pair.student} has hidden states {tuple(student_BSD.shape)} and teacher {pair.teacher} "
@@ -119,9 +126,9 @@ class LayerSync:
                 metrics[f"layersync_similarity/{pair}"] = result.raw
         loss = sum(losses[1:], losses[0])
         metrics["layersync_loss"] = loss
-        metrics["layersync_similarity"] = torch.stack(similarities).mean()
+        metrics["layersync_similarity"] = _mean(similarities)
         if centered:
-            metrics["layersync_similarity_centered"] = torch.stack(centered).mean()
+            metrics["layersync_similarity_centered"] = _mean(centered)
         return Term(loss, metrics)
 
     def _student(self, pair: ResolvedPair, states: States) -> Tensor:
@@ -166,6 +173,10 @@ def _warn_of(pair: ResolvedPair) -> None:
         )
     for advice in pair_advice(student, teacher):
         log.warning(advice)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def _only_adapters_train(model: nn.Module) -> bool:

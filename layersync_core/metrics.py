@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -15,6 +14,7 @@ class Meter:
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a value to the mean of a name."""
+        # Nobody may see a change that is made in place later to the one that was given or read.
         value = value.detach().float()
         self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._counts[name] = self._counts.get(name, 0) + 1
@@ -24,8 +24,6 @@ class Meter:
 
     def read(self) -> dict[str, Tensor]:
         """Return ``name -> mean since the last read`` as 0-dim fp32 tensors; empty when nothing was added."""
-        with torch.no_grad():
-            means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums.clear()
-        self._counts.clear()
-        return means
+        sums, counts = self._sums, self._counts
+        self._sums, self._counts = {}, {}
+        return {name: total if counts[name] == 1 else total / counts[name] for name, total in sums.items()}

@@ -35,6 +35,7 @@ class Block:
         width: Channels of its output; None where the adapter cannot tell.
         stage: Blocks of different stages have tokens of different resolution and cannot be paired.
         depth: How many blocks the model has; 0 where unknown.
+        video: Its tokens have frames.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Block:
     width: int | None = None
     stage: str = ""
     depth: int = 0
+    video: bool = False
 
     def __str__(self) -> str:
         of = f" of {self.depth}" if self.depth else ""
@@ -155,7 +157,11 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """A loss on hidden states. Optional: ``module`` (trainable part) and ``active(step) -> bool``.
+    """A loss on hidden states.
+
+    Optional: ``module``, a trainable part that exists once ``layers`` was called; ``active(step) -> bool``, where False
+    stops the capture as well; ``begin(model)``, called at the first training step; ``describe() -> list[str]``, lines
+    such as ``student: block 8 of 28 (blocks.7)``.
 
     Attributes:
         name: Identifier, unique among the regularizers of a run.

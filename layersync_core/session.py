@@ -15,6 +15,7 @@ from layersync_core.buffer import HiddenStateBuffer
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.metrics import Meter
+from layersync_core.parts import TrainedParts
 from layersync_core.plugins import plugins
 from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
 from layersync_core.registry import get_adapter, resolve
@@ -97,6 +98,7 @@ class Attachment:
         self._begun = False
         self._judged: set[int] = set()
         self._modules = nn.ModuleDict()
+        self._parts: TrainedParts | None = None
         self._capture: CaptureHandle | None = None
         if adapter is None:
             return
@@ -107,6 +109,7 @@ class Attachment:
                 self._modules[item.name] = part.to(_device_of(model))
         self._buffer = HiddenStateBuffer(layers)
         self._capture = adapter.capture(model, layers, self._buffer)
+        self._parts = TrainedParts(model, dict(self._modules.items()))
         _attached.add(model)
         try:
             self.gate(self._step)
@@ -160,6 +163,8 @@ class Attachment:
             self._capture.remove()
             self._capture = None
             _attached.discard(self._model)
+        if self._parts is not None:
+            self._parts.remove()
 
     def __enter__(self) -> Attachment:
         return self
@@ -184,10 +189,10 @@ class Attachment:
 
     def describe(self) -> list[str]:
         """Return what is attached, in lines for a terminal."""
-        lines = [f"family: {self.family}"] if self.family else ["LayerSync is off"]
-        for pair in self.pairs:
-            lines += [f"student: {pair.student}", f"teacher: {pair.teacher}", f"weight: {pair.weight:g}"]
-        return lines
+        if not self.family:
+            return ["LayerSync is off"]
+        told = [item.describe() for item in self._regularizers if hasattr(item, "describe")]
+        return [f"family: {self.family}", *(line for lines in told for line in lines)]
 
     @property
     def capture(self) -> CaptureHandle | None:
@@ -241,6 +246,8 @@ class Attachment:
             )
             if not self._begun:
                 self._begin()
+            elif self._parts is not None:
+                self._parts.check()
             terms = [term for item in active if (term := self._term(item, states, now)) is not None]
             return sum(terms[1:], terms[0]) if terms else None
         finally:
@@ -265,6 +272,8 @@ class Attachment:
 
     def _begin(self) -> None:
         self._begun = True
+        if self._parts is not None:
+            self._parts.begin()
         for item in self._regularizers:
             begin = getattr(item, "begin", None)
             if begin is not None:

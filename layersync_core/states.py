@@ -49,10 +49,10 @@ class HiddenStates:
 
     def tokens(self, layer: int) -> Tensor:
         """Return (B, S, D): the image, video or audio tokens of a layer."""
-        key = self._buffer.key(layer)
-        if key not in self._buffer:
-            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()")
-        return self._buffer[key]
+        try:
+            return self._buffer[self._buffer.key(layer)]
+        except KeyError:
+            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()") from None
 
     def frames(self, layer: int) -> Tensor:
         """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""

@@ -175,6 +175,50 @@ def masked(target: Any = None, real: Any = None) -> BlockStackAdapter:
     return BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", target=target, real=real)
 
 
+class _Asking(Toy):
+    def forward(self, x: Tensor, scale: float = 1.0, *, mode: str = "train", **more: Any) -> Tensor:
+        return super().forward(x) * scale
+
+
+def test_arguments_have_their_names_however_they_are_given() -> None:
+    calls: list[ForwardCall] = []
+    model, x = _Asking(), toy_input()
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", target=calls.append)
+    with attach(model, settings(), adapter=adapter) as sync:
+        for run in (
+            lambda: model(x),
+            lambda: model(x, 2.0, mode="other"),
+            lambda: model(scale=3.0, x=x, further="more"),
+        ):
+            run()
+            sync.loss()
+    assert all(call.arguments["x"] is x for call in calls)
+    assert [{key: value for key, value in call.arguments.items() if key != "x"} for call in calls] == [
+        {"scale": 1.0, "mode": "train"},
+        {"scale": 2.0, "mode": "other"},
+        {"scale": 3.0, "mode": "train", "further": "more"},
+    ]
+
+
+def test_a_grid_is_asked_for_only_when_somebody_wants_it() -> None:
+    calls: list[ForwardCall] = []
+
+    def grid(call: ForwardCall) -> tuple[int, int, int]:
+        calls.append(call)
+        return 1, 1, call.tokens
+
+    model = toy()
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", grid=grid)
+    with attach(model, settings(), adapter=adapter) as sync:
+        model(toy_input())
+        sync.loss()
+        assert not calls
+        model(toy_input())
+        assert sync.capture is not None
+        tokens = sync.capture.collect()
+        assert (tokens.grid, tokens.grid, len(calls)) == ((1, 1, 5), (1, 1, 5), 1)
+
+
 @pytest.mark.parametrize(("tokens", "kept"), [("target", [0, 2]), ("all", [0, 1, 2, 3])])
 def test_masks_of_generated_and_of_real_tokens(tokens: str, kept: list[int]) -> None:
     calls: list[ForwardCall] = []

@@ -9,7 +9,6 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from typing import Any
 
 import pytest
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from layersync_core import Attachment, CaptureError, attach
+from layersync_core import Attachment, CaptureError, attach, compiling
 from tests.models import (
     TOY,
     FluxTransformer2DModel,
+    Outside,
     Toy,
     assert_same_gradients,
     build,
@@ -309,39 +309,6 @@ def test_a_model_that_freezes_in_the_middle_of_a_run_is_refused() -> None:
             sync.loss()
 
 
-class Outside(nn.Module):
-    """LoRA as kohya's trainers have it: its weights are no part of the model, whose linear layer it takes over."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.down = nn.Linear(linear.in_features, 2, bias=False)
-        self.up = nn.Linear(2, linear.out_features, bias=False)
-        self.original = [linear.forward]
-        linear.forward = self.forward  # type: ignore[method-assign]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.original[0](x) + self.up(self.down(x))
-
-
-@pytest.mark.parametrize("reentrant", [None, False, True])
-@pytest.mark.parametrize("order", ["LoRA first", "attach first"])
-def test_lora_outside_the_model(order: str, reentrant: bool | None) -> None:
-    model = toy(reentrant=reentrant)
-    freeze(model)
-    if reentrant:
-        require_grad_after_embedding(model)
-    if order == "LoRA first":
-        networks = nn.ModuleList(Outside(block.inner) for block in model.blocks)
-    with attached(model, 2, 4) as sync:
-        if order == "attach first":
-            networks = nn.ModuleList(Outside(block.inner) for block in model.blocks)
-        model(toy_input())
-        sync.loss().backward()
-    found = gradients(networks)
-    assert {name.split(".")[0] for name in found} == {"0", "1"}
-    assert all(grad.any() for grad in found.values())
-
-
 def test_lora_outside_the_model_and_only_after_the_student_is_refused() -> None:
     model = toy()
     freeze(model)
@@ -351,40 +318,6 @@ def test_lora_outside_the_model_and_only_after_the_student_is_refused() -> None:
         with pytest.raises(CaptureError, match="depends on nothing trainable"):
             sync.loss()
     assert networks
-
-
-@pytest.mark.parametrize("order", ["attach first", "LoRA first"])
-@pytest.mark.parametrize(
-    ("case", "way"),  # diffusers' DiT has no add_adapter
-    [
-        ("dit", "get_peft_model"),
-        *product(["flux references", "wan"], ["add_adapter", "get_peft_model"]),
-    ],
-)
-def test_peft(case: str, way: str, order: str) -> None:
-    peft = pytest.importorskip("peft")
-    model, inputs = build(case)
-    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    root: Any = model
-    sync = attach(model, settings(2, 4)) if order == "attach first" else None
-    if way == "get_peft_model":
-        root = peft.get_peft_model(model, config)
-    else:
-        model.requires_grad_(False)
-        model.add_adapter(config)
-    sync = sync or attach(root, settings(2, 4))
-    untouched = copy.deepcopy(root)
-    base = untouched.get_base_model() if way == "get_peft_model" else untouched
-    states = states_by_hand(base, inputs)
-    expected = -0.5 * mean_cosine(states[1], states[3], generated(inputs))
-    root.eval()(**inputs)
-    loss = sync.loss()
-    loss.backward()
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    found = gradients(root)
-    assert all("lora" in name for name in found)
-    assert_same_gradients(found, gradients_by_autograd(expected, untouched))
-    sync.remove()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -739,25 +672,41 @@ def test_further_forwards_of_a_compiled_model(fullgraph: bool) -> None:
     sync.remove()
 
 
+# A store in a block that is compiled and checkpointed is a side effect in a region that backward runs again.
+OPTION = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+
+
 @compiles
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("way", ["whole", "whole, fullgraph", "block by block"])
-def test_compiled_and_checkpointed(way: str, reentrant: bool) -> None:
+def test_compiled_and_checkpointed(reentrant: bool) -> None:
     model, x = toy(reentrant=reentrant), toy_input()
     expected, expected_gradients = toy_term(model, x)
     with attached(model) as sync:
-        if way == "block by block":
-            run = block_wise(model)
-        else:
-            run = torch.compile(model, backend="aot_eager", fullgraph="fullgraph" in way)
-        if "fullgraph" in way:  # a side effect inside of a checkpointed region, which the compiler refuses
-            with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
-                run(x)
-            return
+        run = whole(model)
         for _ in range(2):
-            run(x)
+            output = run(x)
             loss = sync.loss()
             torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-            loss.backward()
+            (loss + 0 * output.sum()).backward()  # backward recomputes every block
             found = {name: grad for name, grad in gradients(model).items() if grad.any()}
             assert_same_gradients(found, expected_gradients)
+
+
+@compiles
+def test_a_torch_that_cannot_compile_hooked_checkpoints_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_OPTION", "an_option_that_this_torch_does_not_have")
+    model = toy(reentrant=False)
+    with attached(model), pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+        whole(model)(toy_input())
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_compilers_option_is_set_while_anything_is_attached(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_users", 0)
+    with torch._dynamo.config.patch({OPTION: before}):
+        first, second = attached(toy()), attached(toy())
+        first.remove()
+        first.remove()
+        assert getattr(torch._dynamo.config, OPTION)
+        second.remove()
+        assert getattr(torch._dynamo.config, OPTION) is before

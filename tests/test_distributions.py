@@ -109,7 +109,7 @@ class TestBuild:
         assert f"-e {folder}" in requirements
         if folder == ".":
             return
-        package = f"layersync_{folder.replace('/', '_').replace('s_', '_', 1)}"
+        package = f"layersync_{folder.replace('/', '_').replace('s_', '_', 1).replace('-', '_')}"
         lists = [linter["root_packages"], no_outward["forbidden_modules"], independence["modules"]]
         lists += [light["source_modules"]] if folder in ADAPTERS else []
         assert all(package in packages for packages in lists)

@@ -17,8 +17,10 @@ from layersync_core import Attachment, Block, CaptureError, ConfigError, LayerSy
 from layersync_core.plugins import hookimpl, plugins
 from tests.models import (
     TOY,
+    assert_same_gradients,
     build,
     generated,
+    gradients,
     hooks_on,
     mean_cosine,
     randomise,
@@ -331,3 +333,115 @@ def test_the_mask_is_that_of_the_generated_tokens(register: Register) -> None:
         sync.loss()
     assert torch.equal(seen[0], keep.expand(2, -1))
     assert seen[1:] == [None, (2, 48, 32)]
+
+
+# Trainable parts.
+@pytest.fixture
+def projector(register: Register) -> nn.Linear:
+    """The part of a regularizer on the second block."""
+    torch.manual_seed(0)
+    part = nn.Linear(8, 1)
+    register(Other(lambda states, step: Term(part(states.tokens(1)).square().mean()), module=part))
+    return part
+
+
+OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+}
+
+
+def train(model: Any, sync: Attachment, optimiser: torch.optim.Optimizer, steps: int, forwards: int = 1) -> None:
+    for _ in range(steps):
+        for _ in range(forwards):
+            (sync.apply(model(toy_input()).square().mean()) / forwards).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_that_no_optimiser_has_is_an_error(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    with sync, pytest.raises(CaptureError, match=r"part of other gets gradients .* attachment\.modules"):
+        train(model, sync, OPTIMISERS[kind](model.parameters()), 5)
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_in_the_optimiser_is_trained(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    before = projector.weight.detach().clone()
+    with sync:
+        train(model, sync, OPTIMISERS[kind]([*model.parameters(), *sync.modules().parameters()]), 8)
+    assert not torch.equal(projector.weight, before)
+
+
+def test_a_part_may_have_an_optimiser_of_another_kind(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"](model.parameters())
+    with sync:
+        for _ in range(8):
+            train(model, sync, optimiser, 1)
+            for parameter in sync.modules().parameters():  # as many optimisers of third parties write
+                assert parameter.grad is not None
+                parameter.data.add_(parameter.grad, alpha=-0.1)
+
+
+def test_micro_batches_are_no_updates_that_a_part_misses(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"]([*model.parameters(), *sync.modules().parameters()])
+    with sync:
+        train(model, sync, optimiser, 2, forwards=8)
+
+
+# Beside objectives that run the model several times a step.
+class FourForwards:
+    """A trainer whose loss takes the main pass, an EMA teacher's, a fake trajectory's and one at a negative time."""
+
+    def __init__(self, model: Any, sync: Attachment, pauses: bool) -> None:
+        self._model, self._sync, self._pauses = model, sync, pauses
+        self._teacher = copy.deepcopy(model)
+
+    def loss(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self._teacher(x)
+        negative = self._further(-x)
+        main = self._model(x)
+        fake = self._further(main.detach())
+        return (main - target).square().mean() + main.square().mean() + 0.1 * fake.mean() + 0.1 * negative.mean()
+
+    def _further(self, x: Tensor) -> Tensor:
+        if not self._pauses:
+            return self._model(x)
+        with self._sync.paused():
+            return self._model(x)
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "re-entrant", "not re-entrant"])
+def test_four_forwards_a_step_with_gradient_accumulation(register: Register, reentrant: bool | None) -> None:
+    register(Other(lambda states, step: Term(states.trainable_tokens(1).square().mean())))
+    model = toy(reentrant=reentrant)
+    untouched = copy.deepcopy(model)
+    untouched.reentrant = None
+    batches = [toy_input(seed=seed).requires_grad_() for seed in range(6)]
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attach(model, settings(1, 3), adapter=TOY) as sync:
+        trainer = FourForwards(model, sync, pauses=True)
+        for step in range(2):  # of three micro-batches each
+            untouched.load_state_dict(model.state_dict())
+            by_hand = FourForwards(untouched, sync, pauses=True)
+            by_hand._teacher = trainer._teacher
+            for x in batches[3 * step : 3 * step + 3]:
+                (sync.apply(trainer.loss(x)) / 3).backward()
+                states = toy_states(untouched, x)
+                term = states[1].square().mean() - 0.5 * mean_cosine(states[0], states[2])
+                ((by_hand.loss(x) + term) / 3).backward()
+            found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            assert_same_gradients(found, gradients(untouched))
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+def test_several_forwards_without_a_pause_are_refused() -> None:
+    model, sync = attached()
+    with sync, pytest.raises(CaptureError, match=r"a second training forward ran .*`with attachment\.paused\(\):`"):
+        FourForwards(model, sync, pauses=False).loss(toy_input())

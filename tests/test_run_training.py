@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from layersync_core import LayerSyncConfig, Term
@@ -54,6 +55,8 @@ PLACES = [
     (accelerate.Accelerator, "prepare"),
     (accelerate.Accelerator, "backward"),
     (accelerate.Accelerator, "log"),
+    (accelerate.data_loader.DataLoaderShard, "__iter__"),
+    (DataLoader, "__iter__"),
     (SummaryWriter, "add_scalar"),
 ]
 Launch = Callable[..., Training]
@@ -945,6 +948,18 @@ def test_trainable_parts_are_saved_and_restored(launch: Launch, probe: list[Prob
     assert all(torch.equal(value, saved[name]) for name, value in probe[0].module.state_dict().items())
 
 
+def test_a_checkpoint_without_the_trained_parts_is_refused(launch: Launch, probe: list[Probe], tmp_path: Path) -> None:
+    launch()
+    model, inputs = build("dit")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    accelerator.save_state(str(tmp_path / "checkpoint"))  # before anything was trained, so that no target is known
+    accelerator.load_state(str(tmp_path / "checkpoint"))
+    with pytest.raises(ConfigError, match="the checkpoint has no trained part of probe for DiTTransformer2DModel#1"):
+        train(model, inputs, optimiser)
+    assert probe
+
+
 def test_trainable_parts_that_no_optimiser_has_are_an_error(launch: Launch, probe: list[Probe]) -> None:
     launch()
     optimiser = torch.optim.AdamW(nn.Linear(2, 2).parameters())
@@ -953,6 +968,46 @@ def test_trainable_parts_that_no_optimiser_has_are_an_error(launch: Launch, prob
     with pytest.raises(CaptureError, match="they are in no optimiser"):
         train(model, inputs, optimiser)
     assert probe
+
+
+def test_crepa_by_a_key_of_the_batch(launch: Launch, tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    from layersync_plugin_crepa import crepa_loss
+
+    torch.manual_seed(0)
+    encoder = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28))
+    encoder.eval().save_pretrained(tmp_path / "encoder")
+    keys = {"crepa_enabled": True, "crepa_block_index": 1, "crepa_pixels": "pixels", "crepa_pixels_range": "0,1"}
+    training = launch(**keys, crepa_model=str(tmp_path / "encoder"), crepa_encoder_image_size=28)
+    model, inputs = build("wan")
+    untouched = copy.deepcopy(model)
+    accelerator = accelerate.Accelerator(cpu=True)
+    clips = [{"pixels": torch.rand(3, 3, 28, 28), "latents": torch.randn(4, 3, 8, 8)} for _ in range(6)]
+    prepared, optimiser, loader = accelerator.prepare(model, sgd(model), DataLoader(clips, batch_size=2))
+    part = training.candidates.attached[0].attachment.modules()["crepa"]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for batch in loader:
+        inputs["hidden_states"] = batch["latents"]
+        accelerator.backward(main_loss(prepared(**inputs)))
+        pixels = (batch["pixels"].flatten(0, 1) - mean[:, None, None]) / std[:, None, None]
+        features = encoder(pixel_values=pixels).last_hidden_state[:, 1:].unflatten(0, (2, 3))
+        state = states_by_hand(untouched, inputs)[1].unflatten(1, (3, 16))
+        term = 0.5 * crepa_loss(state, features, projector=copy.deepcopy(part))[0]
+        expected = gradients_by_autograd(by_hand(untouched, inputs) + term, untouched)
+        optimiser.step()
+        assert_same_gradients(gradients(model), expected, 1e-4)
+    assert training.status.terms == 3
+    assert {id(p) for p in part.parameters()} <= {id(p) for g in optimiser.param_groups for p in g["params"]}
+    assert "crepa block 2 of 4 (blocks.1), crepa_block_index 1" in training.status.targets[0]
+    assert "student block 1 of 4" in training.status.targets[0]
+
+
+def test_crepa_without_pixels_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:
+    launch(crepa_enabled=True, crepa_block_index=1)
+    model, _ = build("wan")
+    with pytest.raises(ConfigError, match="crepa_pixels is missing"):
+        sgd(model)
 
 
 def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:

@@ -1,14 +1,11 @@
-"""The processes of one training: that they do the same, and that trainable parts stay equal in all of them."""
+"""The processes of one training: that they do the same."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from layersync_core.errors import CaptureError
 
@@ -49,27 +46,6 @@ def compare(digest: str) -> None:
         theirs = store.get(key).decode()
         if theirs != digest:
             raise CaptureError(f"ranks disagree: rank {own} trains {digest}, rank {other} trains {theirs}")
-
-
-def make_equal(parts: Iterable[nn.Module]) -> None:
-    """Give every rank the first one's weights of trainable parts."""
-    if _running():
-        for part in parts:
-            for tensor in (*part.parameters(), *part.buffers()):
-                dist.broadcast(tensor.detach(), 0)
-
-
-def average_gradients(parts: Iterable[nn.Module]) -> None:
-    """Average the gradients of trainable parts over the ranks: they are in no wrapper that would do it."""
-    if not _running():
-        return
-    for part in parts:
-        for parameter in part.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:  # every rank must take part
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
 
 
 def _running() -> bool:

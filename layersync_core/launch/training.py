@@ -48,6 +48,7 @@ class Training:
         self._accumulation = Accumulation(settings.launch.layersync_accumulation_steps)
         self._targets: list[Candidate] = []
         self._parts: dict[str, Any] = {}
+        self._resumed = False
         self._terms = 0  # since the last optimiser step
         self._strangers = 0  # losses without a term, before the first term
         self._idle = 0  # optimiser steps without a term, in a row
@@ -123,7 +124,6 @@ class Training:
                 return
             if not self._checked:
                 self._check()
-            ranks.average_gradients(self._trained_parts())
         self._idle, self._terms = 0, 0
         if self.status.steps or self._settings.launch.layersync_accumulation_steps is None:
             self.step += 1
@@ -138,9 +138,9 @@ class Training:
         """Go on where a checkpoint was written; None where it tells nothing."""
         with self._failures():
             if step is not None:
-                self.step, self._parts = step, parts
+                self.step, self._parts, self._resumed = step, parts, True
                 for candidate in self.candidates.attached:
-                    self._restore(candidate)
+                    self._attached(candidate)
             elif self._settings.launch.layersync_start_step is None:
                 if self._settings.config.has_schedule or any(self._modules()):
                     raise ConfigError(
@@ -264,8 +264,14 @@ class Training:
                 "a regularizer brings trainable parts, but they are in no optimiser: this program made its optimiser "
                 "before its model, or it is of a kind that is not torch's"
             )
+        for item in self._targets if self._resumed else ():
+            names = _attachment(item).modules()
+            if names and not any(key.startswith(f"{item}/") for key in self._parts):
+                raise ConfigError(
+                    f"the checkpoint has no trained part of {', '.join(names)} for {item}: it was written without it; "
+                    "start anew, or switch it off"
+                )
         ranks.compare("; ".join(sorted(f"{line}, step {self.step}" for line in self.status.targets)))
-        ranks.make_equal(parts)
 
     def _count_without_optimiser(self) -> None:
         # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
@@ -403,8 +409,9 @@ def _gate(candidate: Candidate, step: int) -> None:
 
 def _describe(candidate: Candidate) -> str:
     attachment = _attachment(candidate)
-    pairs = [f"student {pair.student}, teacher {pair.teacher}, weight {pair.weight:g}" for pair in attachment.pairs]
-    return ": ".join((f"{candidate} (family {attachment.family})", *(["; ".join(pairs)] if pairs else [])))
+    _, *told = attachment.describe()  # the family comes first
+    lines = ", ".join(line.replace(": ", " ", 1) for line in told)
+    return ": ".join((f"{candidate} (family {attachment.family})", *([lines] if lines else [])))
 
 
 def _largest_models(count: int = 5) -> list[str]:

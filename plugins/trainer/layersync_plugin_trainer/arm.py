@@ -158,7 +158,9 @@ def train_arm(
     )
     if config.compare and accelerator.is_main_process:
         outcome.similarity["before"] = layer_similarity(model, source.adapter, feed, dataset, config.seed, device)
-    with attach(model, regularizers, family=source.family) as sync:
+    # A schedule may end with the run.
+    scheduled = {**regularizers, "max_train_steps": config.max_train_steps}
+    with attach(model, scheduled, family=source.family) as sync:
         outcome.blocks = [{"student": str(pair.student), "teacher": str(pair.teacher)} for pair in sync.pairs]
         outcome.pairs = [(pair.student.index, pair.teacher.index) for pair in sync.pairs]
         _announce(accelerator, outcome, sync.describe(), config)

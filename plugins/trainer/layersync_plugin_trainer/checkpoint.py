@@ -91,15 +91,16 @@ def restore(accelerator: Accelerator, sync: Attachment, checkpoint: Checkpoint) 
     """Load weights, optimiser, schedule, random generators and LayerSync's state from a whole checkpoint."""
     from safetensors.torch import load_file
 
-    # Weights that are not trained (a LoRA's base model) are not in the file.
-    accelerator.load_state(str(checkpoint.folder), strict=False)
     state = json.loads((checkpoint.folder / SYNC_JSON).read_text())
     tensors = load_file(checkpoint.folder / SYNC_TENSORS)
     modules: dict[str, dict[str, Any]] = {name: {} for name in state.pop("modules")}
     for key, value in tensors.items():
         name, _, parameter = key.partition("/")
         modules[name][parameter] = value
+    # First, since it says what does not fit; an optimiser would only count weights.
     sync.load_state_dict({**state, "modules": modules})
+    # Weights that are not trained (a LoRA's base model) are not in the file.
+    accelerator.load_state(str(checkpoint.folder), strict=False)
 
 
 def locate(resume: str, folder: Path) -> Checkpoint | None:

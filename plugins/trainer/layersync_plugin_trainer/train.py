@@ -67,7 +67,7 @@ def _train(mapping: Mapping[str, Any]) -> None:
     source = models.find_source(config)
     outline = source.outline()
     regularizers = models.regularizer_settings(settings, source.adapter.list_blocks(outline))
-    models.check_attachable(outline, regularizers, source.family)
+    models.check_attachable(outline, {**regularizers, "max_train_steps": config.max_train_steps}, source.family)
     outline_size = sum(weight.numel() for weight in outline.parameters())
     del outline
     _check_writable(folder)

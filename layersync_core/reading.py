@@ -1,0 +1,172 @@
+"""From what blocks returned to tokens in the buffer, after the forward. It runs at every step, so it is kept short."""
+
+# Shapes: B batch, S tokens, D channels
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.adapter import BlockStack, ForwardCall, ModelLayout
+from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.capture import Pass
+from layersync_core.errors import CaptureError
+from layersync_core.graph import tokens_of
+from layersync_core.protocol import Tokens
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a module's forward, read once: ``Signature.bind`` at every step is slow."""
+
+    positional: Sequence[str]
+    defaults: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Parameters:
+        """Return those of a module's class."""
+        # Of the class: accelerate puts a forward of its own on instances.
+        _self, *parameters = inspect.signature(type(module).forward).parameters.values()
+        by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return cls(
+            [parameter.name for parameter in parameters if parameter.kind not in by_keyword],
+            {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty},
+        )
+
+    def by_name(self, forward: Pass) -> dict[str, Any]:
+        """Return the arguments of a call by name, defaults included."""
+        return {**self.defaults, **dict(zip(self.positional, forward.args, strict=False)), **forward.kwargs}
+
+
+class _Tokens(Tokens):
+    """Tokens that ask the adapter for their grid only when somebody asks them."""
+
+    def __init__(self, ask: Callable[[], tuple[int, int, int] | None], fields: Mapping[str, Any]) -> None:
+        self.__dict__.update(fields, _ask=ask)  # as frozen as its base, at a fraction of the time
+
+    @cached_property
+    def grid(self) -> tuple[int, int, int] | None:
+        grid: tuple[int, int, int] | None = self.__dict__["_ask"]()
+        return grid
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turn what blocks returned into tokens in the buffer, after the forward."""
+
+    layout: ModelLayout
+    model: nn.Module
+    stacks: Mapping[int, tuple[BlockStack, str]]
+    buffer: HiddenStateBuffer
+    parameters: Parameters
+    block_parameters: Parameters
+
+    def read(self, forward: Pass) -> Tokens:
+        """Return the tokens of a finished pass, and put its states into the buffer."""
+        tracked: dict[int, Tensor] = {}
+        spans: dict[int, slice] = {}
+        embedded = self._image_tokens(forward)
+        for index, (stack, path) in self.stacks.items():
+            output = forward.outputs[index]
+            state = tracked[index] = _select(output, stack, path)
+            span = spans[index] = _image_span(state.shape[-2], stack, path, embedded, joined=output is state)
+            tensor = self.buffer[self.buffer.key(index)] = tokens_of(state, span)
+        layout = self.layout
+        call = partial(self._call, forward, *tensor.shape[:2])
+        target = self._mask(layout.target if forward.by_model else layout.block_target or layout.target, call)
+        real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
+        if target is not None and real is not None:
+            target = target & real
+        counted = real if target is None else target
+        if counted is not None and counted.device.type in ("cpu", "cuda"):
+            # Without a token to align the term is 0 for ever. Checked on the device: the host does not wait for it.
+            message = "no generated token in the batch, only references or padding, so there is nothing to align"
+            try:
+                torch._assert_async(counted.any(), message)
+            except RuntimeError:
+                raise CaptureError(message) from None
+        grid_of = layout.grid if forward.by_model else None
+        return _Tokens(
+            lambda: None if grid_of is None else grid_of(call()),
+            {"target": target, "real": real, "tracked": tracked, "spans": spans, "video": layout.video},
+        )
+
+    def _image_tokens(self, forward: Pass) -> int | None:
+        if self.layout.image_tokens is not None and forward.by_model:
+            return self.layout.image_tokens(self._call(forward))
+        return _length(forward.embedded) if self.layout.embedder else None
+
+    def _call(self, forward: Pass, batch: int = 0, tokens: int = 0) -> ForwardCall:
+        if forward.by_model:
+            return ForwardCall(self.model, self.parameters.by_name(forward), batch, tokens)
+        return ForwardCall(self.model, {}, batch, tokens, self.block_parameters.by_name(forward))
+
+    def _mask(
+        self, mask_of: Callable[[ForwardCall], Tensor | None] | None, make_call: Callable[[], ForwardCall]
+    ) -> Tensor | None:
+        if mask_of is None:
+            return None
+        call = make_call()
+        if not call.arguments and mask_of not in (self.layout.block_target, self.layout.block_real):
+            raise CaptureError(
+                f"the forward of {type(self.model).__name__} did not run (its blocks were called one by one), so "
+                "reference tokens and padding cannot be told from generated tokens"
+            )
+        mask = mask_of(call)
+        if mask is None:
+            return None
+        shape = (call.batch, call.tokens)
+        if tuple(mask.shape) not in (shape, shape[1:]):
+            raise CaptureError(
+                f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
+                f"the hidden states have {shape[0]} samples of {shape[1]} tokens"
+            )
+        return mask.expand(shape)
+
+
+def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
+    """Return the hidden states in what a block returned."""
+    state = output
+    for step in stack.element if isinstance(stack.element, tuple) else (stack.element,):
+        if isinstance(step, str):
+            state = getattr(state, step, None)
+        elif isinstance(state, (tuple, list)):
+            if step is None or step >= len(state):
+                raise CaptureError(
+                    f"{path} returned {len(state)} values, but its adapter expects "
+                    f"{'one tensor' if step is None else f'a value at position {step}'}"
+                )
+            state = state[step]
+    if not isinstance(state, Tensor) or state.ndim != (3 if stack.batched else 2):
+        what = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
+        axes = "batch, tokens, channels" if stack.batched else "tokens, channels"
+        raise CaptureError(f"{path} returned {what} where hidden states ({axes}) were expected")
+    return state
+
+
+def _length(embedded: Any) -> int | None:
+    """Return the number of tokens that the patch embedder gave."""
+    return embedded.shape[1] if getattr(embedded, "ndim", 0) == 3 else None
+
+
+def _image_span(length: int, stack: BlockStack, path: str, count: int | None, joined: bool) -> slice:
+    """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
+    cut = stack.joined != "all"
+    if joined and stack.element is not None and not cut:
+        raise CaptureError(f"{path} returned one tensor, but its adapter expects a value at position {stack.element}")
+    if count is None:
+        if cut:
+            raise CaptureError(
+                f"{path} returned text and image tokens as one sequence of {length}, and the patch embedder did not "
+                "run, so they cannot be told apart"
+            )
+        return slice(0, length)
+    if count > length or (count < length and not cut):
+        raise CaptureError(f"{path} returned {length} tokens where the patch embedder gave {count}")
+    return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)

@@ -1,0 +1,154 @@
+"""CREPA's settings, by the names and defaults of SimpleTuner's documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from layersync_core.config import OFF, BlockNumber, Steps, Weight, not_boolean, unknown_key, validate
+from layersync_core.errors import ConfigError
+
+PREFIX = "crepa_"
+Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
+Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
+
+
+class CrepaConfig(BaseModel):
+    """Settings of CREPA. Blocks count from 0, unlike LayerSync's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    crepa_enabled: bool = Field(False, description="switch CREPA on or off")
+    crepa_block_index: BlockNumber | None = Field(
+        None, description="block whose frames are aligned; 0 is the first, unlike LayerSync's numbers"
+    )
+    crepa_feature_source: Literal["encoder", "backbone", "self_flow"] | None = Field(
+        None, description="what it is aligned with: encoder (a frozen vision encoder; the default) or backbone"
+    )
+    crepa_use_backbone_features: bool = Field(False, description="older spelling of crepa_feature_source backbone")
+    crepa_teacher_block_index: BlockNumber | None = Field(
+        None, description="block that backbone features come from; default: crepa_block_index"
+    )
+    crepa_model: str = Field(
+        "dinov2_vitg14", description="vision encoder: dinov2_vitg14, _vitl14, _vitb14, _vits14, a folder or a hub name"
+    )
+    crepa_encoder_image_size: Count = Field(518, description="frames are resized to this for the encoder")
+    crepa_encoder_frames_batch_size: Annotated[int, BeforeValidator(not_boolean)] = Field(
+        -1, description="frames the encoder takes at once; 0 or less: all"
+    )
+    crepa_pixels: Any = Field(
+        None, description="where the clean clip's pixels are: a key of the batch, or module:function of the batch"
+    )
+    crepa_pixels_range: Literal["-1,1", "0,1", "0,255"] = Field("-1,1", description="range of those pixels")
+    crepa_spatial_align: bool = Field(
+        True, description="interpolate to the smaller number of tokens; false: compare the mean tokens of frames"
+    )
+    crepa_adjacent_distance: Count = Field(1, description="distance of the neighbouring frames")
+    crepa_adjacent_tau: Positive = Field(1.0, description="temperature of the neighbours' weight exp(-distance/tau)")
+    crepa_cumulative_neighbors: bool = Field(False, description="take all distances up to crepa_adjacent_distance")
+    crepa_normalize_neighbour_sum: bool = Field(False, description="divide by the sum of the weights used")
+    crepa_normalize_by_frames: bool = Field(True, description="divide by the number of frames")
+    crepa_lambda: Positive = Field(0.5, description="weight of the term")
+    crepa_scheduler: Literal["constant", "linear", "cosine", "polynomial"] = Field(
+        "constant", description="how the weight goes to crepa_lambda_end after the warm-up"
+    )
+    crepa_warmup_steps: Steps = Field(0, description="optimiser steps over which the weight rises linearly from 0")
+    crepa_decay_steps: Steps = Field(
+        0, description="optimiser step at which crepa_lambda_end is reached; 0: the run's last step"
+    )
+    crepa_lambda_end: Annotated[Weight, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="weight at the end of the decay"
+    )
+    crepa_power: Positive = Field(1.0, description="power of the polynomial decay")
+    crepa_cutoff_step: Steps = Field(0, description="optimiser step from which CREPA is off; 0: never")
+    crepa_similarity_threshold: Annotated[float, BeforeValidator(not_boolean), Field(ge=-1, le=1)] | None = Field(
+        None, description="cut CREPA off when the mean of crepa_similarity_self gets here"
+    )
+    crepa_similarity_ema_decay: Annotated[float, BeforeValidator(not_boolean), Field(ge=0, lt=1)] = Field(
+        0.99, description="decay of that moving mean"
+    )
+    crepa_threshold_mode: Literal["permanent", "recoverable"] = Field(
+        "permanent", description="stay off, or come back when the similarity falls"
+    )
+
+    @property
+    def source(self) -> str:
+        """Where the features come from: ``encoder`` or ``backbone``."""
+        return self.crepa_feature_source or ("backbone" if self.crepa_use_backbone_features else "encoder")
+
+    @property
+    def teacher(self) -> int | None:
+        """The block that backbone features come from, from 0."""
+        return self.crepa_block_index if self.crepa_teacher_block_index is None else self.crepa_teacher_block_index
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CrepaConfig:
+        if "crepa_enabled" not in self.model_fields_set and self.model_fields_set:
+            names = ", ".join(sorted(self.model_fields_set))
+            raise ValueError(
+                f"{names} given without crepa_enabled, so it would do nothing; add crepa_enabled: true, or false to "
+                "switch CREPA off"
+            )
+        if self.crepa_enabled:
+            self._check_source()
+            self._check_schedule()
+        return self
+
+    def _check_source(self) -> None:
+        if self.crepa_block_index is None:
+            raise ValueError(
+                "crepa_block_index is missing; it is required when CREPA is enabled, for example 8 (the first block "
+                "is 0); the paper takes an early one"
+            )
+        older = self.crepa_use_backbone_features
+        both = {"crepa_feature_source", "crepa_use_backbone_features"} <= self.model_fields_set
+        if both and older != (self.crepa_feature_source == "backbone"):
+            raise ValueError(
+                f"crepa_feature_source is {self.crepa_feature_source} and crepa_use_backbone_features is "
+                f"{str(older).lower()}: two feature sources; keep one of the two keys"
+            )
+        if self.source == "self_flow":
+            raise ValueError(
+                "crepa_feature_source self_flow is not supported: it takes a further forward of an EMA teacher on a "
+                "cleaner input in every step, which only the trainer can run; use encoder or backbone"
+            )
+        if self.source == "encoder" and self.crepa_teacher_block_index is not None:
+            raise ValueError(
+                "crepa_teacher_block_index is for backbone features, but the feature source is encoder; set "
+                "crepa_feature_source: backbone, or leave it out"
+            )
+        if self.source == "backbone" and self.crepa_pixels is not None:
+            raise ValueError(
+                "crepa_pixels is for the encoder, but the feature source is backbone; set crepa_feature_source: "
+                "encoder, or leave it out"
+            )
+        if self.source == "encoder" and self.crepa_pixels is None:
+            raise ValueError(
+                "crepa_pixels is missing: the encoder needs the clean clip's pixels; set it to the key under which the "
+                "batches of the data loader have them, or to module:function, which gets the batch and returns them; "
+                "crepa_feature_source: backbone needs none"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.crepa_scheduler != "constant" and 0 < self.crepa_decay_steps <= self.crepa_warmup_steps:
+            raise ValueError(
+                f"crepa_decay_steps is {self.crepa_decay_steps}, the step at which the decay ends; it must come after "
+                f"crepa_warmup_steps {self.crepa_warmup_steps}"
+            )
+
+
+def read(given: Mapping[str, Any]) -> CrepaConfig:
+    """Read CREPA's keys out of a whole configuration.
+
+    Raises:
+        ConfigError: CREPA is enabled and a ``crepa_*`` key is unknown; or values that cannot work or contradict.
+    """
+    ours = {key: value for key, value in given.items() if key.startswith(PREFIX)}
+    if str(ours.get("crepa_enabled", False)).strip().lower() not in OFF:
+        for key in ours:
+            if key not in CrepaConfig.model_fields:
+                raise ConfigError(unknown_key(key, CrepaConfig.model_fields))
+    # While CREPA is off, what the host calls by such a name is the host's affair.
+    return validate(CrepaConfig, {key: value for key, value in ours.items() if key in CrepaConfig.model_fields})

@@ -1,0 +1,57 @@
+"""The benchmarks run and print what they promise; how fast anything is, no test can judge on a shared machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.measure import median, peak_bytes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_training_step() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "benchmarks.step", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    cells = [[cell.split() for cell in line.split("|")] for line in done.stdout.splitlines() if " | " in line]
+    steps = [["DiT", "layersync"], ["DiT", "by", "hand"], ["Wan", "layersync"], ["Wan", "by", "hand"]]
+    host = [[depth, arm] for depth in ("8", "32") for arm in ("ours", "run")]
+    assert [row[0] for row in cells] == [["model", "arm"], *steps, ["blocks", "arm"], *host]
+    for row in cells[1:]:
+        if row[0][0] != "blocks":
+            assert all(re.search(r"-?\d", " ".join(cell)) for cell in row[1:])
+    assert "layersync: SiT#2 (family dit)" in done.stderr, "layersync run attached to both near-empty models"
+
+
+def test_the_peak_is_what_lives_at_once() -> None:
+    def run() -> None:
+        first = torch.empty(1 << 20)
+        del first
+        second, third = torch.empty(1 << 20), torch.empty(1 << 18)
+        del second, third
+
+    peak = peak_bytes(run, torch.device("cpu"))
+    assert 5 << 20 <= peak < (5 << 20) + 4096
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40))
+def test_an_interval_holds_its_median(values: list[int]) -> None:
+    middle, low, high = median(values)
+    assert min(values) <= low <= middle <= high <= max(values)
+
+
+def test_intervals_as_in_the_tables_of_order_statistics() -> None:
+    assert median(range(5)) == (2, 0, 4)
+    assert median(range(6)) == (2.5, 0, 5)
+    assert median(range(20)) == (9.5, 5, 14)
