@@ -60,5 +60,5 @@ def median(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def fastest(values: Sequence[float]) -> float:
-    """Return the value that a tenth of the rounds stay below."""
-    return sorted(values)[len(values) // 10]
+    """Return the value that a hundredth of the rounds stay below."""
+    return sorted(values)[len(values) // 100]

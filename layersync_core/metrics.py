@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,8 +16,8 @@ class Meter:
     def add(self, name: str, value: Tensor) -> None:
         """Add a value to the mean of a name."""
         # Nobody may see a change that is made in place later to the one that was given or read.
-        value = value.detach().float()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        value = value.detach().to(torch.float32, copy=True)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def __len__(self) -> int:
