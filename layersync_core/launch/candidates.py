@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -47,13 +48,18 @@ class Candidate:
         return f"{self.name}#{self.number}"
 
     @property
+    def attached_to(self) -> Attachment:
+        """Its attachment, of a candidate that has one."""
+        assert self.attachment is not None
+        return self.attachment
+
+    @property
     def capture(self) -> Capture:
         """Its capture."""
-        assert self.attachment is not None
-        capture = self.attachment.capture
+        capture = self.attached_to.capture
         if not isinstance(capture, Capture):
             raise CaptureError(
-                f"the adapter of family {self.attachment.family} has a capture of its own, which layersync run cannot "
+                f"the adapter of family {self.attached_to.family} has a capture of its own, which layersync run cannot "
                 "use; attach in the script instead"
             )
         return capture
@@ -153,6 +159,16 @@ class Candidates:
             elif self._settings.launch.layersync_target:
                 parts.append(f"{item}: not layersync_target {self._settings.launch.layersync_target}")
         return "; ".join(parts)
+
+
+def largest_models(count: int = 5) -> list[str]:
+    """Return the class names of the largest models of the program, found as the garbage collector finds them."""
+    # By type: asking an object for its class may run code of its own.
+    modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
+    inner = {id(child) for module in modules for child in module._modules.values() if child is not None}
+    roots = [module for module in modules if id(module) not in inner]
+    sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
+    return list(dict.fromkeys(name for size, name in sizes if size))[:count]
 
 
 class _MisfitError(ConfigError):

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.launch.replacing import show_as_without_us
 from layersync_core.launch.settings import Settings, is_on, variables
+from layersync_core.launch.showing import show_as_without_us
 from layersync_core.launch.startup.sitecustomize import Watch, imported, watch
 
 

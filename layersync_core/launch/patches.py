@@ -23,7 +23,8 @@ from layersync_core.launch import resume
 from layersync_core.launch.metrics_log import follow, with_metrics
 from layersync_core.launch.replacing import replace
 from layersync_core.launch.settings import from_environment, is_on
-from layersync_core.launch.training import Training, exception_hook
+from layersync_core.launch.showing import exception_hook
+from layersync_core.launch.training import Training
 
 _installed: set[str] = set()
 _nested = threading.local()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
@@ -15,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.capture import Pass
-from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, LayerSyncWarning
+from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.graph import notes, reached, tensors_in
 from layersync_core.launch import ranks
 from layersync_core.launch.accumulation import Accumulation
-from layersync_core.launch.candidates import Candidate, Candidates
+from layersync_core.launch.candidates import Candidate, Candidates, largest_models
 from layersync_core.launch.metrics_log import MetricsLog, follow
-from layersync_core.launch.replacing import show_as_without_us
+from layersync_core.launch.parts import Parts
 from layersync_core.launch.settings import Settings
+from layersync_core.launch.showing import one_line_warnings
 from layersync_core.launch.status import Status, say, summary
 
 # Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
@@ -47,8 +46,7 @@ class Training:
         self.status = Status()
         self._accumulation = Accumulation(settings.launch.layersync_accumulation_steps)
         self._targets: list[Candidate] = []
-        self._parts: dict[str, Any] = {}
-        self._resumed = False
+        self._parts = Parts()
         self._terms = 0  # since the last optimiser step
         self._strangers = 0  # losses without a term, before the first term
         self._idle = 0  # optimiser steps without a term, in a row
@@ -70,7 +68,7 @@ class Training:
     def prepare(self, modules: Sequence[Any] = ()) -> None:
         """Attach to the models that are there by now: one of them is wrapped or compiled."""
         self._seen.update({type(item).__name__: None for item in modules if isinstance(item, nn.Module)})
-        with self._failures(), _one_line_warnings():
+        with self._failures(), one_line_warnings():
             self.candidates.scan()
 
     def optimise(self, optimiser: torch.optim.Optimizer) -> None:
@@ -80,7 +78,7 @@ class Training:
         with self._failures():
             self.candidates.require_one()
         for candidate in self.candidates.attached:
-            _place(candidate, optimiser)
+            self._parts.place(candidate, optimiser)
 
     def add_terms(self, loss: Any, divides: int | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on.
@@ -129,20 +127,23 @@ class Training:
             self.step += 1
         self.status.steps += 1
         for candidate in self.candidates.attached:
-            _gate(candidate, self.step)
+            candidate.attached_to.gate(self.step)
         self.log.step()
         follow(self.log)
         self._write_now_and_then()
 
-    def resumed(self, step: int | None, parts: dict[str, Any]) -> None:
+    def resumed(self, step: int | None, saved: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; None where it tells nothing."""
         with self._failures():
             if step is not None:
-                self.step, self._parts, self._resumed = step, parts, True
+                self.step = step
+                self._parts.resume(saved)
                 for candidate in self.candidates.attached:
                     self._attached(candidate)
             elif self._settings.launch.layersync_start_step is None:
-                if self._settings.config.has_schedule or any(self._modules()):
+                if self._settings.config.has_schedule or any(
+                    item.attached_to.modules() for item in self.candidates.attached
+                ):
                     raise ConfigError(
                         "the checkpoint has no layersync_state.safetensors, so where the schedule stood is not known; "
                         "give --layersync_start_step N"
@@ -151,12 +152,7 @@ class Training:
 
     def state(self) -> tuple[int, dict[str, Tensor]]:
         """Return the step, and the weights of the trainable parts by name."""
-        parts = {
-            f"{candidate}/{name}": tensor
-            for candidate in self._targets
-            for name, tensor in _attachment(candidate).modules().state_dict().items()
-        }
-        return self.step, parts
+        return self.step, self._parts.state(self._targets)
 
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
@@ -200,8 +196,8 @@ class Training:
                 )
             candidate.capture.choose(first, others)
             try:
-                with nullcontext() if self._checked else _one_line_warnings():
-                    term = _attachment(candidate).loss(step=self.step)
+                with nullcontext() if self._checked else one_line_warnings():
+                    term = candidate.attached_to.loss(step=self.step)
             except CaptureError as error:
                 # A frozen model between the trained one and the loss, such as a discriminator, is no target.
                 errors.append(error)
@@ -216,9 +212,9 @@ class Training:
         return total if share == 1 else total * share
 
     def _require_one_family(self, candidates: list[Candidate]) -> None:
-        families = {_attachment(item).family for item in candidates}
+        families = {item.attached_to.family for item in candidates}
         if len(families) > 1 and not self._settings.launch.layersync_target:
-            names = ", ".join(f"{item} ({_attachment(item).family})" for item in candidates)
+            names = ", ".join(f"{item} ({item.attached_to.family})" for item in candidates)
             raise ConfigError(
                 f"the loss depends on models of several families: {names}; name the one to train with LayerSync with "
                 "--layersync_target"
@@ -229,7 +225,7 @@ class Training:
         self.status.terms += 1
         self._count_without_optimiser()
         for candidate in candidates:
-            self.log.add(_attachment(candidate).metrics())
+            self.log.add(candidate.attached_to.metrics())
         for candidate in candidates:
             if candidate in self._targets:
                 line = _describe(candidate)
@@ -256,21 +252,7 @@ class Training:
         said = self._accumulation.verify(self._terms)
         if said and ranks.rank() == 0:
             say(said)
-        parts = self._trained_parts()
-        placed = {id(parameter) for parameter in _placed}
-        lost = [p for part in parts for p in part.parameters() if p.requires_grad and id(p) not in placed]
-        if lost:
-            raise CaptureError(
-                "a regularizer brings trainable parts, but they are in no optimiser: this program made its optimiser "
-                "before its model, or it is of a kind that is not torch's"
-            )
-        for item in self._targets if self._resumed else ():
-            names = _attachment(item).modules()
-            if names and not any(key.startswith(f"{item}/") for key in self._parts):
-                raise ConfigError(
-                    f"the checkpoint has no trained part of {', '.join(names)} for {item}: it was written without it; "
-                    "start anew, or switch it off"
-                )
+        self._parts.check(self._targets)
         ranks.compare("; ".join(sorted(f"{line}, step {self.step}" for line in self.status.targets)))
 
     def _count_without_optimiser(self) -> None:
@@ -304,7 +286,7 @@ class Training:
 
     def _why(self) -> str:
         why = self.candidates.explain()
-        self.status.seen = list(dict.fromkeys([*self._seen, *_largest_models()]))
+        self.status.seen = list(dict.fromkeys([*self._seen, *largest_models()]))
         if why:
             return (
                 f"{why}. Gradients by torch.autograd.grad or torch.func do not pass through a loss that a term could "
@@ -315,29 +297,9 @@ class Training:
             "layersync list-supported shows the families"
         )
 
-    # Trainable parts.
-
     def _attached(self, candidate: Candidate) -> None:
-        self._restore(candidate)
-        _gate(candidate, self.step)
-
-    def _restore(self, candidate: Candidate) -> None:
-        prefix = f"{candidate}/"
-        own = {name.removeprefix(prefix): value for name, value in self._parts.items() if name.startswith(prefix)}
-        modules = _attachment(candidate).modules()
-        if own and modules:
-            try:
-                modules.load_state_dict(own)
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"the checkpoint's trainable parts do not fit: {' '.join(str(error).split())}"
-                ) from None
-
-    def _modules(self) -> list[nn.Module]:
-        return [part for item in self.candidates.attached for part in _attachment(item).modules().values()]
-
-    def _trained_parts(self) -> list[nn.Module]:
-        return [part for item in self._targets for part in _attachment(item).modules().values()]
+        self._parts.restore(candidate)
+        candidate.attached_to.gate(self.step)
 
     # What is said.
 
@@ -377,81 +339,12 @@ class Training:
             say(summary([self.status]))  # no parent will
 
 
-_placed: list[nn.Parameter] = []
-
-
-def _place(candidate: Candidate, optimiser: torch.optim.Optimizer) -> None:
-    """Put the trainable parts into the optimiser of their model, in the group of its parameters."""
-    parts = [p for part in _attachment(candidate).modules().values() for p in part.parameters() if p.requires_grad]
-    fresh = [p for p in parts if not any(p is placed for placed in _placed)]
-    if not fresh:
-        return
-    model = candidate.model()
-    assert model is not None
-    own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    groups = [group for group in optimiser.param_groups if own & {id(p) for p in group["params"]}]
-    # Trainers keep LoRA weights outside of the model: then its optimiser is the one that is made after it.
-    if not own:
-        groups = optimiser.param_groups
-    if groups:
-        groups[0]["params"].extend(fresh)
-        _placed.extend(fresh)
-
-
-def _attachment(candidate: Candidate) -> Any:
-    assert candidate.attachment is not None
-    return candidate.attachment
-
-
-def _gate(candidate: Candidate, step: int) -> None:
-    _attachment(candidate).gate(step)
-
-
 def _describe(candidate: Candidate) -> str:
-    attachment = _attachment(candidate)
+    attachment = candidate.attached_to
     _, *told = attachment.describe()  # the family comes first
     lines = ", ".join(line.replace(": ", " ", 1) for line in told)
     return ": ".join((f"{candidate} (family {attachment.family})", *([lines] if lines else [])))
 
 
-def _largest_models(count: int = 5) -> list[str]:
-    """Return the class names of the largest models of the program, found as the garbage collector finds them."""
-    import gc
-
-    # By type: asking an object for its class may run code of its own.
-    modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
-    inner = {id(child) for module in modules for child in module._modules.values() if child is not None}
-    roots = [module for module in modules if id(module) not in inner]
-    sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
-    return list(dict.fromkeys(name for size, name in sizes if size))[:count]
-
-
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", LayerSyncWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, LayerSyncWarning):
-            if ranks.rank() == 0:
-                say(f"warning: {warning.message}")
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def exception_hook() -> None:
-    """Show an error of ours that ends the program as one line; the traceback would be that of our own code."""
-    others = sys.excepthook
-
-    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, LayerSyncError):
-            say(f"error: {error}")
-        else:
-            show_as_without_us(error)
-            others(kind, error, error.__traceback__)
-
-    sys.excepthook = show

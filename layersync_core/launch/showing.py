@@ -1,0 +1,65 @@
+"""How errors and warnings are shown: ours in one line, the program's own as without us."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from layersync_core.errors import LayerSyncError, LayerSyncWarning
+from layersync_core.launch.status import say
+
+_HERE = os.path.dirname(__file__)
+
+
+def exception_hook() -> None:
+    """Show an error of ours that ends the program as one line; the traceback would be that of our own code."""
+    others = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, LayerSyncError):
+            say(f"error: {error}")
+        else:
+            show_as_without_us(error)
+            others(kind, error, error.__traceback__)
+
+    sys.excepthook = show
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Say each warning of ours in one line, on one rank; others are shown as they would be."""
+    from layersync_core.launch import ranks  # it needs torch, which a script that fails early may not have loaded
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LayerSyncWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, LayerSyncWarning):
+            if ranks.rank() == 0:
+                say(f"warning: {warning.message}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def show_as_without_us(error: BaseException) -> None:
+    """Take the frames of this package out of an error's traceback, and out of those of the errors it came from."""
+    seen: set[int] = set()
+    shown: BaseException | None = error
+    while shown is not None and id(shown) not in seen:
+        seen.add(id(shown))
+        shown.__traceback__ = trace = _skip(shown.__traceback__)
+        while trace is not None:
+            trace.tb_next = _skip(trace.tb_next)
+            trace = trace.tb_next
+        shown = shown.__cause__ or shown.__context__
+
+
+def _skip(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == _HERE:
+        trace = trace.tb_next
+    return trace
