@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from layersync_core import Attachment, BlockStackAdapter, CaptureError, ConfigError, attach
-from layersync_plugin_crepa import crepa_loss, pixels
+from layersync_core.registry import load_tiny
+from layersync_plugin_crepa import crepa_loss, pixels, regularizer
+from layersync_plugin_crepa.loss import frame_scores
 from tests.models import (
     TOY,
     Toy,
@@ -37,6 +39,7 @@ from tests.models import (
     gradients_by_autograd,
     hooks_on,
     mean_cosine,
+    randomise,
     settings,
     states_by_hand,
     toy,
@@ -104,6 +107,47 @@ def test_backbone_features(case: str, more: dict[str, Any], teacher: int, option
     assert [float(metrics[f"crepa_{key}"]) for key in ("loss", "weight", "cutoff")] == pytest.approx(
         [float(loss.detach()), weight, 0]
     )
+
+
+VIDEO = [
+    ("wan", "tiny_model"),
+    ("wan", "tiny_vace"),
+    ("wan", "tiny_animate"),
+    ("cosmos", "tiny_model"),
+    ("cosmos", "tiny_2"),
+    ("cosmos", "tiny_25"),
+    ("hunyuan_video", "tiny_model"),
+    ("hunyuan_video", "tiny_15"),
+    ("hunyuan_video", "tiny_token_replace"),
+    ("kandinsky5_video", "tiny_model"),
+    ("ltx_video", "tiny_model"),
+    ("ltx_video", "tiny_2"),
+    ("sana", "tiny_video"),
+]
+
+
+@pytest.mark.parametrize(("family", "maker"), VIDEO)
+def test_every_video_family(family: str, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tiny = load_tiny(family)
+    model = randomise(getattr(tiny, maker)()).eval()
+    seen: list[Tensor] = []
+
+    def scores(student_BTPD: Tensor, target_BTND: Tensor, *more: Any) -> Any:
+        seen.extend((student_BTPD.detach(), target_BTND))
+        return frame_scores(student_BTPD, target_BTND, *more)
+
+    monkeypatch.setattr(regularizer, "frame_scores", scores)
+    with attach(model, BACKBONE | {"crepa_teacher_block_index": 1}, family=family) as sync:
+        assert all(block.video for block in sync.blocks)
+        model(**tiny.example_inputs(model, 2))
+        loss = sync.loss()
+        loss.backward()
+        expected, _ = crepa_loss(*seen, projector=part(sync))
+        torch.testing.assert_close(loss, 0.5 * expected)
+        assert seen[0].shape[1] > 1
+        assert part(sync).linear.weight.grad.any()
+        assert any(gradient.any() for gradient in gradients(model).values())
 
 
 def test_the_older_spelling_of_backbone_features() -> None:
