@@ -3,12 +3,13 @@
 
 The first table is of whole training steps (forward, backward, AdamW, gradients set to None) on a DiT of 12 blocks,
 width 768, 256 tokens, batch 4, and on a Wan of 6 blocks, width 256, 2048 tokens. Arms: the plain step; LayerSync by
-`attach`, `apply` and `metrics`; and what one writes by hand, two hooks that store into a dict and
-`F.cosine_similarity` of student and detached teacher in float32. The arms share their weights and run in turn, in an
-order that rotates. Shown is the median of the ratios to the plain step of the same round, with its 95 % interval (the
-range, where that holds less). On a CPU the time is that of this process's work (`time.process_time`), so that a core
-which other programs use meanwhile does not count. Memory is measured in a step of its own: the most that lives at once
-beyond weights and optimiser state, on a CPU as the running sum of torch's allocations.
+`attach`, `apply` and `metrics`; the same after `layersync_cutoff_step`; and what one writes by hand, two hooks that
+store into a dict and `F.cosine_similarity` of student and detached teacher in float32. The arms share their weights and
+run in turn, in an order that rotates. Shown is the median of the ratios to the plain step of the same round, with its
+95 % interval (the range, where that holds less). On a CPU the time is that of this process's work
+(`time.process_time`), so that a core which other programs use meanwhile does not count. Memory is measured in a step of
+its own: the most that lives at once beyond weights and optimiser state, on a CPU as the running sum of torch's
+allocations.
 
 The second table is of the host: models of near-empty blocks (one multiplication with a scalar), 16 tokens of width 32.
 `ours` is a step with LayerSync minus a step that gets the same term from the same tensors without us, in microseconds:
@@ -165,13 +166,14 @@ def print_steps(name: str, built: tuple[nn.Module, Inputs], rounds: int, device:
     model.to(device).eval()  # DiT drops labels at random in train mode
     inputs = {key: value.to(device) for key, value in inputs.items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    ours, hooked = twin(model), twin(model)
+    ours, ended, hooked = (twin(model) for _ in range(3))
     blocks: Any = hooked.transformer_blocks if name == "DiT" else hooked.blocks
     chosen = settings(len(blocks) // 3, 2 * len(blocks) // 3)
-    sync = attach(ours, chosen)
+    sync, over = attach(ours, chosen), attach(ended, {**chosen, "layersync_cutoff_step": 1})
     arms = {
         "plain": Arm(model, inputs, optimiser),
         "layersync": Arm(ours, inputs, optimiser, sync.apply, sync.metrics),
+        "cut off": Arm(ended, inputs, optimiser, over.apply, over.metrics),  # by the end of the warm-up
         "by hand": Arm(hooked, inputs, optimiser, by_hand(hooked, blocks, chosen)),
     }
     plain, *others = times([*arms.values()], rounds, device)

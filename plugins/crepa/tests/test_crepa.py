@@ -6,10 +6,8 @@ from __future__ import annotations
 import copy
 import gc
 import re
-import statistics
 import subprocess
 import sys
-import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -571,10 +569,8 @@ def test_a_recoverable_cut_off_goes_on_measuring() -> None:
         assert [told["crepa_cutoff"] for told in run(sync, model, 3)] == [1, 1, 1]
 
 
-def test_after_the_cut_off_nothing_is_kept_and_the_step_costs_what_it_costs_alone() -> None:
-    torch.manual_seed(0)
-    model, x = Toy(depth=4, width=64), torch.randn(4, 256, 3)
-    plain = copy.deepcopy(model)
+def test_after_the_cut_off_nothing_is_kept() -> None:
+    model, x = toy(), toy_input()
     ends = {"crepa_cutoff_step": 1, "layersync_cutoff_step": 1}
     seen: list[Any] = []
     with attach(model, BACKBONE | settings() | ends, adapter=TOY) as sync:
@@ -588,17 +584,6 @@ def test_after_the_cut_off_nothing_is_kept_and_the_step_costs_what_it_costs_alon
         assert [reference() for reference in seen] == [None] * 4
         assert sync.metrics().keys() >= {"crepa_loss", "layersync_loss"}
         assert sync.loss() == 0
-
-        def step(trained: nn.Module, attached: bool) -> float:
-            began = time.perf_counter()
-            loss = trained(x).square().mean()
-            (sync.apply(loss) if attached else loss).backward()
-            return time.perf_counter() - began
-
-        for block in model.blocks:
-            block._forward_hooks.popitem()
-        ratios = [step(model, True) / step(plain, False) for _ in range(40)]
-    assert statistics.median(ratios) < 1.1
 
 
 # Checkpoints.

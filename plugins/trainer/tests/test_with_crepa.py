@@ -82,6 +82,9 @@ def test_mistakes_are_told_at_the_start(train):
 def test_an_encoder_sees_pixels_from_a_function(train, tmp_path, monkeypatch):
     from transformers import Dinov2Config, Dinov2Model
 
+    from layersync_plugin_crepa import pixels
+
+    monkeypatch.setattr(pixels, "_latest", pixels._MISSING)  # other tests of this process had loaders
     config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
     Dinov2Model(config).save_pretrained(tmp_path / "encoder")
     (tmp_path / "clips_of_a_test.py").write_text(
