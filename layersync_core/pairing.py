@@ -33,12 +33,12 @@ def suggest_pair(blocks: Sequence[Block]) -> tuple[Block, Block]:
 def pair_advice(student: Block, teacher: Block) -> list[str]:
     """Return what the paper advises against in a pair, one sentence each; nothing for models of few blocks."""
     depth = student.depth
-    if depth < _DEEP_ENOUGH_FOR_ADVICE or student.index == teacher.index:
-        return []
     advice = []
     if teacher.index < student.index:
         advice.append(f"teacher {teacher} is shallower than student {student}; the paper takes a deeper teacher")
-    elif (teacher.index - student.index) * 10 < depth:
+    if depth < _DEEP_ENOUGH_FOR_ADVICE or student.index == teacher.index:
+        return advice
+    if not advice and (teacher.index - student.index) * 10 < depth:
         advice.append(f"teacher {teacher} is close to student {student}; the paper keeps a real gap between them")
     if (student.index + 1) * 10 <= depth:
         advice.append(f"student {student} is among the very first blocks; the paper starts later")

@@ -37,8 +37,14 @@ class TestEveryDepth:
 
     def test_shallow_models_get_no_advice(self, depth: int) -> None:
         blocks = stack(depth)
-        advised = [pair_advice(one, other) for one in blocks for other in blocks]
+        advised = [pair_advice(one, other) for one in blocks for other in blocks[one.index :]]
         assert any(advised) is (depth >= 12)
+
+    def test_a_teacher_before_its_student_is_advised_against(self, depth: int) -> None:
+        blocks = stack(depth)
+        for student in blocks:
+            for teacher in blocks[: student.index]:
+                assert "is shallower than" in pair_advice(student, teacher)[0]
 
 
 @pytest.mark.parametrize("depth", [24, 25, 26, 27, 28])

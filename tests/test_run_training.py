@@ -27,6 +27,7 @@ from layersync_core import LayerSyncConfig, Term
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnsupportedFamilyError
 from layersync_core.launch import patches
 from layersync_core.launch.settings import VARIABLE
+from layersync_core.launch.status import summary
 from layersync_core.launch.training import Training
 from layersync_core.plugins import hookimpl, plugins
 from layersync_core.registry import load_tiny
@@ -304,7 +305,101 @@ def test_accumulation_steps_that_are_wrong_are_said(launch: Launch, capsys: pyte
     assert "layersync_accumulation_steps is 4, but the first optimiser step had 1 loss" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [None, 4])
+def test_a_gradient_given_to_backward_is_a_factor_of_the_loss(launch: Launch, given: int | None) -> None:
+    launch(**({} if given is None else {"layersync_accumulation_steps": given}))
+    model, batches, expected = micro_batches()
+    optimiser = sgd(model)
+    for number, inputs in enumerate(batches):
+        loss, share = main_loss(model(**inputs)), torch.tensor(0.25)
+        loss.backward(gradient=share) if number % 2 else torch.autograd.backward([loss], [share])
+    optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("given", [None, 2])
+@pytest.mark.parametrize("sign", ["-loss / 2", "loss / -2", "-0.5 * loss"])
+def test_a_loss_that_is_maximised(launch: Launch, sign: str, given: int | None) -> None:
+    launch(**({} if given is None else {"layersync_accumulation_steps": given}))
+    model, batches, expected = micro_batches(2)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0, maximize=True)
+    for inputs in batches:
+        eval(sign, {"loss": main_loss(model(**inputs))}).backward()
+    optimiser.step()
+    assert_same_gradients(gradients(model), {name: -grad for name, grad in expected.items()})
+
+
+@pytest.mark.parametrize("way", ["plain", "accelerate", "given"])
+def test_a_batch_that_is_left_out_gets_no_term(launch: Launch, way: str) -> None:
+    launch(**({"layersync_accumulation_steps": 1} if way == "given" else {}))
+    model, batches, _ = micro_batches(2)
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), batches[0]), untouched)
+    optimiser = sgd(model)
+    backward: Any = accelerate.Accelerator(cpu=True).backward if way == "accelerate" else torch.autograd.backward
+    for share, inputs in zip((1, 0.0), batches, strict=True):
+        backward(main_loss(model(**inputs)) * share)
+    optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+
+
 # Scripts that call backward otherwise.
+
+
+def test_an_optimiser_of_another_model_may_step_first(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    other = nn.Linear(2, 1)
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    optimiser, others = sgd(model), torch.optim.SGD(other.parameters(), lr=0.1)
+    for _ in range(2):
+        other(torch.ones(2)).backward()
+        others.step()
+        optimiser.zero_grad()
+        main_loss(model(**inputs)).backward()
+        others.step()
+        optimiser.step()
+        assert_same_gradients(gradients(model), expected)
+    assert (training.status.terms, training.status.steps, training.status.idle) == (2, 2, 0)
+
+
+def test_an_optimiser_that_was_given_other_tensors_later_still_counts(launch: Launch) -> None:
+    # As DeepSpeed does, which puts flat copies in the place of the parameters.
+    training = launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    optimiser.param_groups[0]["params"] = [torch.zeros(3, requires_grad=True)]
+    main_loss(model(**inputs)).backward()
+    optimiser.step()
+    assert training.status.steps == 1
+
+
+def test_steps_without_a_term_are_counted(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    train(model, inputs, optimiser)
+    for _ in range(2):
+        for parameter, grad in zip(
+            wanted := [p for p in model.parameters() if p.requires_grad],
+            torch.autograd.grad(main_loss(model(**inputs)), wanted, allow_unused=True),
+            strict=True,
+        ):
+            parameter.grad = grad
+        optimiser.step()
+    assert "1 of 3 steps with the term" in summary([training.status])
+
+
+def test_an_error_that_the_program_catches_is_said_at_once_and_raised_again(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    for _ in range(3):
+        (main_loss(model(**inputs)) / 3).backward()
+        with pytest.raises(CaptureError, match="the loss is multiplied with"):
+            optimiser.step()
+    assert capsys.readouterr().err.count("layersync: error: the loss is multiplied with") == 1
 
 
 def test_a_dummy_leaf_beside_the_loss_is_left_alone(launch: Launch) -> None:

@@ -12,6 +12,7 @@ import typer
 from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
 from layersync_core.launch.settings import is_on, read, variables
+from layersync_core.launch.startup.sitecustomize import VARIABLE
 
 
 def register(app: Any) -> None:
@@ -37,7 +38,9 @@ def register(app: Any) -> None:
 def run(settings: dict[str, Any], plain: bool) -> int:
     """Print the variables; return 0."""
     known = read(settings)
-    if is_on(known):
-        for name, value in variables(known, os.environ).items():
-            print(f"{name}={value}" if plain else f"export {name}={shlex.quote(value)}")
+    if not is_on(known):  # it may be on in the shell
+        print(f"{VARIABLE}=" if plain else f"unset {VARIABLE}")
+        return 0
+    for name, value in variables(known, os.environ).items():
+        print(f"{name}={value}" if plain else f"export {name}={shlex.quote(value)}")
     return 0

@@ -44,9 +44,11 @@ def _read(node: Any, limit: int) -> Factor:
     for _ in range(limit):
         name = node.name()
         parents = [parent for parent, _ in node.next_functions if parent is not None]
-        if name in ("MulBackward0", "DivBackward0") and len(parents) == 1:
+        if name == "NegBackward0":
+            value = -value
+        elif name in ("MulBackward0", "DivBackward0") and len(parents) == 1:
             constant = _constant(node._saved_other if name == "DivBackward0" else _of_product(node))
-            if constant is None or constant == 0:
+            if constant is None or (constant == 0 and name == "DivBackward0"):
                 return Factor(value, False)
             value = value / constant if name == "DivBackward0" else value * constant
         elif name == "AddBackward0" and len(parents) == 2:
@@ -69,6 +71,10 @@ def _constant(tensor: Any) -> float | None:
     if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.device.type != "cpu" or tensor.requires_grad:
         return None
     return float(tensor)
+
+
+def _sign(value: float) -> float:
+    return float((value > 0) - (value < 0))
 
 
 def _is_share(value: float) -> bool:
@@ -95,12 +101,13 @@ class Accumulation:
             loss: The loss as the program hands it over.
             divides: By how much the library that runs backward divides it afterwards; None where none does.
         """
-        if self._steps is not None:
-            return (divides or 1) / self._steps
         factor = read_factor(loss)
-        if divides is not None and not _is_share(factor.value):
+        if self._steps is not None:
+            # How much is the user's to say; not whether the loss counts, and in which direction.
+            return (divides or 1) / self._steps * _sign(factor.value)
+        if divides is not None and not _is_share(abs(factor.value)):
             # Where a library runs backward, this is a weight of the loss, such as that of its timestep.
-            factor = Factor(1.0, factor.certain and factor.value == 1)
+            factor = Factor(_sign(factor.value), factor.certain and abs(factor.value) == 1)
         self._first = self._first or (factor, divides or 1)
         if not self._verified:
             self._seen.append((factor, divides or 1))
@@ -111,8 +118,8 @@ class Accumulation:
         if self._steps is not None or self._first is None:
             return f"accumulation {self._steps}, as given"
         factor, divides = self._first
-        if factor.value != 1:
-            return f"accumulation read from the loss: 1/{1 / factor.value:g}"
+        if abs(factor.value) not in (0, 1):
+            return f"accumulation read from the loss: 1/{1 / abs(factor.value):g}"
         return f"accumulation {divides}, by the library that runs backward" if divides > 1 else "loss not divided"
 
     def verify(self, losses: int) -> str:
@@ -126,7 +133,7 @@ class Accumulation:
         """
         self._verified = True
         if self._steps is not None:
-            if self._steps == losses:
+            if self._steps in (1, losses):  # 1: every loss counts fully
                 return ""
             return (
                 f"warning: layersync_accumulation_steps is {self._steps}, but the first optimiser step had {losses} "
@@ -135,18 +142,19 @@ class Accumulation:
         seen, self._seen = self._seen, []
         factors = {factor for factor, _ in seen}
         divides = max(divides for _, divides in seen)
-        values = {factor.value for factor in factors}
-        certain = all(factor.certain for factor in factors)
+        # Of the opposite sign where an optimiser maximises; a loss times 0 is a batch that is left out.
+        values = {abs(factor.value) for factor in factors if factor.value}
+        certain = all(factor.certain for factor in factors if factor.value)
         shown = ", ".join(f"{value:g}" for value in sorted(values))
         ask = "give --layersync_accumulation_steps N, the number of losses whose gradients make up one optimiser step"
-        if values == {1.0}:
+        if values <= {1.0}:
             if losses == 1 or divides == losses:
                 return ""
             if certain:
                 return f"the gradients of {losses} losses are summed without division, the term's as well"
             raise CaptureError(
                 f"{losses} losses came before the first optimiser step, and whether they are divided by {losses} "
-                f"cannot be read from them; {ask}"
+                f"cannot be read from them; {ask}, or 1 if they are summed without division"
             )
         if len(values) == 1 and abs(min(values) * losses - 1) < 1e-6 and losses > 1:
             return ""

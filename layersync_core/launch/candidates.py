@@ -120,6 +120,12 @@ class Candidates:
         if refused and not self.attached:
             raise refused[0]
 
+    def trained_by(self, optimiser: torch.optim.Optimizer) -> bool:
+        """Return whether an optimiser holds a parameter of one of those that are attached."""
+        held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+        models = [item.model() for item in self.attached]
+        return any(id(p) in held for model in models if model is not None for p in model.parameters())
+
     def _attach(self, candidate: Candidate) -> None:
         model = candidate.model()
         target = self._settings.launch.layersync_target

@@ -150,13 +150,31 @@ def _preparing(original: Callable[..., Any], accelerator: Any, *args: Any, **kwa
 # Losses.
 
 
-def _backward(original: Callable[..., Any], tensors: Any, *args: Any, **kwargs: Any) -> Any:
+def _backward(original: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
     # Inside a running backward it is a checkpoint that recomputes.
     if _is_inside() or torch._C._current_graph_task_id() != -1:
-        return original(tensors, *args, **kwargs)
-    if isinstance(tensors, Tensor):
-        return original(training().add_terms(tensors), *args, **kwargs)
-    return original([training().add_terms(tensor) for tensor in tensors], *args, **kwargs)
+        return original(tensors, grad_tensors, *args, **kwargs)
+    add = training().add_terms
+    if grad_tensors is None:
+        totals = add(tensors) if isinstance(tensors, Tensor) else [add(tensor) for tensor in tensors]
+        return original(totals, None, *args, **kwargs)
+    roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
+    factors = [grad_tensors] if isinstance(grad_tensors, Tensor) else [*grad_tensors]
+    if len(roots) == len(factors):
+        for number, (root, factor) in enumerate(zip(roots, factors, strict=True)):
+            roots[number], factors[number] = _scaled_with_term(root, factor)
+    return original(roots, factors, *args, **kwargs)
+
+
+def _scaled_with_term(loss: Any, factor: Any) -> tuple[Any, Any]:
+    """Return a loss with its term, and what its gradient begins with."""
+    if not isinstance(factor, Tensor) or factor.numel() != 1 or loss.numel() != 1:
+        return training().add_terms(loss), factor
+    # A factor of the loss by another name: as a product it is read as any other.
+    with torch.enable_grad():
+        scaled = loss * factor.detach()
+    total = training().add_terms(scaled)
+    return (loss, factor) if total is scaled else (total, None)
 
 
 def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:

@@ -68,7 +68,7 @@ def read(mapping: Mapping[str, Any]) -> Settings:
                 "add layersync_enabled: true, or false to switch LayerSync off"
             )
         raise ConfigError(
-            "layersync run has no settings, so it would do nothing; add --layersync_enabled true "
+            "no settings are given, so LayerSync would do nothing; add --layersync_enabled true "
             "--layersync_student_block N --layersync_teacher_block N, or --config FILE"
         )
     return Settings(config, validate(LaunchSettings, own), given)

@@ -22,12 +22,19 @@ def exception_hook() -> None:
 
     def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, LayerSyncError):
-            say(f"error: {error}")
+            say_error(error)
         else:
             show_as_without_us(error)
             others(kind, error, error.__traceback__)
 
     sys.excepthook = show
+
+
+def say_error(error: LayerSyncError) -> None:
+    """Say an error, once."""
+    if not getattr(error, "said", False):
+        say(f"error: {error}")
+    error.said = True  # type: ignore[attr-defined]
 
 
 @contextmanager

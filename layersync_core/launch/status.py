@@ -29,6 +29,7 @@ class Status:
         targets: The models that are trained with LayerSync, one line each.
         terms: Losses that got a term.
         steps: Optimiser steps with a term.
+        idle: Optimiser steps without one after the first.
         first: Similarity of the first step.
         last: The latest similarity known.
         error: Why LayerSync stopped the program; empty if it did not.
@@ -42,6 +43,7 @@ class Status:
     targets: list[str] = field(default_factory=list)
     terms: int = 0
     steps: int = 0
+    idle: int = 0
     first: float | None = None
     last: float | None = None
     error: str = ""
@@ -83,8 +85,10 @@ def summary(processes: list[Status]) -> str:
     trained = [status for status in processes if status.terms]
     first = trained[0]
     ranks = len({status.rank for status in trained})
-    steps = first.steps or first.terms
-    line = f"{steps} step{'s' * (steps != 1)} with the term, {ranks} rank{'s' * (ranks != 1)}"
+    what, count = ("step", first.steps) if first.steps else ("loss", first.terms)
+    of = f" of {count + first.idle}" if first.idle else ""
+    plural = {"step": "s", "loss": "es"}[what] * (count + first.idle != 1)
+    line = f"{count}{of} {what}{plural} with the term, {ranks} rank{'s' * (ranks != 1)}"
     if first.first is not None:
         line += f", similarity {first.first:.4f} -> {first.last if first.last is not None else first.first:.4f}"
     return f"{line}; {first.tracker}" if first.tracker else line

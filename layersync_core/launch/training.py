@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from layersync_core.launch.candidates import Candidate, Candidates, largest_mode
 from layersync_core.launch.metrics_log import MetricsLog, follow
 from layersync_core.launch.parts import Parts
 from layersync_core.launch.settings import Settings
-from layersync_core.launch.showing import one_line_warnings
+from layersync_core.launch.showing import one_line_warnings, say_error
 from layersync_core.launch.status import Status, say, summary
 
 # Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
@@ -51,6 +52,8 @@ class Training:
         self._strangers = 0  # losses without a term, before the first term
         self._idle = 0  # optimiser steps without a term, in a row
         self._optimisers = 0
+        self._ours: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._others: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._checked = False
         self._stepped_inside = False
         self._said: set[str] = set()
@@ -77,6 +80,8 @@ class Training:
         self.prepare()
         with self._failures():
             self.candidates.require_one()
+        if self.candidates.trained_by(optimiser):
+            self._ours.add(optimiser)
         for candidate in self.candidates.attached:
             self._parts.place(candidate, optimiser)
 
@@ -117,6 +122,10 @@ class Training:
             return  # one of many steps of a backward that updates each parameter as its gradient arrives
         self._stepped_inside = inside
         with self._failures():
+            if self.status.error:  # the program caught it and goes on
+                raise CaptureError(self.status.error)
+            if self._is_of_another_model(optimiser):
+                return
             if not self._terms:
                 self._idle_step(inside)
                 return
@@ -156,8 +165,10 @@ class Training:
 
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
-        self.status.error = self.status.error or str(error)
-        self.write()
+        if not self.status.error:
+            self.status.error = str(error)
+            self.write()
+            say_error(error)  # now: the program may catch it
         raise error
 
     # Forwards and losses.
@@ -268,6 +279,16 @@ class Training:
                 "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by losses"
             )
 
+    def _is_of_another_model(self, optimiser: torch.optim.Optimizer) -> bool:
+        """Return whether an optimiser is that of, say, a discriminator."""
+        # Judged by what it was made with, since some libraries put other tensors into it later. Where none was made
+        # with the model's own parameters, LoRA weights stand outside of it, and any may have them.
+        if optimiser in self._ours or not self._ours:
+            return False
+        if optimiser not in self._others:
+            (self._ours if self.candidates.trained_by(optimiser) else self._others).add(optimiser)
+        return optimiser in self._others
+
     def _idle_step(self, inside: bool) -> None:
         if inside and self.status.terms:
             return
@@ -276,8 +297,11 @@ class Training:
                 self.status.over = True
                 return
             raise CaptureError(f"no loss got LayerSync's term before the first optimiser step: {self._why()}")
+        if not self._is_due():
+            return
+        self.status.idle += 1
         self._idle += 1
-        if self._idle == _IDLE_STEPS and self._is_due():
+        if self._idle == _IDLE_STEPS:
             self._say_once("idle", f"warning: {_IDLE_STEPS} optimiser steps in a row had no term: {self._why()}")
 
     def _is_due(self) -> bool:
@@ -287,6 +311,8 @@ class Training:
     def _why(self) -> str:
         why = self.candidates.explain()
         self.status.seen = list(dict.fromkeys([*self._seen, *largest_models()]))
+        if why and not self.candidates.attached:
+            return why
         if why:
             return (
                 f"{why}. Gradients by torch.autograd.grad or torch.func do not pass through a loss that a term could "
@@ -335,7 +361,7 @@ class Training:
         if not self.status.terms and not self.status.seen:
             self.status.seen = list(dict.fromkeys([*self._seen, *(str(item) for item in self.candidates)]))
         self.write()
-        if self.log.folder is None and self.status.terms and ranks.rank() == 0:
+        if self.log.folder is None and self.status.terms and not self.status.error and ranks.rank() == 0:
             say(summary([self.status]))  # no parent will
 
 
