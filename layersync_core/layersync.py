@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from layersync_core.alignment import centered_similarity, similarity
 from layersync_core.config import LayerSyncConfig, Pair
 from layersync_core.errors import ConfigError, LayerSyncWarning
+from layersync_core.metrics import total
 from layersync_core.pairing import pair_advice
 from layersync_core.plugins import hookimpl
 from layersync_core.protocol import Block, States, Term
@@ -124,7 +124,7 @@ class LayerSync:
             similarities.append(result.raw)
             if len(self.pairs) > 1:
                 metrics[f"layersync_similarity/{pair}"] = result.raw
-        loss = sum(losses[1:], losses[0])
+        loss = total(losses)
         metrics["layersync_loss"] = loss
         metrics["layersync_similarity"] = _mean(similarities)
         if centered:
@@ -176,7 +176,7 @@ def _warn_of(pair: ResolvedPair) -> None:
 
 
 def _mean(values: list[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).mean()
+    return values[0] if len(values) == 1 else total(values) / len(values)
 
 
 def _only_adapters_train(model: nn.Module) -> bool:

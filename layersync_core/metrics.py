@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def total(values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of scalars on the first one's device: models split over several have terms on several."""
+    first, *others = values
+    return sum((value.to(first.device) for value in others), first)
 
 
 class Meter:

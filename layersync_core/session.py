@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layersync_core.buffer import HiddenStateBuffer
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.metrics import Meter
+from layersync_core.metrics import Meter, total
 from layersync_core.parts import TrainedParts
 from layersync_core.plugins import plugins
 from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
@@ -249,7 +249,7 @@ class Attachment:
             elif self._parts is not None:
                 self._parts.check()
             terms = [term for item in active if (term := self._term(item, states, now)) is not None]
-            return sum(terms[1:], terms[0]) if terms else None
+            return total(terms) if terms else None
         finally:
             capture.discard()
             self._step = now + 1
