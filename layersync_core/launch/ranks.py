@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from layersync_core.errors import CaptureError
+from layersync_core.parts import several_ranks
 
 _WAIT = timedelta(minutes=5)
 _KEY = "layersync/rank"
@@ -15,7 +16,7 @@ _KEY = "layersync/rank"
 
 def rank() -> int:
     """Return this process's rank, 0 where there is one process."""
-    if _running():
+    if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK") or 0)
 
@@ -29,7 +30,7 @@ def compare(digest: str) -> None:
     Raises:
         CaptureError: Another rank trains something else, or says nothing.
     """
-    if not _running() or dist.get_world_size() == 1:
+    if not several_ranks():
         return
     store = dist.distributed_c10d._get_default_store()
     own = dist.get_rank()
@@ -46,7 +47,3 @@ def compare(digest: str) -> None:
         theirs = store.get(key).decode()
         if theirs != digest:
             raise CaptureError(f"ranks disagree: rank {own} trains {digest}, rank {other} trains {theirs}")
-
-
-def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()

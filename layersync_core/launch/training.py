@@ -24,6 +24,7 @@ from layersync_core.launch.parts import Parts
 from layersync_core.launch.settings import Settings
 from layersync_core.launch.showing import one_line_warnings, say_error
 from layersync_core.launch.status import Status, say, summary
+from layersync_core.metrics import total
 
 # Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
 _NODES = 20_000
@@ -195,7 +196,7 @@ class Training:
 
     def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int | None) -> Tensor:
         self._require_one_family(list(found))
-        total: Tensor | None = None
+        terms: list[Tensor] = []
         errors: list[CaptureError] = []
         for candidate, passes in found.items():
             first, *others = passes
@@ -208,19 +209,18 @@ class Training:
             candidate.capture.choose(first, others)
             try:
                 with nullcontext() if self._checked else one_line_warnings():
-                    term = candidate.attached_to.loss(step=self.step)
+                    terms.append(candidate.attached_to.loss(step=self.step))
             except CaptureError as error:
                 # A frozen model between the trained one and the loss, such as a discriminator, is no target.
                 errors.append(error)
                 continue
             if candidate not in self._targets:
                 self._targets.append(candidate)
-            total = term if total is None else total + term.to(total.device)
-        if total is None:
+        if not terms:
             raise errors[0]
         share = self._accumulation.share(loss, divides)
         self._record(list(found))
-        return total if share == 1 else total * share
+        return total(terms) if share == 1 else total(terms) * share
 
     def _require_one_family(self, candidates: list[Candidate]) -> None:
         families = {item.attached_to.family for item in candidates}
