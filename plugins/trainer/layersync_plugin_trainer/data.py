@@ -43,12 +43,17 @@ def load(modality: str, shape: tuple[int, ...], classes: int | None = None) -> D
         shape: Of one sample: (C, H, W), (C, T, H, W) or (C, L).
         classes: Keep only samples of the first so many classes; None keeps all.
     """
-    name, samples, labels = _SOURCES[modality](shape)
+    name, samples, labels = SOURCES[modality](shape)
     if classes is not None:
         kept = labels < classes
         samples, labels = samples[kept], labels[kept]
+    return split(name, samples, labels, HELD_OUT)
+
+
+def split(name: str, samples: Tensor, labels: Tensor, held_out: float) -> Dataset:
+    """Return samples as data to train on, and a share of them, drawn once and for all, to evaluate on."""
     order = torch.randperm(len(samples), generator=generator(0, "split"))
-    cut = len(samples) - max(1, int(len(samples) * HELD_OUT))
+    cut = len(samples) - max(1, int(len(samples) * held_out))
     train, rest = order[:cut], order[cut:]
     return Dataset(name, samples[train], labels[train], samples[rest], labels[rest])
 
@@ -125,4 +130,5 @@ def _tones(shape: tuple[int, ...], count: int = 1024) -> tuple[str, Tensor, Tens
     return "tones", wave, pitch
 
 
-_SOURCES = {"image": _digits, "video": _shapes, "audio": _tones}
+SOURCES = {"image": _digits, "video": _shapes, "audio": _tones}
+"""Modality to a function from a sample's shape to (name, samples, labels)."""

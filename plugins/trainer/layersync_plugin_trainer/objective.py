@@ -36,6 +36,12 @@ class Batch:
     time: Tensor
     labels: Tensor
 
+    @property
+    def noisy(self) -> Tensor:
+        """(B, *shape): the point of each sample's path from data to noise at its time."""
+        t = self.time.reshape(-1, *[1] * (self.clean.dim() - 1))
+        return (1 - t) * self.clean + t * self.noise
+
     def __getitem__(self, part: slice) -> Batch:
         return Batch(self.clean[part], self.noise[part], self.time[part], self.labels[part])
 
@@ -97,9 +103,7 @@ def draw(clean: Tensor, labels: Tensor, source: torch.Generator) -> Batch:
 
 def flow_loss(model: nn.Module, feed: Feed, batch: Batch) -> Tensor:
     """Return the mean squared error of the predicted velocity, a scalar."""
-    t = batch.time.reshape(-1, *[1] * (batch.clean.dim() - 1))
-    noisy = (1 - t) * batch.clean + t * batch.noise
-    velocity = feed(model, noisy, batch.time, batch.labels)
+    velocity = feed(model, batch.noisy, batch.time, batch.labels)
     return torch.nn.functional.mse_loss(velocity.float(), batch.noise - batch.clean)
 
 

@@ -11,7 +11,7 @@ from layersync_core import HiddenStateBuffer
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.data import Dataset, generator
 from layersync_plugin_trainer.feeding import Feed
-from layersync_plugin_trainer.objective import draw
+from layersync_plugin_trainer.objective import Batch, draw
 
 
 def layer_similarity(
@@ -25,23 +25,9 @@ def layer_similarity(
         (N, N) on the CPU; NaN for two blocks of different width or number of tokens.
     """
     batch = draw(data.held_out, data.held_out_labels, generator(seed, "held out"))[:count].to(device)
-    blocks = adapter.list_blocks(model)
-    buffer = HiddenStateBuffer(range(len(blocks)))
-    training = model.training
-    handle = adapter.capture(model, range(len(blocks)), buffer)
-    try:
-        t = batch.time.reshape(-1, *[1] * (batch.clean.dim() - 1))
-        # In training mode and with gradients, since only such a forward is captured.
-        with torch.enable_grad():
-            feed(model.train(), (1 - t) * batch.clean + t * batch.noise, batch.time, batch.labels)
-        tokens = handle.collect()
-        mask = tokens.real if tokens.target is None else tokens.target
-        units = [_units(buffer[buffer.key(index)].detach(), mask) for index in range(len(blocks))]
-    finally:
-        handle.discard()
-        handle.remove()
-        model.train(training)
-    matrix = torch.full((len(blocks), len(blocks)), torch.nan)
+    states, mask = block_states(model, adapter, feed, batch)
+    units = [_units(state, mask) for state in states]
+    matrix = torch.full((len(units), len(units)), torch.nan)
     for i, one in enumerate(units):
         for j, other in enumerate(units):
             if one.shape == other.shape:
@@ -49,7 +35,32 @@ def layer_similarity(
     return matrix
 
 
+def block_states(model: nn.Module, adapter: Adapter, feed: Feed, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+    """Return the tokens of every block in one forward on noisy samples.
+
+    The model must have no attachment at the time.
+
+    Returns:
+        One (B, S, D) for each block, detached, and a (B, S) mask of the tokens that count; None where all do.
+    """
+    blocks = adapter.list_blocks(model)
+    buffer = HiddenStateBuffer(range(len(blocks)))
+    training = model.training
+    handle = adapter.capture(model, range(len(blocks)), buffer)
+    try:
+        # In training mode and with gradients, since only such a forward is captured.
+        with torch.enable_grad():
+            feed(model.train(), batch.noisy, batch.time, batch.labels)
+        tokens = handle.collect()
+        states = [buffer[buffer.key(index)].detach().flatten(1, -2) for index in range(len(blocks))]
+        return states, tokens.real if tokens.target is None else tokens.target
+    finally:
+        handle.discard()
+        handle.remove()
+        model.train(training)
+
+
 def _units(state_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
-    flat = state_BSD.float().flatten(1, -2)
+    flat = state_BSD.float()
     kept = flat.flatten(0, 1) if mask_BS is None else flat[mask_BS]
     return torch.nn.functional.normalize(kept, dim=-1)

@@ -1,0 +1,1 @@
+"""Does LayerSync help? `python -m benchmarks.effect`."""

@@ -1,0 +1,67 @@
+"""Does LayerSync help, and what of it? `python -m benchmarks.effect [--quick] [--output_dir DIR] [--processes N]`.
+
+Trains small diffusion transformers with and without LayerSync, from the same weights, on the same samples, noise and
+times, and measures what came out; docs/effect.md explains arms and measures. Writes results.json (everything measured,
+training by training), table.md and effect.png into the output folder after every training; started again on the same
+folder it trains what is missing. `--quick` trains every arm for a few steps on little data: it shows that the machinery
+works and says nothing of the effect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks.effect.arms import FULL, QUICK, plan
+from benchmarks.effect.report import write_report
+from benchmarks.effect.results import Results
+from benchmarks.effect.running import train_all
+from layersync_core.errors import LayerSyncError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps of every arm; the figures mean nothing")
+    parser.add_argument("--output_dir", default="./effect-output", help="folder for everything written")
+    parser.add_argument("--processes", type=int, default=_cores(), help="trainings at a time (default: one a core)")
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes is {options.processes}; it takes a number from 1")
+    scale, folder = (QUICK if options.quick else FULL), Path(options.output_dir)
+    try:
+        results = Results(folder, scale)
+    except LayerSyncError as error:
+        parser.error(str(error))
+    jobs = plan(scale)
+    missing = results.missing(jobs)
+    print(f"{len(jobs)} trainings, {len(missing)} of them to do, {options.processes} at a time; results in {folder}")
+    # A stop by the system is a stop by hand: what is finished is in the file.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        failures = train_all(missing, scale, options.processes, results, folder)
+    except KeyboardInterrupt:
+        print(f"stopped; {len(results.missing(jobs))} trainings are left: the same command goes on", file=sys.stderr)
+        return 130
+    write_report(folder, results)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> Any:
+    raise KeyboardInterrupt
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

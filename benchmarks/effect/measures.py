@@ -1,0 +1,166 @@
+"""What a trained model is worth: linear probes, CKA, and samples judged by a small classifier."""
+
+# Shapes: N blocks, B samples, S tokens, D channels, F features of the classifier
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.effect.arms import Scale
+from benchmarks.effect.tasks import Task
+from layersync_core.protocol import Adapter
+from layersync_plugin_trainer.data import Dataset, generator
+from layersync_plugin_trainer.feeding import Feed
+from layersync_plugin_trainer.objective import draw, held_out_loss, sample
+from layersync_plugin_trainer.similarity import block_states
+
+PROBED_TIME = 0.5
+"""Share of noise at which the blocks are probed: the middle of the path."""
+CHUNK = 128
+Floats = NDArray[np.float64]
+
+
+class Judge:
+    """A small classifier of a task's real samples: its last hidden layer is the space of the Fréchet distance.
+
+    Trained once in each process, always from the same weights, so that every arm meets the same judge.
+    """
+
+    def __init__(self, data: Dataset) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        self._net = MLPClassifier((128, 32), max_iter=1000, random_state=0)
+        self._net.fit(_flat(data.samples), data.labels.numpy())
+        self._real = self.features(data.samples)
+        self.accuracy_on_real = self.accuracy(data.held_out, data.held_out_labels)
+        self.distance_of_real = self.distance(data.held_out)
+
+    def features(self, samples: Tensor) -> Floats:
+        """Return (B, F)."""
+        hidden = _flat(samples)
+        for weight, bias in zip(self._net.coefs_[:-1], self._net.intercepts_[:-1], strict=True):
+            hidden = np.maximum(hidden @ weight + bias, 0)
+        return hidden
+
+    def accuracy(self, samples: Tensor, labels: Tensor) -> float:
+        """Return the share of samples that are recognised as the class that was asked for."""
+        return float(self._net.score(_flat(samples), labels.numpy()))
+
+    def distance(self, samples: Tensor) -> float:
+        """Return the Fréchet distance to the training data (Heusel et al., arXiv 1706.08500)."""
+        return frechet_distance(self.features(samples), self._real)
+
+
+def frechet_distance(one_BF: Floats, two_BF: Floats) -> float:
+    """Return ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) of two sets of features."""
+    cov_one, cov_two = np.cov(one_BF, rowvar=False), np.cov(two_BF, rowvar=False)
+    # The trace of a root is the sum of the roots of the eigenvalues, which are real and not below 0 here.
+    cross = np.sqrt(np.linalg.eigvals(cov_one @ cov_two).real.clip(min=0)).sum()
+    shift = np.square(one_BF.mean(0) - two_BF.mean(0)).sum()
+    return float(shift + np.trace(cov_one) + np.trace(cov_two) - 2 * cross)
+
+
+def linear_cka(one_BD: Tensor, two_BD: Tensor) -> float:
+    """Return ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred features, 0 to 1 (Kornblith et al., arXiv 1905.00414, equation 3)."""
+    one, two = (value.double() - value.double().mean(0) for value in (one_BD, two_BD))
+    return float((two.T @ one).square().sum() / ((one.T @ one).norm() * (two.T @ two).norm()))
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Everything that is asked of the models of a task; the same questions for every arm and seed.
+
+    Attributes:
+        task: The task.
+        data: Its data.
+        adapter: Of its family.
+        feed: How its models are fed.
+        scale: How much is measured.
+        device: Where the models are.
+    """
+
+    task: Task
+    data: Dataset
+    adapter: Adapter
+    feed: Feed
+    scale: Scale
+    device: torch.device
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The classifier of samples."""
+        return Judge(self.data)
+
+    @cached_property
+    def _repeated(self) -> Dataset:
+        # Each held-out sample with several noises and times, for a steadier loss.
+        times = math.ceil(self.scale.evaluated / len(self.data.held_out))
+        repeats = [times] + [1] * (self.data.held_out.dim() - 1)
+        return replace(
+            self.data,
+            held_out=self.data.held_out.repeat(repeats),
+            held_out_labels=self.data.held_out_labels.repeat(times),
+        )
+
+    def held_out(self, model: nn.Module) -> float:
+        """Return the loss on samples that training never saw."""
+        return held_out_loss(model, self.feed, self._repeated, 0, self.device)
+
+    def all(self, model: nn.Module, seed: int) -> dict[str, Any]:
+        """Return every measure.
+
+        Args:
+            model: The bare model, without an attachment.
+            seed: Of the noise that samples are drawn from.
+        """
+        train = self._states(model, self.data.samples, self.data.labels, "probe")
+        rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, "probed")
+        count = self.scale.samples
+        classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
+        drawn = sample(model, self.feed, classes, self.scale.euler_steps, seed, self.device)
+        return {
+            "held_out": self.held_out(model),
+            "probe": self._probes(train, rest),
+            "cka": [[round(linear_cka(one.flatten(0, 1), two.flatten(0, 1)), 5) for two in rest] for one in rest],
+            "frechet": self.judge.distance(drawn),
+            "accuracy": self.judge.accuracy(drawn, classes) if self.task.conditional else None,
+        }
+
+    def _probes(self, train: list[Tensor], rest: list[Tensor]) -> list[float]:
+        """Return the accuracy of a linear classifier on each block's tokens, averaged over the tokens."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        labels, asked = self.data.labels.numpy(), self._repeated.held_out_labels.numpy()
+        scores = []
+        for seen, unseen in zip(train, rest, strict=True):
+            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+            probe.fit(seen.mean(1).numpy(), labels)
+            scores.append(float(probe.score(unseen.mean(1).numpy(), asked)))
+        return scores
+
+    def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, name: str) -> list[Tensor]:
+        """Return (B, S, D) for each block, on noisy samples whose class the model is not told."""
+        batch = draw(samples, labels, generator(0, name))
+        null = self.feed.null_label
+        batch = replace(
+            batch,
+            time=torch.full_like(batch.time, PROBED_TIME),
+            labels=batch.labels if null is None else torch.full_like(batch.labels, null),
+        )
+        parts = [batch[start : start + CHUNK].to(self.device) for start in range(0, len(samples), CHUNK)]
+        found = [block_states(model, self.adapter, self.feed, part)[0] for part in parts]
+        return [torch.cat(pieces).float().cpu() for pieces in zip(*found, strict=True)]
+
+
+def _flat(samples: Tensor) -> Floats:
+    return samples.flatten(1).double().numpy()

@@ -1,0 +1,47 @@
+"""Many trainings, several at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from benchmarks.effect.arms import Job, Scale
+from benchmarks.effect.report import write_report
+from benchmarks.effect.results import Results
+from benchmarks.effect.training import DivergedError, train
+
+
+def train_all(jobs: list[Job], scale: Scale, processes: int, results: Results, folder: Path) -> list[str]:
+    failures = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_be_a_worker) as pool:
+        try:
+            waiting = {pool.submit(train, job, scale): job for job in jobs}
+            for done in as_completed(waiting):
+                try:
+                    results.add(done.result())
+                except DivergedError as error:
+                    failures.append(str(error))
+                    continue
+                write_report(folder, results)
+                print(f"{waiting[done].key} is done, {len(results.missing(jobs))} to go", flush=True)
+        except BrokenProcessPool:
+            failures.append("a worker died, for want of memory it may be; the same command trains what is missing")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return failures
+
+
+def _be_a_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Models this small are not worth sharing between cores; another training has the other core.
+    torch.set_num_threads(1)

@@ -1,0 +1,131 @@
+"""What is trained: three small models and the data that each learns, all from installed packages."""
+
+# Shapes: N samples, C channels, T frames, H height, W width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_plugin_trainer.data import SOURCES, Dataset, split
+
+HELD_OUT = 0.221
+"""Share of the samples that training never sees: 397 of the 1797 digits."""
+WIDTH, BLOCKS = 96, 12
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and its data.
+
+    Attributes:
+        title: For the table.
+        family: Of the model's adapter.
+        shape: Of one sample, (C, H, W) or (C, T, H, W).
+        build: Returns the model with new weights.
+        inputs: Returns forward arguments for so many samples, as an adapter's ``tiny`` module does.
+        source: Returns name, samples in [-1, 1] and classes for a shape.
+        batch_size: Samples a step; 2048 tokens in each task.
+        conditional: The model is told the class.
+    """
+
+    title: str
+    family: str
+    shape: tuple[int, ...]
+    build: Callable[[], nn.Module]
+    inputs: Callable[[nn.Module, int], dict[str, Any]]
+    source: Callable[[tuple[int, ...]], tuple[str, Tensor, Tensor]]
+    batch_size: int
+    conditional: bool = True
+
+    def data(self) -> Dataset:
+        """Return the samples, split."""
+        return split(*self.source(self.shape), HELD_OUT)
+
+    def tiny(self) -> ModuleType:
+        """Return the model in the form in which the trainer is fed any family."""
+        module = ModuleType(f"{__name__}.{self.family}")
+        modality = "image" if len(self.shape) == 3 else "video"
+        vars(module).update(modality=modality, tiny_model=self.build, example_inputs=self.inputs)
+        return module
+
+
+def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
+    def build() -> nn.Module:
+        from diffusers import DiTTransformer2DModel
+
+        model: nn.Module = DiTTransformer2DModel(
+            num_attention_heads=6,
+            attention_head_dim=WIDTH // 6,
+            in_channels=1,
+            num_layers=BLOCKS,
+            sample_size=size,
+            patch_size=patch,
+            num_embeds_ada_norm=classes,
+        )
+        return model
+
+    def inputs(model: nn.Module, count: int) -> dict[str, Any]:
+        return {
+            "hidden_states": torch.randn(count, 1, size, size),
+            "timestep": torch.full((count,), 500.0),
+            "class_labels": torch.arange(count) % classes,
+        }
+
+    return {"family": "dit", "shape": (1, size, size), "build": build, "inputs": inputs}
+
+
+def _wan() -> nn.Module:
+    from diffusers import WanTransformer3DModel
+
+    model: nn.Module = WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=WIDTH // 4,
+        in_channels=1,
+        out_channels=1,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=4 * WIDTH,
+        num_layers=BLOCKS,
+    )
+    return model
+
+
+def _wan_inputs(model: nn.Module, count: int) -> dict[str, Any]:
+    # One text for all clips: the model is not told what it draws.
+    return {
+        "hidden_states": torch.randn(count, 1, 4, 8, 8),
+        "timestep": torch.randint(0, 1000, (count,)),
+        "encoder_hidden_states": torch.randn(count, 4, 16),
+    }
+
+
+def _faces(shape: tuple[int, ...]) -> tuple[str, Tensor, Tensor]:
+    from skimage.data import lfw_subset
+
+    images = torch.tensor(lfw_subset(), dtype=torch.float32)[:, None]  # (200, 1, 25, 25) in [0, 1]
+    images = torch.nn.functional.interpolate(images, shape[1:], mode="bilinear", antialias=True)
+    # The first hundred are faces, the others are not.
+    return "faces and other patches", images * 2 - 1, (torch.arange(len(images)) >= 100).long()
+
+
+TASKS: Mapping[str, Task] = {
+    "digits": Task(title="digits", source=SOURCES["image"], batch_size=128, **_dit(8, 2, 10)),
+    "faces": Task(title="faces", source=_faces, batch_size=128, **_dit(16, 4, 2)),
+    "shapes": Task(
+        title="moving shapes (Wan)",
+        family="wan",
+        shape=(1, 4, 8, 8),
+        build=_wan,
+        inputs=_wan_inputs,
+        source=SOURCES["video"],
+        batch_size=32,
+        conditional=False,
+    ),
+}
+"""Digits: scikit-learn's, 8x8. Faces: scikit-image's ``lfw_subset``, 16x16. Shapes: clips of 4 frames of 8x8."""

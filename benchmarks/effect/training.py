@@ -1,0 +1,151 @@
+"""One arm of one task at one seed, on the reference trainer's own parts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.effect.arms import ARMS, PAPER, Arm, Job, Scale
+from benchmarks.effect.measures import Exam
+from benchmarks.effect.tasks import TASKS
+from layersync_core import HiddenStateBuffer, attach, get_adapter
+from layersync_core.protocol import Adapter
+from layersync_plugin_trainer.arm import prepare
+from layersync_plugin_trainer.config import TrainerConfig
+from layersync_plugin_trainer.feeding import Feed
+from layersync_plugin_trainer.models import Source
+from layersync_plugin_trainer.objective import Batches
+
+LEARNING_RATE = 1e-3
+EMA = 0.995
+"""Decay of the average of the weights that is evaluated, a window of about 200 steps."""
+
+
+class DivergedError(Exception):
+    """A loss that is no finite number."""
+
+
+class BothWays:
+    """LayerSync without the stop-gradient: the teacher is pulled towards the student as well.
+
+    The product has no setting for it, so this is the term written out by hand; it stands in for an attachment.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, pair: tuple[int, int], weight: float) -> None:
+        self._layers = [block - 1 for block in pair]
+        self._weight = weight
+        self._buffer = HiddenStateBuffer(self._layers)
+        self._capture = adapter.capture(model, self._layers, self._buffer)
+
+    def apply(self, loss: Tensor, *, step: int) -> Tensor:
+        """Return the main loss plus the term."""
+        self._capture.collect()
+        student, teacher = (self._buffer[self._buffer.key(layer)].float() for layer in self._layers)
+        total = loss - self._weight * F.cosine_similarity(student, teacher, dim=-1).mean()
+        self._buffer.clear()
+        self._capture.discard()
+        return total
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def modules(self) -> nn.ModuleDict:
+        """Return nothing."""
+        return nn.ModuleDict()
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        self._capture.remove()
+
+
+@lru_cache(maxsize=1)
+def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
+    """Return a task's exam; one stays in memory."""
+    task = TASKS[name]
+    data = task.data()
+    if scale.data:
+        data = replace(data, samples=data.samples[: scale.data], labels=data.labels[: scale.data])
+    return Exam(task, data, get_adapter(task.family), Feed(task.tiny(), task.build()), scale, device)
+
+
+def train(job: Job, scale: Scale) -> dict[str, Any]:
+    """Train one arm and return its raw results.
+
+    Arms of the same task and seed start from the same weights and see the same samples, noise, times and classes.
+
+    Raises:
+        DivergedError: The loss became no finite number.
+    """
+    accelerator = Accelerator(mixed_precision="no")
+    arm, exam = ARMS[job.arm], exam_of(job.task, scale, accelerator.device)
+    config = TrainerConfig.model_validate(
+        {
+            "max_train_steps": job.steps,
+            "train_batch_size": scale.batch_size or exam.task.batch_size,
+            "learning_rate": LEARNING_RATE,
+            "seed": job.seed,
+        }
+    )
+    began = time.perf_counter()
+    set_seed(job.seed)
+    model = Source(exam.task.family, exam.adapter, exam.task.tiny()).build(config).to(accelerator.device)
+    # Copied before anything is attached, so that the copy is a bare model.
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
+    pair = arm.pair_of(job.seed)
+    sync = _attach(model, exam.adapter, arm, pair, job.steps)
+    trainer = prepare(accelerator, model, sync, exam.feed, config)
+    batches = Batches(exam.data, job.seed, config.batch_size, null_label=exam.feed.null_label)
+    curve, marks = [], {}
+    for step in range(1, job.steps + 1):
+        trainer.step(batches.of_step(step - 1))
+        averaged.update_parameters(model)
+        if step % scale.every and step != job.steps:
+            continue
+        held_out = exam.held_out(averaged.module)
+        if not math.isfinite(held_out) or not math.isfinite(trainer.read_metrics()["loss"]):
+            raise DivergedError(f"{job.key}: the loss is no finite number at step {step}")
+        curve.append([step, held_out])
+        print(f"{job.key}: step {step} of {job.steps}, held-out loss {held_out:.4f}", flush=True)
+        if step in (scale.short, job.steps):
+            marks[str(step)] = exam.all(averaged.module, job.seed)
+    sync.remove()
+    judge = exam.judge
+    return {
+        "task": job.task,
+        "arm": job.arm,
+        "seed": job.seed,
+        "steps": job.steps,
+        "pair": list(pair if arm.weight else PAPER),
+        "weight": arm.weight,
+        "curve": curve,
+        "marks": marks,
+        "real": {"accuracy": judge.accuracy_on_real, "frechet": judge.distance_of_real},
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _attach(model: nn.Module, adapter: Adapter, arm: Arm, pair: tuple[int, int], steps: int) -> Any:
+    if not arm.stop_gradient:
+        return BothWays(model, adapter, pair, arm.weight)
+    if not arm.weight:
+        return attach(model, {"layersync_enabled": False})
+    settings: Mapping[str, Any] = {
+        "layersync_enabled": True,
+        "layersync_student_block": pair[0],
+        "layersync_teacher_block": pair[1],
+        "layersync_lambda": arm.weight,
+        "layersync_cutoff_step": int(steps * arm.cutoff),
+    }
+    return attach(model, settings, family=adapter.family)
