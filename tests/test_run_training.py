@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from layersync_core import LayerSyncConfig, Term
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnsupportedFamilyError
 from layersync_core.launch import patches
+from layersync_core.launch.accumulation import Factor, read_factor
 from layersync_core.launch.settings import VARIABLE
 from layersync_core.launch.status import summary
 from layersync_core.launch.training import Training
@@ -318,7 +319,9 @@ def test_a_gradient_given_to_backward_is_a_factor_of_the_loss(launch: Launch, gi
 
 
 @pytest.mark.parametrize("given", [None, 2])
-@pytest.mark.parametrize("sign", ["-loss / 2", "loss / -2", "-0.5 * loss"])
+@pytest.mark.parametrize(
+    "sign", ["-loss / 2", "loss / -2", "-0.5 * loss", "0 - loss / 2", "1 - loss / 2", "(0 - loss) / 2"]
+)
 def test_a_loss_that_is_maximised(launch: Launch, sign: str, given: int | None) -> None:
     launch(**({} if given is None else {"layersync_accumulation_steps": given}))
     model, batches, expected = micro_batches(2)
@@ -424,17 +427,41 @@ def test_a_loss_that_is_detached_is_refused(launch: Launch) -> None:
         optimiser.step()
 
 
-def test_a_second_backward_through_one_loss_counts_its_term_twice(launch: Launch) -> None:
+@pytest.mark.parametrize("factors", [(None, None), (0.25, 0.75), (0.5, None), (None, 0.5), (0.0, 1.0)])
+def test_a_second_backward_through_one_loss_counts_its_term_again(
+    launch: Launch, factors: Sequence[float | None]
+) -> None:
     launch()
     model, inputs = build("dit")
     untouched = copy.deepcopy(model)
-    optimiser = sgd(model)
     loss = main_loss(model(**inputs))
-    loss.backward(retain_graph=True)
-    loss.backward()
-    optimiser.step()
-    expected = gradients_by_autograd(2 * by_hand(untouched, inputs), untouched)
+    for factor in factors:
+        loss.backward(None if factor is None else torch.tensor(factor), retain_graph=True)
+    count = sum(1 if factor is None else factor for factor in factors)
+    expected = gradients_by_autograd(count * by_hand(untouched, inputs), untouched)
     assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("write", "value"),
+    [
+        (lambda loss: 0 - loss, -1),
+        (lambda loss: torch.tensor(1.0) - loss / 2, -0.5),
+        (lambda loss: loss / 2 - 1, 0.5),
+        (lambda loss: 3 + loss / 4, 0.25),
+        (lambda loss: torch.rsub(loss, 2, alpha=3), -3),
+        (lambda loss: torch.rsub(torch.tensor(1.0), loss, alpha=3), 1),
+        (lambda loss: torch.sub(torch.tensor(1.0), loss, alpha=2), -2),
+        (lambda loss: torch.add(torch.tensor(1.0), loss, alpha=2), 2),
+        (lambda loss: torch.add(loss, torch.tensor(1.0), alpha=2), 1),
+    ],
+)
+def test_a_factor_is_read_through_sums_with_constants(write: Callable[[Tensor], Tensor], value: float) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = write(weight.mean())
+    (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    assert gradient[0] * 3 == pytest.approx(value), "as autograd has it"
+    assert read_factor(loss) == Factor(value, certain=True)
 
 
 def test_two_losses_of_one_forward_get_one_term(launch: Launch) -> None:

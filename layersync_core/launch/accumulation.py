@@ -11,6 +11,7 @@ from layersync_core.errors import CaptureError
 
 # Between a loss and its reduction, these change neither value nor gradient.
 _PASS = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "SqueezeBackward0", "ViewBackward0", "CopyBackwards")
+_SUM = ("AddBackward", "SubBackward", "RsubBackward")
 _LIMIT = 32
 
 
@@ -51,6 +52,8 @@ def _read(node: Any, limit: int) -> Factor:
             if constant is None or (constant == 0 and name == "DivBackward0"):
                 return Factor(value, False)
             value = value / constant if name == "DivBackward0" else value * constant
+        elif name.startswith(_SUM) and len(parents) == 1:
+            value *= _share_of_sum(name, node)
         elif name == "AddBackward0" and len(parents) == 2:
             parts = {_read(parent, limit - 1) for parent in parents}
             (shared,) = parts if len(parts) == 1 else (Factor(1.0, False),)
@@ -59,6 +62,14 @@ def _read(node: Any, limit: int) -> Factor:
             return Factor(value, name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss")))
         node = parents[0]
     return Factor(value, False)
+
+
+def _share_of_sum(name: str, node: Any) -> float:
+    """Return the factor of the one side of a sum or difference that has a graph."""
+    first, alpha = node.next_functions[0][0] is not None, float(node._saved_alpha)
+    if name.startswith("Rsub"):  # other - alpha * self
+        return -alpha if first else 1.0
+    return 1.0 if first else -alpha if name.startswith("Sub") else alpha
 
 
 def _of_product(node: Any) -> Any:

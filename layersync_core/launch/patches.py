@@ -170,11 +170,8 @@ def _scaled_with_term(loss: Any, factor: Any) -> tuple[Any, Any]:
     """Return a loss with its term, and what its gradient begins with."""
     if not isinstance(factor, Tensor) or factor.numel() != 1 or loss.numel() != 1:
         return training().add_terms(loss), factor
-    # A factor of the loss by another name: as a product it is read as any other.
-    with torch.enable_grad():
-        scaled = loss * factor.detach()
-    total = training().add_terms(scaled)
-    return (loss, factor) if total is scaled else (total, None)
+    total = training().add_terms(loss, factor=factor)
+    return (loss, factor) if total is loss else (total, None)
 
 
 def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:

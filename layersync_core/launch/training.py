@@ -86,12 +86,13 @@ class Training:
         for candidate in self.candidates.attached:
             self._parts.place(candidate, optimiser)
 
-    def add_terms(self, loss: Any, divides: int | None = None) -> Any:
+    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on.
 
         Args:
             loss: What the program wants gradients of.
             divides: By how much the library that runs backward divides it afterwards; None where none does.
+            factor: Scalar that the gradient begins with, a factor of the loss by another name: the sum is multiplied.
         """
         self._stepped_inside = False
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
@@ -99,22 +100,24 @@ class Training:
             return loss
         # A program may call backward under no_grad: that concerns its forwards, not the sum that is differentiated.
         with self._failures(), torch.enable_grad():
-            again = notes(loss.grad_fn).get(_TERM)
-            if again is not None:  # a second backward through one loss counts twice, so does its term
-                return loss + again.to(loss.device)
-            found = self._forwards_of(loss)
-            if not found:
+            term = notes(loss.grad_fn).get(_TERM)  # a second backward through one loss counts twice, so does its term
+            found = {} if term is not None else self._forwards_of(loss)
+            if term is None and not found:
                 self._stranger()
                 return loss
-            if loss.numel() != 1:
-                raise CaptureError(
-                    f"backward was called on a tensor of shape {tuple(loss.shape)}, which is no loss that a term could "
-                    "be added to; call it on a scalar"
-                )
-            term = self._term(loss, found, divides)
-            # The term knows nothing of the loss, so this makes no circle that would keep the graph alive.
-            notes(loss.grad_fn)[_TERM] = term
-            return loss + term.to(loss.device)
+            if term is None:
+                if loss.numel() != 1:
+                    raise CaptureError(
+                        f"backward was called on a tensor of shape {tuple(loss.shape)}, which is no loss that a term "
+                        "could be added to; call it on a scalar"
+                    )
+                # The term knows nothing of the loss, so this makes no circle that would keep the graph alive.
+                term = notes(loss.grad_fn)[_TERM] = self._term(found)
+            scaled = loss if factor is None else loss * factor.detach()
+            share = self._accumulation.share(scaled, divides)
+            if found:
+                self._record(list(found))
+            return scaled + (term if share == 1 else term * share).to(loss.device)
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Check, before an optimiser's first step, that LayerSync does what it should; count the steps."""
@@ -194,7 +197,7 @@ class Training:
                 found.setdefault(candidate, []).append(held)
         return found
 
-    def _term(self, loss: Tensor, found: dict[Candidate, list[Pass]], divides: int | None) -> Tensor:
+    def _term(self, found: dict[Candidate, list[Pass]]) -> Tensor:
         self._require_one_family(list(found))
         terms: list[Tensor] = []
         errors: list[CaptureError] = []
@@ -218,9 +221,7 @@ class Training:
                 self._targets.append(candidate)
         if not terms:
             raise errors[0]
-        share = self._accumulation.share(loss, divides)
-        self._record(list(found))
-        return total(terms) if share == 1 else total(terms) * share
+        return total(terms)
 
     def _require_one_family(self, candidates: list[Candidate]) -> None:
         families = {item.attached_to.family for item in candidates}
