@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from layersync_core.config import OFF
 from layersync_core.entrypoints import LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
 from layersync_core.errors import ConfigError
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("layersync")
 hookimpl = pluggy.HookimplMarker("layersync")
+
+KNOWN = {"crepa": "layersync-plugin-crepa"}
+"""Distributions of the regularizers that trainers' configurations enable, by name: without one its keys do nothing."""
 
 
 class Hooks:
@@ -84,11 +88,15 @@ class Plugins:
         """Return the enabled regularizers in the order their terms are computed.
 
         Raises:
-            ConfigError: The configuration enables one whose plugin is broken or left out.
+            ConfigError: The configuration enables one whose plugin is broken, left out or, where it is known, absent.
         """
         for name, reason in self._missing().items():
             if (key := f"{self._entries.get(name)}_enabled") in config.given:
                 raise ConfigError(f"{key} is set, but {reason}")
+        for name, distribution in KNOWN.items():
+            value = config.given.get(key := f"{name}_enabled", False)
+            if name not in self._entries.values() and str(value).strip().lower() not in OFF:
+                raise ConfigError(f"{key} is set, but its plugin is not installed: pip install {distribution}")
         groups = self.manager.hook.layersync_regularizers(config=config)
         return sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
 

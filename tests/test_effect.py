@@ -126,8 +126,8 @@ def _exam() -> Exam:
 def test_the_model_is_not_told_the_class_that_a_probe_looks_for(exam: Exam) -> None:
     model = exam.task.build()
     samples, labels = exam.data.samples[:8], exam.data.labels[:8]
-    one = exam._states(model, samples, labels, "probe")
-    other = exam._states(model, samples, labels.roll(1), "probe")
+    one = exam._states(model, samples, labels, 0.2, "probe")
+    other = exam._states(model, samples, labels.roll(1), 0.2, "probe")
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
@@ -210,7 +210,8 @@ def test_a_loss_that_is_no_number_ends_the_training(monkeypatch: pytest.MonkeyPa
 def test_the_other_tasks(task: str) -> None:
     record = run("pair", task=task)
     marks = record["marks"]["1"]
-    assert len(marks["probe"]) == len(marks["cka"]) == 12
+    assert [len(accuracies) for accuracies in marks["probe"].values()] == [12, 12]
+    assert len(marks["cka"]) == 12
     assert (marks["accuracy"] is None) == (task == "shapes")
 
 
@@ -242,7 +243,7 @@ def test_random_pairs_are_others_for_each_seed() -> None:
 def record(arm: str, seed: int, probe: float, steps: int = 4) -> dict[str, Any]:
     mark = {
         "held_out": 1.0 - probe,
-        "probe": [probe] * 12,
+        "probe": {"0.2": [probe] * 12, "0.5": [probe / 2] * 12},
         "cka": np.full((12, 12), probe).tolist(),
         "frechet": 2.0,
         "accuracy": None,
@@ -262,10 +263,10 @@ def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Pa
     results.add(record("self", 7, 0.9, steps=2))  # no vanilla arm to compare with
     lines = [line.split(" | ") for line in table(rows(results)).splitlines()[2:]]
     assert [line[0].removeprefix("| ") for line in lines] == ["digits, 4", "digits, 4", *["digits, 2"] * 3]
-    assert lines[0][2:5] == ["3", "0.400", "0.6000"]
+    assert lines[0][2:6] == ["3", "0.400", "0.200", "0.6000"]
     assert lines[1][3] == "**+0.110 (+0.085 to +0.135)**"
     assert lines[4][3] == "−0.050 (one seed)"
-    assert lines[1][5:7] == ["+0.00 (+0.00 to +0.00)", "–"]
+    assert lines[1][6:8] == ["+0.00 (+0.00 to +0.00)", "–"]
     assert Results(tmp_path, QUICK).records == results.records
 
 
@@ -284,14 +285,15 @@ def is_gone(group: int) -> bool:
     return False
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+def environment(first_on_path: Path = ROOT) -> dict[str, str]:
+    path = [str(first_on_path), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
-    def refusal(*arguments: str) -> str:
+    def refusal(*arguments: str, first_on_path: Path = ROOT) -> str:
         done = subprocess.run(
-            command("--quick", *arguments), capture_output=True, text=True, cwd=tmp_path, env=environment()
+            command("--quick", *arguments), capture_output=True, text=True, cwd=tmp_path, env=environment(first_on_path)
         )
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
@@ -307,6 +309,11 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot write to file" in refusal("--output_dir", "file")
     assert "--processes is 0" in refusal("--processes", "0")
+    absent = tmp_path / "absent" / "skimage.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ImportError(\"No module named 'skimage'\")")
+    said = refusal(first_on_path=absent.parent)
+    assert said.endswith("No module named 'skimage': pip install -r requirements-dev.txt")
 
 
 @pytest.mark.slow

@@ -170,6 +170,16 @@ class TestRegularizer:
             Plugins().regularizers(read(norm_enabled=True))
 
 
+@pytest.mark.parametrize("value", [True, "true", 1])
+def test_a_known_regularizer_that_is_not_installed(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layersync_core.plugins.providers", lambda group: [])
+    alone = Plugins()
+    with pytest.raises(ConfigError, match=r"crepa_enabled is set, .* pip install layersync-plugin-crepa"):
+        alone.regularizers(read(crepa_enabled=value))
+    for off in (False, "false", None):
+        assert [item.name for item in alone.regularizers(read(crepa_enabled=off))] == ["layersync"]
+
+
 class TestCommand:
     @pytest.fixture(autouse=True)
     def hello(self, install: Install) -> None:

@@ -22,6 +22,7 @@ from benchmarks.effect.arms import FULL, QUICK, plan
 from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.running import train_all
+from benchmarks.effect.tasks import TASKS
 from layersync_core.errors import LayerSyncError
 
 
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     jobs = plan(scale)
     missing = results.missing(jobs)
+    try:
+        for name in dict.fromkeys(job.task for job in missing):
+            TASKS[name].data()
+    except ImportError as error:
+        parser.error(f"{error}: pip install -r requirements-dev.txt")
     print(f"{len(jobs)} trainings, {len(missing)} of them to do, {options.processes} at a time; results in {folder}")
     # A stop by the system is a stop by hand: what is finished is in the file.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -22,8 +22,8 @@ from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import draw, held_out_loss, sample
 from layersync_plugin_trainer.similarity import block_states
 
-PROBED_TIME = 0.5
-"""Share of noise at which the blocks are probed: the middle of the path."""
+PROBED_TIMES = 0.2, 0.5
+"""Shares of noise at which the blocks are probed: little of it, and as much noise as picture. CKA is of the first."""
 CHUNK = 128
 Floats = NDArray[np.float64]
 
@@ -121,15 +121,21 @@ class Exam:
             model: The bare model, without an attachment.
             seed: Of the noise that samples are drawn from.
         """
-        train = self._states(model, self.data.samples, self.data.labels, "probe")
-        rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, "probed")
         count = self.scale.samples
         classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
         drawn = sample(model, self.feed, classes, self.scale.euler_steps, seed, self.device)
+        probes = {}
+        for time in PROBED_TIMES:
+            train = self._states(model, self.data.samples, self.data.labels, time, "probe")
+            rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
+            probes[str(time)] = self._probes(train, rest)
+            if time == PROBED_TIMES[0]:
+                tokens = [state.flatten(0, 1) for state in rest]
+                cka = [[round(linear_cka(one, two), 5) for two in tokens] for one in tokens]
         return {
             "held_out": self.held_out(model),
-            "probe": self._probes(train, rest),
-            "cka": [[round(linear_cka(one.flatten(0, 1), two.flatten(0, 1)), 5) for two in rest] for one in rest],
+            "probe": probes,
+            "cka": cka,
             "frechet": self.judge.distance(drawn),
             "accuracy": self.judge.accuracy(drawn, classes) if self.task.conditional else None,
         }
@@ -143,18 +149,18 @@ class Exam:
         labels, asked = self.data.labels.numpy(), self._repeated.held_out_labels.numpy()
         scores = []
         for seen, unseen in zip(train, rest, strict=True):
-            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+            probe = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
             probe.fit(seen.mean(1).numpy(), labels)
             scores.append(float(probe.score(unseen.mean(1).numpy(), asked)))
         return scores
 
-    def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, name: str) -> list[Tensor]:
+    def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, time: float, name: str) -> list[Tensor]:
         """Return (B, S, D) for each block, on noisy samples whose class the model is not told."""
         batch = draw(samples, labels, generator(0, name))
         null = self.feed.null_label
         batch = replace(
             batch,
-            time=torch.full_like(batch.time, PROBED_TIME),
+            time=torch.full_like(batch.time, time),
             labels=batch.labels if null is None else torch.full_like(batch.labels, null),
         )
         parts = [batch[start : start + CHUNK].to(self.device) for start in range(0, len(samples), CHUNK)]

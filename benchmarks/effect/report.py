@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.effect.arms import ARMS, VANILLA
+from benchmarks.effect.measures import PROBED_TIMES
 from benchmarks.effect.paired import Estimate, estimate, estimate_ratio, speed_up
 from benchmarks.effect.results import Results
 from benchmarks.effect.tasks import TASKS
@@ -40,18 +41,21 @@ def _mark(name: str) -> Callable[[Record, int, Sequence[int]], float | None]:
     return lambda record, step, pair: record["marks"][str(step)][name]
 
 
-def _probe(record: Record, step: int, pair: Sequence[int]) -> float:
-    return float(np.mean(record["marks"][str(step)]["probe"]))
+def _probe(time: float) -> Measure:
+    def of(record: Record, step: int, pair: Sequence[int]) -> float:
+        return float(np.mean(record["marks"][str(step)]["probe"][str(time)]))
+
+    return Measure(f"probe accuracy at noise {time}, mean of the blocks", 3, of)
 
 
 def _cka(record: Record, step: int, pair: Sequence[int]) -> float:
     return float(record["marks"][str(step)]["cka"][pair[0] - 1][pair[1] - 1])
 
 
-PROBE = Measure("probe accuracy, mean of the blocks", 3, _probe)
+PROBES = [_probe(time) for time in PROBED_TIMES]
 HELD_OUT = Measure("held-out loss", 4, _mark("held_out"))
 MEASURES = (
-    PROBE,
+    *PROBES,
     HELD_OUT,
     Measure("Fréchet distance of samples", 2, _mark("frechet")),
     Measure("samples recognised", 3, _mark("accuracy")),
@@ -158,7 +162,7 @@ def _draw(file: Path, found: list[Row]) -> None:
         parts[0].suptitle(f"Digits, {last} steps, {seeds} seeds: pair 4 → 8 and vanilla", fontsize="medium")
     others = [row for row in found if row.arm != VANILLA]
     axes = parts[1].subplots(1, 2, sharey=True)
-    _draw_differences(axes[0], others, PROBE)
+    _draw_differences(axes[0], others, PROBES[0])
     _draw_differences(axes[1], others, HELD_OUT)
     axes[0].set_yticks(range(len(others)), [f"{_short(row)}" for row in others], fontsize="small")
     axes[0].invert_yaxis()
@@ -189,13 +193,15 @@ def _draw_curves(axes: Any, row: Row) -> None:
 
 def _draw_probes(axes: Any, row: Row) -> None:
     for side, name in enumerate(("layersync", "vanilla")):
-        each = np.array([pair[side]["marks"][str(row.step)]["probe"] for pair in row.pairs])  # seeds, blocks
+        each = np.array(
+            [pair[side]["marks"][str(row.step)]["probe"][str(PROBED_TIMES[0])] for pair in row.pairs]
+        )  # seeds, blocks
         blocks = np.arange(1, each.shape[1] + 1)
         for accuracies in each:
             axes.plot(blocks, accuracies, color=COLOURS[name], linewidth=0.5, alpha=0.5)
         axes.plot(blocks, each.mean(0), "o-", color=COLOURS[name], label="pair 4 → 8" if side == 0 else name)
     axes.set_xlabel("block")
-    axes.set_ylabel("accuracy of a linear probe")
+    axes.set_ylabel(f"accuracy of a linear probe at noise {PROBED_TIMES[0]}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
