@@ -263,11 +263,17 @@ def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Pa
     results.add(record("self", 7, 0.9, steps=2))  # no vanilla arm to compare with
     lines = [line.split(" | ") for line in table(rows(results)).splitlines()[2:]]
     assert [line[0].removeprefix("| ") for line in lines] == ["digits, 4", "digits, 4", *["digits, 2"] * 3]
-    assert lines[0][2:6] == ["3", "0.400", "0.200", "0.6000"]
+    assert lines[0][2:7] == ["3", "0.400", "0.400", "0.200", "0.6000"]
     assert lines[1][3] == "**+0.110 (+0.085 to +0.135)**"
     assert lines[4][3] == "−0.050 (one seed)"
-    assert lines[1][6:8] == ["+0.00 (+0.00 to +0.00)", "–"]
+    assert lines[1][7:9] == ["+0.00 (+0.00 to +0.00)", "–"]
     assert Results(tmp_path, QUICK).records == results.records
+
+
+def test_the_page_shows_the_table_of_its_results() -> None:
+    page = (ROOT / "docs" / "effect.md").read_text()
+    shown = page.split("<!-- table -->\n")[1].split("<!-- /table -->")[0]
+    assert shown == table(rows(Results(ROOT / "docs" / "effect", FULL)))
 
 
 def command(*arguments: str) -> list[str]:

@@ -124,18 +124,16 @@ class Exam:
         count = self.scale.samples
         classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
         drawn = sample(model, self.feed, classes, self.scale.euler_steps, seed, self.device)
-        probes = {}
+        probes, tokens = {}, []
         for time in PROBED_TIMES:
             train = self._states(model, self.data.samples, self.data.labels, time, "probe")
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
             probes[str(time)] = self._probes(train, rest)
-            if time == PROBED_TIMES[0]:
-                tokens = [state.flatten(0, 1) for state in rest]
-                cka = [[round(linear_cka(one, two), 5) for two in tokens] for one in tokens]
+            tokens = tokens or [state.flatten(0, 1) for state in rest]
         return {
             "held_out": self.held_out(model),
             "probe": probes,
-            "cka": cka,
+            "cka": [[round(linear_cka(one, two), 5) for two in tokens] for one in tokens],
             "frechet": self.judge.distance(drawn),
             "accuracy": self.judge.accuracy(drawn, classes) if self.task.conditional else None,
         }

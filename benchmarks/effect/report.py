@@ -41,21 +41,24 @@ def _mark(name: str) -> Callable[[Record, int, Sequence[int]], float | None]:
     return lambda record, step, pair: record["marks"][str(step)][name]
 
 
-def _probe(time: float) -> Measure:
+def _probe(time: float, block: int | None = None) -> Measure:
     def of(record: Record, step: int, pair: Sequence[int]) -> float:
-        return float(np.mean(record["marks"][str(step)]["probe"][str(time)]))
+        accuracies = record["marks"][str(step)]["probe"][str(time)]
+        return float(np.mean(accuracies) if block is None else accuracies[block - 1])
 
-    return Measure(f"probe accuracy at noise {time}, mean of the blocks", 3, of)
+    return Measure(f"probe at noise {time}, {'all blocks' if block is None else f'block {block}'}", 3, of)
 
 
 def _cka(record: Record, step: int, pair: Sequence[int]) -> float:
     return float(record["marks"][str(step)]["cka"][pair[0] - 1][pair[1] - 1])
 
 
-PROBES = [_probe(time) for time in PROBED_TIMES]
+PROBE = _probe(PROBED_TIMES[0])
 HELD_OUT = Measure("held-out loss", 4, _mark("held_out"))
 MEASURES = (
-    *PROBES,
+    PROBE,
+    _probe(PROBED_TIMES[0], 2),
+    _probe(PROBED_TIMES[1]),
     HELD_OUT,
     Measure("Fréchet distance of samples", 2, _mark("frechet")),
     Measure("samples recognised", 3, _mark("accuracy")),
@@ -159,10 +162,12 @@ def _draw(file: Path, found: list[Row]) -> None:
         _draw_curves(curves, pair)
         _draw_probes(probes, pair)
         seeds = len(pair.pairs)
-        parts[0].suptitle(f"Digits, {last} steps, {seeds} seeds: pair 4 → 8 and vanilla", fontsize="medium")
+        parts[0].suptitle(
+            f"Digits, {last} steps, {seeds} seed{'s' * (seeds > 1)}: pair 4 → 8 and vanilla", fontsize="medium"
+        )
     others = [row for row in found if row.arm != VANILLA]
     axes = parts[1].subplots(1, 2, sharey=True)
-    _draw_differences(axes[0], others, PROBES[0])
+    _draw_differences(axes[0], others, PROBE)
     _draw_differences(axes[1], others, HELD_OUT)
     axes[0].set_yticks(range(len(others)), [f"{_short(row)}" for row in others], fontsize="small")
     axes[0].invert_yaxis()
@@ -210,10 +215,11 @@ def _draw_differences(axes: Any, found: list[Row], measure: Measure) -> None:
     for place, row in enumerate(found):
         values = row.differences(measure)
         spread = estimate(values)
-        axes.plot(values, [place] * len(values), "|", color="0.6")
         if math.isfinite(spread.high):
             axes.plot([spread.low, spread.high], [place, place], color=COLOURS["layersync"], linewidth=2)
+        axes.plot(values, [place] * len(values), "|", color="0.4")
         axes.plot(spread.mean, place, "o", color=COLOURS["layersync"], markersize=5)
     axes.axvline(0, color=COLOURS["vanilla"], linewidth=1)
     axes.set_xlabel(f"{measure.title}, difference")
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.3, axis="x")

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.effect.arms import ARMS, PAPER, Arm, Job, Scale
+from benchmarks.effect.arms import ARMS, Arm, Job, Scale
 from benchmarks.effect.measures import Exam
 from benchmarks.effect.tasks import TASKS
 from layersync_core import HiddenStateBuffer, attach, get_adapter
@@ -127,7 +127,7 @@ def train(job: Job, scale: Scale) -> dict[str, Any]:
         "arm": job.arm,
         "seed": job.seed,
         "steps": job.steps,
-        "pair": list(pair if arm.weight else PAPER),
+        "pair": list(pair),
         "weight": arm.weight,
         "curve": curve,
         "marks": marks,
