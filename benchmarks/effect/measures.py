@@ -124,7 +124,8 @@ class Exam:
         count = self.scale.samples
         classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
         drawn = sample(model, self.feed, classes, self.scale.euler_steps, seed, self.device)
-        probes, tokens = {}, []
+        probes: dict[str, list[float]] = {}
+        tokens: list[Tensor] = []
         for time in PROBED_TIMES:
             train = self._states(model, self.data.samples, self.data.labels, time, "probe")
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
