@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,9 @@ from benchmarks.effect.training import DivergedError, train
 
 def train_all(jobs: list[Job], scale: Scale, processes: int, results: Results, folder: Path) -> list[str]:
     failures = []
+    # Read when a worker loads its linear algebra; threads of several workers on the same cores wait for each other.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_be_a_worker) as pool:
         try:
