@@ -57,7 +57,7 @@ def steps_to(curve: Curve, loss: float) -> float:
     before: tuple[float, float] | None = None
     for step, value in curve:
         if value <= loss:
-            if before is None or before[1] == value:
+            if before is None:
                 return step
             return before[0] + (step - before[0]) * (before[1] - loss) / (before[1] - value)
         before = (step, value)

@@ -169,7 +169,7 @@ def _draw(file: Path, found: list[Row]) -> None:
     axes = parts[1].subplots(1, 2, sharey=True)
     _draw_differences(axes[0], others, PROBE)
     _draw_differences(axes[1], others, HELD_OUT)
-    axes[0].set_yticks(range(len(others)), [f"{_short(row)}" for row in others], fontsize="small")
+    axes[0].set_yticks(range(len(others)), [_short(row) for row in others], fontsize="small")
     axes[0].invert_yaxis()
     parts[1].suptitle("Paired differences to vanilla at the same seed and step, 95 % intervals", fontsize="medium")
     figure.savefig(file, dpi=DPI)

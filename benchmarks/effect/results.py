@@ -58,7 +58,7 @@ class Results:
 
     def add(self, record: dict[str, Any]) -> None:
         """Add a training's results and write the file, whole or not at all."""
-        self.records[f"{record['task']}/{record['arm']}/{record['seed']}"] = record
+        self.records[Job(record["task"], record["arm"], record["seed"], record["steps"]).key] = record
         # One line for each training, in the order of the arms, whatever order they ended in.
         order = sorted(self.records, key=lambda key: _place(self.records[key]))
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(self.records[key])}" for key in order)

@@ -18,6 +18,7 @@ from benchmarks.effect.training import DivergedError, train
 
 
 def train_all(jobs: list[Job], scale: Scale, processes: int, results: Results, folder: Path) -> list[str]:
+    """Train, write results and report after each training, and return what failed."""
     failures = []
     # Read when a worker loads its linear algebra; threads of several workers on the same cores wait for each other.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

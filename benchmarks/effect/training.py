@@ -49,20 +49,19 @@ class BothWays:
         self._capture = adapter.capture(model, self._layers, self._buffer)
 
     def apply(self, loss: Tensor, *, step: int) -> Tensor:
-        """Return the main loss plus the term."""
+        """Return the main loss plus the term, and forget the states."""
         self._capture.collect()
         student, teacher = (self._buffer[self._buffer.key(layer)].float() for layer in self._layers)
         total = loss - self._weight * F.cosine_similarity(student, teacher, dim=-1).mean()
-        self._buffer.clear()
         self._capture.discard()
         return total
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return nothing."""
+        """Return no metrics."""
         return {}
 
     def modules(self) -> nn.ModuleDict:
-        """Return nothing."""
+        """Return no trainable parts."""
         return nn.ModuleDict()
 
     def remove(self) -> None:
