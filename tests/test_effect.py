@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.effect import training
-from benchmarks.effect.arms import ARMS, FULL, PAPER, QUICK, Arm, Job, plan
+from benchmarks.effect import running, training
+from benchmarks.effect.arms import ARMS, FULL, PAPER, QUICK, Arm, Job, Scale, plan
 from benchmarks.effect.measures import Exam, frechet_distance, linear_cka
-from benchmarks.effect.paired import estimate, estimate_ratio, speed_up, steps_to
-from benchmarks.effect.report import rows, table
-from benchmarks.effect.results import FILE, Results
+from benchmarks.effect.paired import estimate, estimate_ratio, speed_up, speed_up_half_way, steps_to
+from benchmarks.effect.report import table, write_report
+from benchmarks.effect.results import FILE, Mark, Real, Record, Results
 from benchmarks.effect.tasks import TASKS
-from layersync_core import LayerSyncWarning
+from layersync_core import ConfigError, LayerSyncWarning
 
 ROOT = Path(__file__).parents[1]
 TINY = dataclasses.replace(QUICK, short=1, every=1)
@@ -81,6 +82,14 @@ def test_an_arm_that_learns_twice_as_fast() -> None:
 
 def test_a_loss_that_rises_again_is_judged_by_its_best() -> None:
     assert speed_up(curve([3, 1, 2, 2.5]), curve([1, 2, 3, 4])) == 2
+
+
+def test_the_pace_to_vanillas_loss_at_half_of_its_steps() -> None:
+    vanilla = curve([8, 6, 4, 2])  # 6 at step 20 of 40
+    assert speed_up_half_way(vanilla, curve([6, 5, 5, 5])) == 2
+    assert speed_up_half_way(vanilla, curve([9, 8, 7, 5])) == pytest.approx(20 / 35)
+    assert speed_up_half_way(vanilla, curve([9, 8, 8, 7])) == 0.5, "never there counts as there at the end"
+    assert speed_up_half_way(vanilla, vanilla) == 1
 
 
 @given(losses, losses)
@@ -149,22 +158,23 @@ def test_held_out_digits_are_397_of_1797() -> None:
 @pytest.fixture
 def curves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes most of a short training: probes and samples."""
-    monkeypatch.setattr(Exam, "all", lambda *_: {})
+    mark = Mark(held_out=1.0, probe={}, cka=[], frechet=0.0, accuracy=None)
+    monkeypatch.setattr(Exam, "examine", lambda *_: mark)
 
 
-def run(arm: str, steps: int = 1, seed: int = 0, task: str = "digits") -> dict[str, Any]:
+def run(arm: str, steps: int = 1, seed: int = 0, task: str = "digits") -> Record:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerSyncWarning)  # of pairs that the paper advises against
         return training.train(Job(task, arm, seed, steps), TINY)
 
 
-def losses_of(record: dict[str, Any]) -> list[float]:
-    return [loss for _, loss in record["curve"]]
+def losses_of(record: Record) -> list[float]:
+    return [loss for _, loss in record.curve]
 
 
 def test_a_training_is_repeatable_and_seeds_differ() -> None:
     one, again, other = run("vanilla"), run("vanilla"), run("vanilla", seed=1)
-    assert {**one, "seconds": 0} == {**again, "seconds": 0}
+    assert one.model_copy(update={"seconds": again.seconds}) == again
     assert losses_of(one) != losses_of(other)
 
 
@@ -210,17 +220,20 @@ def test_without_stop_gradient_both_blocks_are_pulled(exam: Exam) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LEARNING_RATE", 1e30)
-    with pytest.raises(training.DivergedError, match="digits/vanilla/0: the loss is no finite number at step"):
-        run("vanilla", 3)
+    found = run("vanilla", 3)
+    assert found.diverged is not None
+    assert len(found.curve) == found.diverged - 1
+    assert np.isfinite(losses_of(found)).all()
+    assert max(found.marks, default=0) < found.diverged
 
 
 @pytest.mark.parametrize("task", ["faces", "shapes"])
 def test_the_other_tasks(task: str) -> None:
     record = run("pair", task=task)
-    marks = record["marks"]["1"]
-    assert [len(accuracies) for accuracies in marks["probe"].values()] == [12, 12]
-    assert len(marks["cka"]) == 12
-    assert (marks["accuracy"] is None) == (task == "shapes")
+    mark = record.marks[1]
+    assert [len(accuracies) for accuracies in mark.probe.values()] == [12, 12]
+    assert len(mark.cka) == 12
+    assert (mark.accuracy is None) == (task == "shapes")
 
 
 # The plan and the report.
@@ -248,18 +261,33 @@ def test_random_pairs_are_others_for_each_seed() -> None:
     assert Arm("x").pair_of(0) == PAPER
 
 
-def record(arm: str, seed: int, probe: float, steps: int = 4) -> dict[str, Any]:
-    mark = {
-        "held_out": 1.0 - probe,
-        "probe": {"0.2": [probe] * 12, "0.5": [probe / 2] * 12},
-        "cka": np.full((12, 12), probe).tolist(),
-        "frechet": 2.0,
-        "accuracy": None,
-    }
-    points = [[step, (1.0 - probe) / step] for step in (2, 4) if step <= steps]
-    marks = {str(step): mark for step in (2, 4) if step <= steps}
-    common = {"task": "digits", "arm": arm, "seed": seed, "steps": steps, "pair": [4, 8]}
-    return {**common, "curve": points, "marks": marks}
+def record(arm: str, seed: int, probe: float, steps: int = 4, diverged: int | None = None) -> Record:
+    mark = Mark(
+        held_out=1.0 - probe,
+        probe={"0.2": [probe] * 12, "0.5": [probe / 2] * 12},
+        cka=np.full((12, 12), probe).tolist(),
+        frechet=2.0,
+        accuracy=None,
+    )
+    seen = [step for step in (2, 4) if step <= steps and step < (diverged or steps + 1)]
+    return Record(
+        task="digits",
+        arm=arm,
+        seed=seed,
+        steps=steps,
+        pair=ARMS[arm].pair_of(seed),
+        weight=ARMS[arm].weight,
+        curve=[(step, (1.0 - probe) / step) for step in seen],
+        marks=dict.fromkeys(seen, mark),
+        diverged=diverged,
+        real=Real(accuracy=0.97, frechet=0.5),
+        seconds=1.0,
+        machine={},
+    )
+
+
+def cells(shown: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in shown.splitlines() if line and "---" not in line]
 
 
 def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Path) -> None:
@@ -269,19 +297,94 @@ def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Pa
         results.add(record("pair", seed, pair))
     results.add(record("weight-0.5", 1, 0.25, steps=2))
     results.add(record("self", 7, 0.9, steps=2))  # no vanilla arm to compare with
-    lines = [line.split(" | ") for line in table(rows(results)).splitlines()[2:]]
-    assert [line[0].removeprefix("| ") for line in lines] == ["digits, 4", "digits, 4", *["digits, 2"] * 3]
-    assert lines[0][2:7] == ["3", "0.400", "0.400", "0.200", "0.6000"]
-    assert lines[1][3] == "**+0.110 (+0.085 to +0.135)**"
-    assert lines[4][3] == "−0.050 (one seed)"
-    assert lines[1][7:9] == ["+0.00 (+0.00 to +0.00)", "–"]
+    first, second = (cells(part) for part in table(results).split("\n\n"))
+    assert [line[0] for line in first[1:]] == ["digits, 4", "digits", "digits, 4", *["digits, 2"] * 3]
+    assert first[1][2:7] == ["3", "0.400", "0.400", "0.200", "0.6000"]
+    assert first[2][1:9] == ["held-out samples", *["–"] * 5, "0.50", "0.970"]
+    assert first[3][3] == "**+0.110 (+0.085 to +0.135)**"
+    assert first[3][7:9] == ["+0.00 (+0.00 to +0.00)", "–"]
+    assert first[3][9] == "+0.110 (+0.085 to +0.135)", "the term pulls at the similarity itself"
+    assert first[6][3] == "−0.050 (one seed)"
+    assert second[1][:4] == ["digits, 2", "weight 0.5", "1", "−0.150 (one seed)"]
+    assert len(second) == 2
     assert Results(tmp_path, QUICK).records == results.records
+
+
+def test_differences_that_are_alike_by_chance_support_nothing(tmp_path: Path) -> None:
+    results = Results(tmp_path, QUICK)
+    for seed in range(3):
+        results.add(record("vanilla", seed, 0.5))
+        results.add(record("pair", seed, 0.75))
+    assert cells(table(results))[3][3] == "+0.250 (+0.250 to +0.250)"
+
+
+def test_trainings_that_diverged_are_counted(tmp_path: Path) -> None:
+    results = Results(tmp_path, QUICK)
+    results.add(record("vanilla", 0, 0.5))
+    results.add(record("pair", 0, 0.6, diverged=3))
+    results.add(record("weight-0.5", 0, 0.6, steps=2, diverged=1))
+    shown = {(line[0], line[1]): line[2:] for line in cells(table(results).split("\n\n")[0])}
+    pair, heavy = ARMS["pair"].title, ARMS["weight-0.5"].title
+    assert shown["digits, 4", pair] == ["0 (1 diverged)", *["–"] * 9]
+    assert shown["digits, 2", pair][:2] == ["1", "+0.100 (one seed)"], "it came so far"
+    assert shown["digits, 2", heavy][0] == "0 (1 diverged)"
+    write_report(tmp_path, results)
+    again = Results(tmp_path, QUICK)
+    assert not {"digits/pair/0", "digits/weight-0.5/0"} & {job.key for job in again.missing(plan(QUICK))}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight": 0.3}, "not this version's 'pair' arm"),
+        ({"arm": "other"}, "no task 'digits' with an arm 'other'"),
+        ({"marks": {}}, "not measured at step 4"),
+        ({"curve": "steep"}, "digits/pair/0.curve: "),
+        ({"mood": "good"}, "digits/pair/0.mood: "),
+    ],
+)
+def test_a_training_that_this_version_would_not_make_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    Results(tmp_path, QUICK).add(record("pair", 0, 0.6))
+    found = json.loads((tmp_path / FILE).read_text())
+    found["records"]["digits/pair/0"].update(change)
+    (tmp_path / FILE).write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match="take that training out of the file") as caught:
+        Results(tmp_path, QUICK)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_run_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
+    second = Results(tmp_path, QUICK).claimed()
+    with Results(tmp_path, QUICK).claimed(), pytest.raises(ConfigError, match="another run writes to"):
+        second.__enter__()
+    with Results(tmp_path, QUICK).claimed():
+        pass
+
+
+def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(job: Job, scale: Scale) -> Record:
+        if job.arm == "pair":
+            raise ZeroDivisionError("a bug")
+        return record(job.arm, job.seed, 0.5, job.steps)
+
+    # In threads of this process, where the replacement is seen.
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(running, "train", train)
+    results = Results(tmp_path, QUICK)
+    jobs = [Job("digits", arm, 0, 4) for arm in ("pair", "vanilla", "self")]
+    (failure,) = running.train_all(jobs, results, 1, tmp_path)
+    assert "ZeroDivisionError: a bug" in failure
+    assert failure.endswith("digits/pair/0 failed")
+    assert set(Results(tmp_path, QUICK).records) == {"digits/vanilla/0", "digits/self/0"}
 
 
 def test_the_page_shows_the_table_of_its_results() -> None:
     page = (ROOT / "docs" / "effect.md").read_text()
     shown = page.split("<!-- table -->\n")[1].split("<!-- /table -->")[0]
-    assert shown == table(rows(Results(ROOT / "docs" / "effect", FULL)))
+    assert shown == table(Results(ROOT / "docs" / "effect", FULL))
 
 
 def command(*arguments: str) -> list[str]:
@@ -334,17 +437,17 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
     quick = command("--quick", "--output_dir", str(tmp_path))
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
-    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
+    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
             if "is done" in line:
-                running.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 break
-        said = running.stdout.read()
-    assert running.returncode == 130
+        said = process.stdout.read()
+    assert process.returncode == 130
     assert "the same command goes on" in said
     assert "Traceback" not in said
-    assert is_gone(running.pid), "no worker goes on alone"
+    assert is_gone(process.pid), "no worker goes on alone"
     stopped = json.loads((tmp_path / FILE).read_text())["records"]
     jobs = plan(QUICK)
     assert 0 < len(stopped) < len(jobs)

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NoReturn
 
-from benchmarks.effect.arms import FULL, QUICK, plan
+from benchmarks.effect.arms import FULL, QUICK, Job, plan
 from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.running import train_all
@@ -36,32 +36,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}; it takes a number from 1")
     scale, folder = (QUICK if options.quick else FULL), Path(options.output_dir)
-    try:
-        results = Results(folder, scale)
-    except LayerSyncError as error:
-        parser.error(str(error))
-    jobs = plan(scale)
-    missing = results.missing(jobs)
-    try:
-        for name in dict.fromkeys(job.task for job in missing):
-            TASKS[name].data()
-    except ImportError as error:
-        parser.error(f"{error}: pip install -r requirements-dev.txt")
-    print(f"{len(jobs)} trainings, {len(missing)} of them to do, {options.processes} at a time; results in {folder}")
     # A stop by the system is a stop by hand: what is finished is in the file.
     signal.signal(signal.SIGTERM, _interrupt)
+    jobs = plan(scale)
     try:
-        failures = train_all(missing, scale, options.processes, results, folder)
+        results = Results(folder, scale)
+        with results.claimed():
+            return _run(jobs, results, options.processes, folder)
+    except LayerSyncError as error:
+        parser.error(str(error))
+    except ImportError as error:
+        parser.error(f"{error}: pip install -r requirements-dev.txt")
+    except OSError as error:
+        print(f"cannot write to {folder}: {error.strerror}; the same command goes on", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"stopped; {len(results.missing(jobs))} trainings are left: the same command goes on", file=sys.stderr)
+        print("stopped; what is finished is kept, and the same command goes on", file=sys.stderr)
         return 130
+
+
+def _run(jobs: list[Job], results: Results, processes: int, folder: Path) -> int:
+    missing = results.missing(jobs)
+    for name in dict.fromkeys(job.task for job in missing):
+        TASKS[name].data()  # is all of it installed?
+    print(
+        f"{len(jobs)} trainings, {len(missing)} of them to do, {processes} at a time; results in {folder}", flush=True
+    )
+    failures = train_all(missing, results, processes, folder)
     write_report(folder, results)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> Any:
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -10,7 +10,7 @@ from benchmarks.effect.tasks import BLOCKS
 
 PAPER = 4, 8
 """The pair of the paper's rule at this depth; blocks count from 1."""
-VANILLA = "vanilla"
+VANILLA, PAIR = "vanilla", "pair"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Arm:
 
 ARMS: Mapping[str, Arm] = {
     VANILLA: Arm("vanilla", weight=0.0),
-    "pair": Arm("pair 4 → 8, weight 0.2"),
+    PAIR: Arm(f"pair {PAPER[0]} → {PAPER[1]}, weight 0.2"),
     "weight-0.05": Arm("weight 0.05", weight=0.05),
     "weight-0.5": Arm("weight 0.5", weight=0.5),
     "last-fifth": Arm("pair in the last fifth, 10 → 12", pair=(10, 12)),
@@ -104,9 +104,9 @@ class Job:
 
 def plan(scale: Scale) -> list[Job]:
     """Return every training, the main comparison first, then seed by seed."""
-    main = [Job("digits", arm, seed, scale.steps) for seed in range(scale.seeds) for arm in (VANILLA, "pair")]
+    main = [Job("digits", arm, seed, scale.steps) for seed in range(scale.seeds) for arm in (VANILLA, PAIR)]
     further = [
-        *[("digits", arm) for arm in ARMS if arm not in (VANILLA, "pair")],
-        *[(task, arm) for task in ("faces", "shapes") for arm in (VANILLA, "pair")],
+        *[("digits", arm) for arm in ARMS if arm not in (VANILLA, PAIR)],
+        *[(task, arm) for task in ("faces", "shapes") for arm in (VANILLA, PAIR)],
     ]
     return main + [Job(*which, seed, scale.short) for seed in range(scale.short_seeds) for which in further]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.effect.arms import Scale
+from benchmarks.effect.results import Mark
 from benchmarks.effect.tasks import Task
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.data import Dataset, generator
@@ -114,7 +114,7 @@ class Exam:
         """Return the loss on samples that training never saw."""
         return held_out_loss(model, self.feed, self._repeated, 0, self.device)
 
-    def all(self, model: nn.Module, seed: int) -> dict[str, Any]:
+    def examine(self, model: nn.Module, seed: int) -> Mark:
         """Return every measure.
 
         Args:
@@ -131,13 +131,13 @@ class Exam:
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
             probes[str(time)] = self._probes(train, rest)
             tokens = tokens or [state.flatten(0, 1) for state in rest]
-        return {
-            "held_out": self.held_out(model),
-            "probe": probes,
-            "cka": [[round(linear_cka(one, two), 5) for two in tokens] for one in tokens],
-            "frechet": self.judge.distance(drawn),
-            "accuracy": self.judge.accuracy(drawn, classes) if self.task.conditional else None,
-        }
+        return Mark(
+            held_out=self.held_out(model),
+            probe=probes,
+            cka=[[round(linear_cka(one, two), 5) for two in tokens] for one in tokens],
+            frechet=self.judge.distance(drawn),
+            accuracy=self.judge.accuracy(drawn, classes) if self.task.conditional else None,
+        )
 
     def _probes(self, train: list[Tensor], rest: list[Tensor]) -> list[float]:
         """Return the accuracy of a linear classifier on each block's tokens, averaged over the tokens."""

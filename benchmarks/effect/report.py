@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.effect.arms import ARMS, VANILLA
+from benchmarks.effect.arms import ARMS, PAIR, VANILLA
 from benchmarks.effect.measures import PROBED_TIMES
-from benchmarks.effect.paired import Estimate, estimate, estimate_ratio, speed_up
-from benchmarks.effect.results import Results
+from benchmarks.effect.paired import Curve, Estimate, estimate, estimate_ratio, speed_up, speed_up_half_way
+from benchmarks.effect.results import Mark, Real, Record, Results
 from benchmarks.effect.tasks import TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
 TABLE, FIGURE = "table.md", "effect.png"
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,126 +28,169 @@ class Measure:
     Attributes:
         title: Of the column.
         digits: Decimal places.
-        of: The value of a record at a step; `pair` says whose CKA is asked for.
+        of: The value of a mark; the pair says whose CKA is asked for.
+        pulled: The term itself pulls at it, so that a difference is no finding.
+        real: The value of held-out samples.
     """
 
     title: str
     digits: int
-    of: Callable[[Record, int, Sequence[int]], float | None]
-
-
-def _mark(name: str) -> Callable[[Record, int, Sequence[int]], float | None]:
-    return lambda record, step, pair: record["marks"][str(step)][name]
+    of: Callable[[Mark, tuple[int, int]], float | None]
+    pulled: bool = False
+    real: Callable[[Real], float] | None = None
 
 
 def _probe(time: float, block: int | None = None) -> Measure:
-    def of(record: Record, step: int, pair: Sequence[int]) -> float:
-        accuracies = record["marks"][str(step)]["probe"][str(time)]
+    def of(mark: Mark, pair: tuple[int, int]) -> float:
+        accuracies = mark.probe[str(time)]
         return float(np.mean(accuracies) if block is None else accuracies[block - 1])
 
     return Measure(f"probe at noise {time}, {'all blocks' if block is None else f'block {block}'}", 3, of)
 
 
-def _cka(record: Record, step: int, pair: Sequence[int]) -> float:
-    return float(record["marks"][str(step)]["cka"][pair[0] - 1][pair[1] - 1])
-
-
 PROBE = _probe(PROBED_TIMES[0])
-HELD_OUT = Measure("held-out loss", 4, _mark("held_out"))
+SECOND_BLOCK = _probe(PROBED_TIMES[0], 2)
+HELD_OUT = Measure("held-out loss", 4, lambda mark, _: mark.held_out)
 MEASURES = (
     PROBE,
-    _probe(PROBED_TIMES[0], 2),
+    SECOND_BLOCK,
     _probe(PROBED_TIMES[1]),
     HELD_OUT,
-    Measure("Fréchet distance of samples", 2, _mark("frechet")),
-    Measure("samples recognised", 3, _mark("accuracy")),
-    Measure("CKA of the pair", 3, _cka),
+    Measure("Fréchet distance of samples", 2, lambda mark, _: mark.frechet, real=lambda real: real.frechet),
+    Measure("samples recognised", 3, lambda mark, _: mark.accuracy, real=lambda real: real.accuracy),
+    Measure("CKA of the pair", 3, lambda mark, pair: mark.cka[pair[0] - 1][pair[1] - 1], pulled=True),
 )
+BESIDE_PAIR = PROBE, SECOND_BLOCK, HELD_OUT
 
 
 @dataclass(frozen=True)
 class Row:
-    """An arm of a task at a step, seed by seed beside the vanilla arm of the same seed."""
+    """An arm of a task at a step, seed by seed beside the base arm of the same seed.
+
+    Attributes:
+        task: Name of the task.
+        arm: Name of the arm.
+        step: Optimiser step.
+        pairs: The arm's and the base's training of each seed that has both.
+        diverged: Trainings of the arm that did not come so far.
+    """
 
     task: str
     arm: str
     step: int
     pairs: list[tuple[Record, Record]]
+    diverged: int
 
     def values(self, measure: Measure) -> list[float]:
         """Return the arm's own values."""
-        found = [measure.of(record, self.step, record["pair"]) for record, _ in self.pairs]
+        found = [measure.of(record.marks[self.step], record.pair) for record, _ in self.pairs]
         return [value for value in found if value is not None]
 
     def differences(self, measure: Measure) -> list[float]:
-        """Return the arm's values minus vanilla's."""
+        """Return the arm's values minus the base's."""
         found = []
-        for record, vanilla in self.pairs:
-            ours, theirs = (measure.of(side, self.step, record["pair"]) for side in (record, vanilla))
+        for record, base in self.pairs:
+            ours, theirs = (measure.of(side.marks[self.step], record.pair) for side in (record, base))
             if ours is not None and theirs is not None:
                 found.append(ours - theirs)
         return found
 
-    def speed_ups(self) -> list[float]:
-        """Return vanilla's steps over the arm's to the same held-out loss, within this row's steps."""
-        cut = [[[point for point in side["curve"] if point[0] <= self.step] for side in pair] for pair in self.pairs]
-        return [speed_up(vanilla, ours) for ours, vanilla in cut]
+    def ratios(self, of: Callable[[Curve, Curve], float]) -> list[float]:
+        """Return a ratio of the curves of base and arm within this row's steps."""
+        cut = [[[point for point in side.curve if point[0] <= self.step] for side in pair] for pair in self.pairs]
+        return [of(base, ours) for ours, base in cut]
 
 
-def rows(results: Results) -> list[Row]:
-    """Return a row for every arm and step that has both sides at one seed or more: the longest training first."""
+def rows(results: Results, base: str = VANILLA) -> list[Row]:
+    """Return a row for every arm and step that was trained at a seed of the base arm: the longest training first."""
     found = []
     for task in TASKS:
         for step in (results.scale.steps, results.scale.short):
-            of = [
-                record for record in results.records.values() if record["task"] == task and str(step) in record["marks"]
-            ]
-            vanilla = {record["seed"]: record for record in of if record["arm"] == VANILLA}
+            of = [record for record in results.records.values() if record.task == task and record.steps >= step]
+            bases = {record.seed: record for record in of if record.arm == base and step in record.marks}
             for arm in ARMS:
-                ours = [record for record in of if record["arm"] == arm and record["seed"] in vanilla]
-                if ours:
-                    found.append(Row(task, arm, step, [(record, vanilla[record["seed"]]) for record in ours]))
+                ours = [record for record in of if record.arm == arm]
+                pairs = [
+                    (record, bases[record.seed]) for record in ours if step in record.marks and record.seed in bases
+                ]
+                diverged = sum(step not in record.marks for record in ours)
+                if pairs or diverged:
+                    found.append(Row(task, arm, step, pairs, diverged))
     return found
 
 
-def table(found: list[Row]) -> str:
-    """Return the rows as a Markdown table: vanilla's values, and every other arm's paired differences to them."""
-    titles = ["data, steps", "arm", "seeds", *(m.title for m in MEASURES), "vanilla's steps over the arm's"]
-    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
-    for row in found:
-        cells = [f"{TASKS[row.task].title}, {row.step}", ARMS[row.arm].title, str(len(row.pairs))]
+def table(results: Results) -> str:
+    """Return two Markdown tables.
+
+    The first has vanilla's values, then every other arm's paired differences to them; the second has the ablations'
+    paired differences to the pair.
+    """
+    titles = [measure.title for measure in MEASURES]
+    lines = _head(*titles, *(f"vanilla's steps over the arm's, to {name}" for name in RATIOS))
+    for row in rows(results):
         if row.arm == VANILLA:
-            cells += [_plain(row.values(measure), measure.digits) for measure in MEASURES] + ["1"]
+            cells = [*(_plain(row.values(measure), measure.digits) for measure in MEASURES), *["1"] * len(RATIOS)]
+            lines.append(_line(row, cells))
+            if row.step == max(record.steps for record, _ in row.pairs):
+                lines.append(_real(row))
         else:
-            cells += [_difference(row.differences(measure), measure.digits) for measure in MEASURES]
-            cells.append(_ratio(row.speed_ups()))
-        lines.append(f"| {' | '.join(cells)} |")
+            cells = [_difference(row, measure) for measure in MEASURES]
+            lines.append(_line(row, [*cells, *(_ratio(row.ratios(ratio)) for ratio in RATIOS.values())]))
+    lines += ["", *_head(*(f"{measure.title}, beside the pair" for measure in BESIDE_PAIR))]
+    for row in rows(results, PAIR):
+        if row.arm not in (VANILLA, PAIR):
+            lines.append(_line(row, [_difference(row, measure) for measure in BESIDE_PAIR]))
     return "\n".join(lines) + "\n"
+
+
+RATIOS: Mapping[str, Callable[[Curve, Curve], float]] = {
+    "its loss at half of them": speed_up_half_way,
+    "the lowest loss of both": speed_up,
+}
+
+
+def _head(*titles: str) -> list[str]:
+    every = ["data, steps", "arm", "seeds", *titles]
+    return [f"| {' | '.join(every)} |", "|" + " --- |" * len(every)]
+
+
+def _line(row: Row, cells: list[str]) -> str:
+    seeds = f"{len(row.pairs)}" + f" ({row.diverged} diverged)" * bool(row.diverged)
+    return f"| {' | '.join([f'{TASKS[row.task].title}, {row.step}', ARMS[row.arm].title, seeds, *cells])} |"
+
+
+def _real(row: Row) -> str:
+    """Return a line of the values of held-out samples, which are the same in every training of a task."""
+    real = [record.real for record, _ in row.pairs[:1]]
+    cells = [_plain([measure.real(value) for value in real if measure.real], measure.digits) for measure in MEASURES]
+    return f"| {' | '.join([TASKS[row.task].title, 'held-out samples', '–', *cells, *['–'] * len(RATIOS)])} |"
 
 
 def _plain(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f}" if values else "–"
 
 
-def _difference(values: list[float], digits: int) -> str:
-    return _text(estimate(values), f"+.{digits}f", 0.0) if values else "–"
+def _difference(row: Row, measure: Measure) -> str:
+    values = row.differences(measure)
+    return _text(estimate(values), f"+.{measure.digits}f", None if measure.pulled else 0.0) if values else "–"
 
 
 def _ratio(values: list[float]) -> str:
-    return _text(estimate_ratio(values), ".2f", 1.0)
+    return _text(estimate_ratio(values), ".2f", 1.0) if values else "–"
 
 
-def _text(found: Estimate, form: str, nothing: float) -> str:
+def _text(found: Estimate, form: str, nothing: float | None) -> str:
     spread = "one seed" if math.isinf(found.high) else f"{found.low:{form}} to {found.high:{form}}"
     text = f"{found.mean:{form}} ({spread})".replace("-", "−")
-    return text if nothing in found else f"**{text}**"
+    # An interval without width comes of values that are alike by chance, such as counts, and supports nothing.
+    told = nothing is not None and nothing not in found and found.low < found.high
+    return f"**{text}**" if told else text
 
 
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md and effect.png."""
-    found = rows(results)
-    (folder / TABLE).write_text(table(found))
-    _draw(folder / FIGURE, found)
+    (folder / TABLE).write_text(table(results), encoding="utf-8")
+    _draw(folder / FIGURE, [row for row in rows(results) if row.pairs])
 
 
 def _draw(file: Path, found: list[Row]) -> None:
@@ -157,13 +199,13 @@ def _draw(file: Path, found: list[Row]) -> None:
     curves, probes = parts[0].subplots(1, 2)
     digits = [row for row in found if row.task == "digits"]
     last = max((row.step for row in digits), default=0)
-    pair = next((row for row in digits if row.arm == "pair" and row.step == last), None)
+    pair = next((row for row in digits if row.arm == PAIR and row.step == last), None)
     if pair is not None:
         _draw_curves(curves, pair)
         _draw_probes(probes, pair)
         seeds = len(pair.pairs)
         parts[0].suptitle(
-            f"Digits, {last} steps, {seeds} seed{'s' * (seeds > 1)}: pair 4 → 8 and vanilla", fontsize="medium"
+            f"Digits, {last} steps, {seeds} seed{'s' * (seeds > 1)}: {ARMS[PAIR].title}, and vanilla", fontsize="medium"
         )
     others = [row for row in found if row.arm != VANILLA]
     axes = parts[1].subplots(1, 2, sharey=True)
@@ -179,17 +221,19 @@ def _short(row: Row) -> str:
     return f"{TASKS[row.task].title}, {row.step}: {ARMS[row.arm].title}"
 
 
+SIDES = PAIR, VANILLA
+
+
 def _draw_curves(axes: Any, row: Row) -> None:
-    for side, name in enumerate(("layersync", "vanilla")):
-        each = np.array([pair[side]["curve"] for pair in row.pairs])  # seeds, points, (step, loss)
+    late = []
+    for side, arm in enumerate(SIDES):
+        each = np.array([pair[side].curve for pair in row.pairs])  # seeds, points, (step, loss)
         for curve in each:
-            axes.plot(*curve.T, color=COLOURS[name], linewidth=0.5, alpha=0.5)
-        axes.plot(
-            *each.mean(0).T, color=COLOURS[name], linewidth=2, label="pair 4 → 8" if name == "layersync" else name
-        )
+            axes.plot(*curve.T, color=_colour(arm), linewidth=0.5, alpha=0.5)
+        axes.plot(*each.mean(0).T, color=_colour(arm), linewidth=2, label=ARMS[arm].title)
+        late.append(each[:, each.shape[1] // 5 :, 1])
     # The first fifth falls steeply and hides the rest.
-    late = each[:, each.shape[1] // 5 :, 1]
-    axes.set_ylim(0.995 * late.min(), late.max())
+    axes.set_ylim(0.995 * np.min(late), np.max(late))
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("held-out loss (velocity MSE)")
     axes.grid(alpha=0.3)
@@ -197,18 +241,21 @@ def _draw_curves(axes: Any, row: Row) -> None:
 
 
 def _draw_probes(axes: Any, row: Row) -> None:
-    for side, name in enumerate(("layersync", "vanilla")):
-        each = np.array(
-            [pair[side]["marks"][str(row.step)]["probe"][str(PROBED_TIMES[0])] for pair in row.pairs]
-        )  # seeds, blocks
+    for side, arm in enumerate(SIDES):
+        # seeds, blocks
+        each = np.array([pair[side].marks[row.step].probe[str(PROBED_TIMES[0])] for pair in row.pairs])
         blocks = np.arange(1, each.shape[1] + 1)
         for accuracies in each:
-            axes.plot(blocks, accuracies, color=COLOURS[name], linewidth=0.5, alpha=0.5)
-        axes.plot(blocks, each.mean(0), "o-", color=COLOURS[name], label="pair 4 → 8" if side == 0 else name)
+            axes.plot(blocks, accuracies, color=_colour(arm), linewidth=0.5, alpha=0.5)
+        axes.plot(blocks, each.mean(0), "o-", color=_colour(arm), label=ARMS[arm].title)
     axes.set_xlabel("block")
     axes.set_ylabel(f"accuracy of a linear probe at noise {PROBED_TIMES[0]}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+
+
+def _colour(arm: str) -> str:
+    return COLOURS["vanilla" if arm == VANILLA else "layersync"]
 
 
 def _draw_differences(axes: Any, found: list[Row], measure: Measure) -> None:

@@ -1,17 +1,22 @@
-"""The raw results of a run: one JSON file that a run adds to, arm by arm."""
+"""The raw results of a run: one JSON file that a run adds to, training by training."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from benchmarks.effect.arms import ARMS, Job, Scale
+from benchmarks.effect.tasks import TASKS
 from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
 from layersync_plugin_trainer.report import versions
@@ -19,29 +24,100 @@ from layersync_plugin_trainer.report import versions
 FILE = "results.json"
 
 
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mark(_Model):
+    """A model after so many steps.
+
+    Attributes:
+        held_out: Flow-matching loss on samples that training never saw.
+        probe: Accuracy of a linear probe on each block, by the share of noise.
+        cka: Linear CKA of each block with each, (N, N).
+        frechet: Fréchet distance of drawn samples.
+        accuracy: Share of them that is recognised; None where the model is not told a class.
+    """
+
+    held_out: float
+    probe: dict[str, list[float]]
+    cka: list[list[float]]
+    frechet: float
+    accuracy: float | None
+
+
+class Real(_Model):
+    """What the classifier makes of held-out samples: the scale for drawn ones."""
+
+    accuracy: float
+    frechet: float
+
+
+class Record(_Model):
+    """Raw results of one training.
+
+    Attributes:
+        task: Name of the task.
+        arm: Name of the arm.
+        seed: Of weights, samples and noise.
+        steps: Optimiser steps that were asked for.
+        pair: Student and teacher block, from 1.
+        weight: Of the term.
+        curve: Points (optimiser step, held-out loss).
+        marks: Everything else, by the optimiser step.
+        diverged: The step at which the loss was found to be no finite number and the training ended.
+        real: The scale for drawn samples.
+        seconds: Time of training and measuring.
+        machine: Versions and the kind of device.
+    """
+
+    task: str
+    arm: str
+    seed: int
+    steps: int
+    pair: tuple[int, int]
+    weight: float
+    curve: list[tuple[int, float]]
+    marks: dict[int, Mark]
+    diverged: int | None
+    real: Real
+    seconds: float
+    machine: dict[str, str]
+
+    @model_validator(mode="after")
+    def _as_planned(self) -> Record:
+        arm = ARMS.get(self.arm)
+        if self.task not in TASKS or arm is None:
+            raise ValueError(f"no task {self.task!r} with an arm {self.arm!r}")
+        if (self.pair, self.weight) != (arm.pair_of(self.seed), arm.weight):
+            raise ValueError(f"pair {self.pair} and weight {self.weight} are not this version's {self.arm!r} arm")
+        if self.diverged is None and (not self.curve or self.steps not in self.marks):
+            raise ValueError(f"not measured at step {self.steps}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Name in the file."""
+        return Job(self.task, self.arm, self.seed, self.steps).key
+
+
 class Results:
     """What was trained so far.
 
     Attributes:
         scale: How much is trained and measured.
-        records: Raw results of each finished training, by its key.
+        records: Each finished training, by its key.
     """
 
     def __init__(self, folder: Path, scale: Scale) -> None:
         """Read what the folder holds already.
 
         Raises:
-            ConfigError: The folder cannot be written, or holds the results of a run of another kind.
+            ConfigError: It holds the results of a run of another kind, or a training that this version would not make.
         """
         self.scale = scale
-        self.records: dict[str, dict[str, Any]] = {}
-        self._file = folder / FILE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"cannot write to {folder}")
+        self.records: dict[str, Record] = {}
+        self._folder, self._file = folder, folder / FILE
         if not self._file.exists():
             return
         found = read_json(self._file)
@@ -50,27 +126,59 @@ class Results:
             raise ConfigError(
                 f"{self._file} is of a run with other settings (or of another version); give another --output_dir"
             )
-        self.records = records
+        for key, record in records.items():
+            try:
+                self.records[key] = Record.model_validate(record)
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                place = ".".join(map(str, (key, *wrong["loc"])))
+                raise ConfigError(
+                    f"{self._file}: {place}: {wrong['msg']}; take that training out of the file to repeat it, or give "
+                    "another --output_dir"
+                ) from None
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs off the folder, which is made if need be.
+
+        Raises:
+            ConfigError: The folder cannot be written, or another run writes to it.
+        """
+        lock = FileLock(self._folder / ".lock", timeout=0)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise ConfigError(
+                    f"another run writes to {self._folder}; wait for it, or give another --output_dir"
+                ) from None
+            raise ConfigError(f"cannot write to {self._folder}: {error.strerror}") from None
+        with lock:
+            yield
 
     def missing(self, jobs: list[Job]) -> list[Job]:
         """Return the jobs without a result."""
         return [job for job in jobs if job.key not in self.records]
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: Record) -> None:
         """Add a training's results and write the file, whole or not at all."""
-        self.records[Job(record["task"], record["arm"], record["seed"], record["steps"]).key] = record
+        self.records[record.key] = record
         # One line for each training, in the order of the arms, whatever order they ended in.
         order = sorted(self.records, key=lambda key: _place(self.records[key]))
-        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(self.records[key])}" for key in order)
-        head = json.dumps({"scale": asdict(self.scale), "machine": _machine()})[1:-1]
+        lines = ",\n".join(f"{json.dumps(key)}: {self.records[key].model_dump_json()}" for key in order)
         draft = self._file.with_suffix(".part")
-        draft.write_text(f'{{{head}, "records": {{\n{lines}\n}}}}\n')
+        draft.write_text(
+            f'{{"scale": {json.dumps(asdict(self.scale))}, "records": {{\n{lines}\n}}}}\n', encoding="utf-8"
+        )
         os.replace(draft, self._file)
 
 
-def _place(record: dict[str, Any]) -> tuple[Any, ...]:
-    return record["task"], list(ARMS).index(record["arm"]), record["seed"]
+def machine(device: torch.device) -> dict[str, str]:
+    """Return where a training ran: versions and the kind of device."""
+    ours = {name: version(name) for name in ("numpy", "scikit-learn", "scikit-image")}
+    return {"python": platform.python_version(), **versions(), **ours, "device": device.type}
 
 
-def _machine() -> dict[str, Any]:
-    return {"python": platform.python_version(), **versions(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+def _place(record: Record) -> tuple[int, ...]:
+    return list(TASKS).index(record.task), list(ARMS).index(record.arm), record.seed

@@ -5,19 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
-from benchmarks.effect.arms import Job, Scale
+from benchmarks.effect.arms import Job
 from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
-from benchmarks.effect.training import DivergedError, train
+from benchmarks.effect.training import train
 
 
-def train_all(jobs: list[Job], scale: Scale, processes: int, results: Results, folder: Path) -> list[str]:
+def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -> list[str]:
     """Train, write results and report after each training, and return what failed."""
     failures = []
     # Read when a worker loads its linear algebra; threads of several workers on the same cores wait for each other.
@@ -26,13 +27,15 @@ def train_all(jobs: list[Job], scale: Scale, processes: int, results: Results, f
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_be_a_worker) as pool:
         try:
-            waiting = {pool.submit(train, job, scale): job for job in jobs}
+            waiting = {pool.submit(train, job, results.scale): job for job in jobs}
             for done in as_completed(waiting):
-                try:
-                    results.add(done.result())
-                except DivergedError as error:
-                    failures.append(str(error))
+                error = done.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
+                if error is not None:
+                    failures.append("".join(traceback.format_exception(error)) + f"{waiting[done].key} failed")
                     continue
+                results.add(done.result())
                 write_report(folder, results)
                 print(f"{waiting[done].key} is done, {len(results.missing(jobs))} to go", flush=True)
         except BrokenProcessPool:

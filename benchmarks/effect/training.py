@@ -6,18 +6,19 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.effect.arms import ARMS, Arm, Job, Scale
 from benchmarks.effect.measures import Exam
+from benchmarks.effect.results import Mark, Real, Record, machine
 from benchmarks.effect.tasks import TASKS
 from layersync_core import HiddenStateBuffer, attach, get_adapter
 from layersync_core.protocol import Adapter
@@ -30,10 +31,6 @@ from layersync_plugin_trainer.objective import Batches
 LEARNING_RATE = 1e-3
 EMA = 0.995
 """Decay of the average of the weights that is evaluated, a window of about 200 steps."""
-
-
-class DivergedError(Exception):
-    """A loss that is no finite number."""
 
 
 class BothWays:
@@ -69,9 +66,9 @@ class BothWays:
         self._capture.remove()
 
 
-@lru_cache(maxsize=1)
+@cache
 def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
-    """Return a task's exam; one stays in memory."""
+    """Return a task's exam, the same one in all of a process."""
     task = TASKS[name]
     data = task.data()
     if scale.data:
@@ -79,15 +76,14 @@ def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
     return Exam(task, data, get_adapter(task.family), Feed(task.tiny(), task.build()), scale, device)
 
 
-def train(job: Job, scale: Scale) -> dict[str, Any]:
-    """Train one arm and return its raw results.
+def train(job: Job, scale: Scale) -> Record:
+    """Train one arm and return its raw results; a training that diverges ends early and says at which step.
 
     Arms of the same task and seed start from the same weights and see the same samples, noise, times and classes.
-
-    Raises:
-        DivergedError: The loss became no finite number.
     """
-    accelerator = Accelerator(mixed_precision="no")
+    # Given as a plugin, a variable of the environment cannot change it.
+    accumulation = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=accumulation)
     arm, exam = ARMS[job.arm], exam_of(job.task, scale, accelerator.device)
     config = TrainerConfig.model_validate(
         {
@@ -100,13 +96,16 @@ def train(job: Job, scale: Scale) -> dict[str, Any]:
     began = time.perf_counter()
     set_seed(job.seed)
     model = Source(exam.task.family, exam.adapter, exam.task.tiny()).build(config).to(accelerator.device)
-    # Copied before anything is attached, so that the copy is a bare model.
+    # Copied before anything is attached, so that the copy is a bare model. It stays in training mode: DiT leaves out a
+    # tenth of the labels at random in each block, in the evaluation too, by the same draws in every arm of a seed.
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     pair = arm.pair_of(job.seed)
     sync = _attach(model, exam.adapter, arm, pair, job.steps)
     trainer = prepare(accelerator, model, sync, exam.feed, config)
     batches = Batches(exam.data, job.seed, config.batch_size, null_label=exam.feed.null_label)
-    curve, marks = [], {}
+    curve: list[tuple[int, float]] = []
+    marks: dict[int, Mark] = {}
+    diverged = None
     for step in range(1, job.steps + 1):
         trainer.step(batches.of_step(step - 1))
         averaged.update_parameters(model)
@@ -114,25 +113,29 @@ def train(job: Job, scale: Scale) -> dict[str, Any]:
             continue
         held_out = exam.held_out(averaged.module)
         if not math.isfinite(held_out) or not math.isfinite(trainer.read_metrics()["loss"]):
-            raise DivergedError(f"{job.key}: the loss is no finite number at step {step}")
-        curve.append([step, held_out])
+            diverged = step
+            print(f"{job.key}: the loss is no finite number at step {step}, the training ends", flush=True)
+            break
+        curve.append((step, held_out))
         print(f"{job.key}: step {step} of {job.steps}, held-out loss {held_out:.4f}", flush=True)
         if step in (scale.short, job.steps):
-            marks[str(step)] = exam.all(averaged.module, job.seed)
+            marks[step] = exam.examine(averaged.module, job.seed)
     sync.remove()
     judge = exam.judge
-    return {
-        "task": job.task,
-        "arm": job.arm,
-        "seed": job.seed,
-        "steps": job.steps,
-        "pair": list(pair),
-        "weight": arm.weight,
-        "curve": curve,
-        "marks": marks,
-        "real": {"accuracy": judge.accuracy_on_real, "frechet": judge.distance_of_real},
-        "seconds": time.perf_counter() - began,
-    }
+    return Record(
+        task=job.task,
+        arm=job.arm,
+        seed=job.seed,
+        steps=job.steps,
+        pair=pair,
+        weight=arm.weight,
+        curve=curve,
+        marks=marks,
+        diverged=diverged,
+        real=Real(accuracy=judge.accuracy_on_real, frechet=judge.distance_of_real),
+        seconds=time.perf_counter() - began,
+        machine=machine(accelerator.device),
+    )
 
 
 def _attach(model: nn.Module, adapter: Adapter, arm: Arm, pair: tuple[int, int], steps: int) -> Any:
@@ -145,6 +148,7 @@ def _attach(model: nn.Module, adapter: Adapter, arm: Arm, pair: tuple[int, int],
         "layersync_student_block": pair[0],
         "layersync_teacher_block": pair[1],
         "layersync_lambda": arm.weight,
-        "layersync_cutoff_step": int(steps * arm.cutoff),
+        # 0 would be never.
+        "layersync_cutoff_step": max(1, int(steps * arm.cutoff)) if arm.cutoff else 0,
     }
     return attach(model, settings, family=adapter.family)
