@@ -416,6 +416,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         return done.stderr.splitlines()[-1]
 
+    (tmp_path / "full").mkdir()
     Results(tmp_path / "full", FULL).add(record("vanilla", 0, 0.5))
     before = (tmp_path / "full" / FILE).read_bytes()
     assert "of a run with other settings" in refusal("--output_dir", "full")
