@@ -26,12 +26,13 @@ from benchmarks.effect.arms import ARMS, FULL, PAPER, QUICK, Arm, Job, Scale, pl
 from benchmarks.effect.measures import Exam, frechet_distance, linear_cka
 from benchmarks.effect.paired import estimate, estimate_ratio, speed_up, speed_up_half_way, steps_to
 from benchmarks.effect.report import table, write_report
-from benchmarks.effect.results import FILE, Mark, Real, Record, Results
+from benchmarks.effect.results import FILE, Mark, Real, Record, Results, claimed, machine
 from benchmarks.effect.tasks import TASKS
 from layersync_core import ConfigError, LayerSyncWarning
 
 ROOT = Path(__file__).parents[1]
 TINY = dataclasses.replace(QUICK, short=1, every=1)
+MANY = dataclasses.replace(QUICK, seeds=8, short_seeds=8)
 
 # Paired differences.
 
@@ -158,7 +159,7 @@ def test_held_out_digits_are_397_of_1797() -> None:
 @pytest.fixture
 def curves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes most of a short training: probes and samples."""
-    mark = Mark(held_out=1.0, probe={}, cka=[], frechet=0.0, accuracy=None)
+    mark = Mark.model_construct()
     monkeypatch.setattr(Exam, "examine", lambda *_: mark)
 
 
@@ -291,7 +292,7 @@ def cells(shown: str) -> list[list[str]]:
 
 
 def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Path) -> None:
-    results = Results(tmp_path, QUICK)
+    results = Results(tmp_path, MANY)
     for seed, (vanilla, pair) in enumerate([(0.5, 0.61), (0.3, 0.4), (0.4, 0.52)]):
         results.add(record("vanilla", seed, vanilla))
         results.add(record("pair", seed, pair))
@@ -307,30 +308,42 @@ def test_the_table_pairs_seeds_and_marks_what_its_interval_supports(tmp_path: Pa
     assert first[6][3] == "−0.050 (one seed)"
     assert second[1][:4] == ["digits, 2", "weight 0.5", "1", "−0.150 (one seed)"]
     assert len(second) == 2
-    assert Results(tmp_path, QUICK).records == results.records
+    assert Results(tmp_path, MANY).records == results.records
 
 
 def test_differences_that_are_alike_by_chance_support_nothing(tmp_path: Path) -> None:
-    results = Results(tmp_path, QUICK)
-    for seed in range(3):
-        results.add(record("vanilla", seed, 0.5))
-        results.add(record("pair", seed, 0.75))
-    assert cells(table(results))[3][3] == "+0.250 (+0.250 to +0.250)"
+    results = Results(tmp_path, MANY)
+    for seed, vanilla in enumerate((0.9, 0.8, 0.7)):  # differences alike but for rounding
+        results.add(record("vanilla", seed, vanilla))
+        results.add(record("pair", seed, vanilla + 0.01))
+    assert cells(table(results))[3][3] == "+0.010 (+0.010 to +0.010)"
 
 
 def test_trainings_that_diverged_are_counted(tmp_path: Path) -> None:
-    results = Results(tmp_path, QUICK)
+    results = Results(tmp_path, MANY)
     results.add(record("vanilla", 0, 0.5))
-    results.add(record("pair", 0, 0.6, diverged=3))
-    results.add(record("weight-0.5", 0, 0.6, steps=2, diverged=1))
+    results.add(record("pair", 0, 0.6, diverged=4))
+    results.add(record("weight-0.5", 0, 0.6, steps=2, diverged=2))
     shown = {(line[0], line[1]): line[2:] for line in cells(table(results).split("\n\n")[0])}
     pair, heavy = ARMS["pair"].title, ARMS["weight-0.5"].title
     assert shown["digits, 4", pair] == ["0 (1 diverged)", *["–"] * 9]
     assert shown["digits, 2", pair][:2] == ["1", "+0.100 (one seed)"], "it came so far"
     assert shown["digits, 2", heavy][0] == "0 (1 diverged)"
     write_report(tmp_path, results)
-    again = Results(tmp_path, QUICK)
-    assert not {"digits/pair/0", "digits/weight-0.5/0"} & {job.key for job in again.missing(plan(QUICK))}
+    again = Results(tmp_path, MANY)
+    assert not {"digits/pair/0", "digits/weight-0.5/0"} & {job.key for job in again.missing(plan(MANY))}
+
+
+@pytest.mark.parametrize("diverged", [2, 4])
+def test_a_vanilla_training_that_diverged_leaves_the_seed_out(tmp_path: Path, diverged: int) -> None:
+    results = Results(tmp_path, MANY)
+    results.add(record("vanilla", 0, 0.5, diverged=diverged))
+    results.add(record("pair", 0, 0.6))
+    shown = {(line[0], line[1]): line[2] for line in cells(table(results).split("\n\n")[0])}
+    pair = ARMS["pair"].title
+    assert shown["digits, 4", "vanilla"] == shown["digits, 4", pair] == "0 (1 diverged)"
+    assert shown["digits, 2", pair] == ("1" if diverged == 4 else "0 (1 diverged)")
+    write_report(tmp_path, results)
 
 
 @pytest.mark.parametrize(
@@ -338,30 +351,42 @@ def test_trainings_that_diverged_are_counted(tmp_path: Path) -> None:
     [
         ({"weight": 0.3}, "not this version's 'pair' arm"),
         ({"arm": "other"}, "no task 'digits' with an arm 'other'"),
-        ({"marks": {}}, "not measured at step 4"),
-        ({"curve": "steep"}, "digits/pair/0.curve: "),
-        ({"mood": "good"}, "digits/pair/0.mood: "),
+        ({"seed": 1}, "not what this version trains"),  # no longer the one of its key
+        ({"steps": 2}, "not what this version trains"),
+        ({"marks": {}}, "not what this version trains"),
+        ({"curve": [[4, 0.1]]}, "not what this version trains"),
+        ({"diverged": -5}, "not what this version trains"),
+        ({"curve": "steep"}, "curve Input should be a valid list"),
+        ({"curve": [[2, float("nan")], [4, 0.1]]}, "curve.0.1 Input should be a finite number"),
+        ({"mood": "good"}, "mood Extra inputs are not permitted"),
     ],
 )
 def test_a_training_that_this_version_would_not_make_is_refused(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    Results(tmp_path, QUICK).add(record("pair", 0, 0.6))
+    Results(tmp_path, MANY).add(record("pair", 0, 0.6))
     found = json.loads((tmp_path / FILE).read_text())
     found["records"]["digits/pair/0"].update(change)
     (tmp_path / FILE).write_text(json.dumps(found))
     with pytest.raises(ConfigError, match="take that training out of the file") as caught:
-        Results(tmp_path, QUICK)
+        Results(tmp_path, MANY)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_one_run_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
-    second = Results(tmp_path, QUICK).claimed()
-    with Results(tmp_path, QUICK).claimed(), pytest.raises(ConfigError, match="another run writes to"):
-        second.__enter__()
-    with Results(tmp_path, QUICK).claimed():
+    with claimed(tmp_path), pytest.raises(ConfigError, match="another run writes to"):
+        claimed(tmp_path).__enter__()
+    with claimed(tmp_path):
         pass
+
+
+def test_trainings_of_other_versions_are_named(tmp_path: Path) -> None:
+    results = Results(tmp_path, MANY)
+    here = machine(torch.device("cpu"))
+    results.add(record("vanilla", 0, 0.5).model_copy(update={"machine": here}))
+    results.add(record("pair", 0, 0.5).model_copy(update={"machine": {**here, "torch": "1.0"}}))
+    assert results.from_elsewhere() == ["digits/pair/0"]
 
 
 def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,12 +398,13 @@ def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypat
     # In threads of this process, where the replacement is seen.
     monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(running, "train", train)
-    results = Results(tmp_path, QUICK)
-    jobs = [Job("digits", arm, 0, 4) for arm in ("pair", "vanilla", "self")]
+    monkeypatch.setattr(running, "write_report", lambda *_: 1 / 0)  # a report that fails ends them no more
+    results = Results(tmp_path, MANY)
+    jobs = [Job("digits", "pair", 0, 4), Job("digits", "vanilla", 0, 4), Job("digits", "self", 0, 2)]
     (failure,) = running.train_all(jobs, results, 1, tmp_path)
     assert "ZeroDivisionError: a bug" in failure
     assert failure.endswith("digits/pair/0 failed")
-    assert set(Results(tmp_path, QUICK).records) == {"digits/vanilla/0", "digits/self/0"}
+    assert set(Results(tmp_path, MANY).records) == {"digits/vanilla/0", "digits/self/0"}
 
 
 def test_the_page_shows_the_table_of_its_results() -> None:

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from benchmarks.effect.arms import FULL, QUICK, Job, plan
 from benchmarks.effect.report import write_report
-from benchmarks.effect.results import Results
+from benchmarks.effect.results import Results, claimed
 from benchmarks.effect.running import train_all
 from benchmarks.effect.tasks import TASKS
 from layersync_core.errors import LayerSyncError
@@ -40,15 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     jobs = plan(scale)
     try:
-        results = Results(folder, scale)
-        with results.claimed():
-            return _run(jobs, results, options.processes, folder)
+        with claimed(folder):
+            return _run(jobs, Results(folder, scale), options.processes, folder)
     except LayerSyncError as error:
         parser.error(str(error))
     except ImportError as error:
         parser.error(f"{error}: pip install -r requirements-dev.txt")
     except OSError as error:
-        print(f"cannot write to {folder}: {error.strerror}; the same command goes on", file=sys.stderr)
+        print(f"cannot write {error.filename or folder}: {error.strerror}; what is finished is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on", file=sys.stderr)

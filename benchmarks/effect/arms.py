@@ -11,6 +11,10 @@ from benchmarks.effect.tasks import BLOCKS
 PAPER = 4, 8
 """The pair of the paper's rule at this depth; blocks count from 1."""
 VANILLA, PAIR = "vanilla", "pair"
+EMA = 0.995
+"""Decay of the average of the weights that is evaluated, a window of about 200 steps."""
+PROBED_TIMES = 0.2, 0.5
+"""Shares of noise at which the blocks are probed: little of it, and as much noise as picture. CKA is of the first."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,17 @@ class Job:
         """Task, arm and seed."""
         return f"{self.task}/{self.arm}/{self.seed}"
 
+    def points(self, scale: Scale, end: int | None = None) -> list[int]:
+        """Return the steps after which the held-out loss is measured, those before `end` if it is given."""
+        every = [step for step in range(1, self.steps + 1) if step % scale.every == 0 or step == self.steps]
+        return [step for step in every if end is None or step < end]
+
 
 def plan(scale: Scale) -> list[Job]:
-    """Return every training, the main comparison first, then seed by seed."""
-    main = [Job("digits", arm, seed, scale.steps) for seed in range(scale.seeds) for arm in (VANILLA, PAIR)]
-    further = [
-        *[("digits", arm) for arm in ARMS if arm not in (VANILLA, PAIR)],
-        *[(task, arm) for task in ("faces", "shapes") for arm in (VANILLA, PAIR)],
-    ]
-    return main + [Job(*which, seed, scale.short) for seed in range(scale.short_seeds) for which in further]
+    """Return every training: the main comparison, the ablations of it, the other data; each seed by seed."""
+    sides = VANILLA, PAIR
+    main = [Job("digits", arm, seed, scale.steps) for seed in range(scale.seeds) for arm in sides]
+    short = range(scale.short_seeds)
+    ablations = [Job("digits", arm, seed, scale.short) for seed in short for arm in ARMS if arm not in sides]
+    others = [Job(task, arm, seed, scale.short) for task in ("faces", "shapes") for seed in short for arm in sides]
+    return main + ablations + others

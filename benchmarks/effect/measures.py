@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.effect.arms import Scale
+from benchmarks.effect.arms import PROBED_TIMES, Scale
 from benchmarks.effect.results import Mark
 from benchmarks.effect.tasks import Task
 from layersync_core.protocol import Adapter
@@ -22,8 +22,6 @@ from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import draw, held_out_loss, sample
 from layersync_plugin_trainer.similarity import block_states
 
-PROBED_TIMES = 0.2, 0.5
-"""Shares of noise at which the blocks are probed: little of it, and as much noise as picture. CKA is of the first."""
 CHUNK = 128
 Floats = NDArray[np.float64]
 
@@ -120,6 +118,9 @@ class Exam:
         Args:
             model: The bare model, without an attachment.
             seed: Of the noise that samples are drawn from.
+
+        Raises:
+            FloatingPointError: The model's samples or states are no finite numbers.
         """
         count = self.scale.samples
         classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
@@ -129,6 +130,8 @@ class Exam:
         for time in PROBED_TIMES:
             train = self._states(model, self.data.samples, self.data.labels, time, "probe")
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
+            if not all(state.isfinite().all() for state in (drawn, *rest)):
+                raise FloatingPointError("samples or states are no finite numbers")
             probes[str(time)] = self._probes(train, rest)
             tokens = tokens or [state.flatten(0, 1) for state in rest]
         return Mark(

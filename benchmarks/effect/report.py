@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.effect.arms import ARMS, PAIR, VANILLA
-from benchmarks.effect.measures import PROBED_TIMES
+from benchmarks.effect.arms import ARMS, EMA, PAIR, PROBED_TIMES, VANILLA
 from benchmarks.effect.paired import Curve, Estimate, estimate, estimate_ratio, speed_up, speed_up_half_way
 from benchmarks.effect.results import Mark, Real, Record, Results
 from benchmarks.effect.tasks import TASKS
@@ -72,7 +71,7 @@ class Row:
         arm: Name of the arm.
         step: Optimiser step.
         pairs: The arm's and the base's training of each seed that has both.
-        diverged: Trainings of the arm that did not come so far.
+        diverged: Number of seeds at which arm or base did not come so far.
     """
 
     task: str
@@ -95,10 +94,13 @@ class Row:
                 found.append(ours - theirs)
         return found
 
+    def curve(self, record: Record) -> Curve:
+        """Return the curve of one of its trainings up to this row's step."""
+        return [point for point in record.curve if point[0] <= self.step]
+
     def ratios(self, of: Callable[[Curve, Curve], float]) -> list[float]:
-        """Return a ratio of the curves of base and arm within this row's steps."""
-        cut = [[[point for point in side.curve if point[0] <= self.step] for side in pair] for pair in self.pairs]
-        return [of(base, ours) for ours, base in cut]
+        """Return a ratio of the curves of base and arm."""
+        return [of(self.curve(base), self.curve(ours)) for ours, base in self.pairs]
 
 
 def rows(results: Results, base: str = VANILLA) -> list[Row]:
@@ -107,15 +109,12 @@ def rows(results: Results, base: str = VANILLA) -> list[Row]:
     for task in TASKS:
         for step in (results.scale.steps, results.scale.short):
             of = [record for record in results.records.values() if record.task == task and record.steps >= step]
-            bases = {record.seed: record for record in of if record.arm == base and step in record.marks}
+            bases = {record.seed: record for record in of if record.arm == base}
             for arm in ARMS:
-                ours = [record for record in of if record.arm == arm]
-                pairs = [
-                    (record, bases[record.seed]) for record in ours if step in record.marks and record.seed in bases
-                ]
-                diverged = sum(step not in record.marks for record in ours)
-                if pairs or diverged:
-                    found.append(Row(task, arm, step, pairs, diverged))
+                both = [(record, bases[record.seed]) for record in of if record.arm == arm and record.seed in bases]
+                pairs = [sides for sides in both if all(step in side.marks for side in sides)]
+                if both:
+                    found.append(Row(task, arm, step, pairs, len(both) - len(pairs)))
     return found
 
 
@@ -125,28 +124,26 @@ def table(results: Results) -> str:
     The first has vanilla's values, then every other arm's paired differences to them; the second has the ablations'
     paired differences to the pair.
     """
-    titles = [measure.title for measure in MEASURES]
-    lines = _head(*titles, *(f"vanilla's steps over the arm's, to {name}" for name in RATIOS))
+    lines = _head(
+        *(measure.title for measure in MEASURES),
+        "vanilla's steps over the arm's, to its loss at half of them",
+        "vanilla's steps over the arm's, to the lowest loss of both",
+    )
     for row in rows(results):
         if row.arm == VANILLA:
-            cells = [*(_plain(row.values(measure), measure.digits) for measure in MEASURES), *["1"] * len(RATIOS)]
-            lines.append(_line(row, cells))
-            if row.step == max(record.steps for record, _ in row.pairs):
+            lines.append(_line(row, [*(_plain(row.values(measure), measure.digits) for measure in MEASURES), "1", "1"]))
+            if row.pairs and row.step == max(record.steps for record, _ in row.pairs):
                 lines.append(_real(row))
         else:
-            cells = [_difference(row, measure) for measure in MEASURES]
-            lines.append(_line(row, [*cells, *(_ratio(row.ratios(ratio)) for ratio in RATIOS.values())]))
-    lines += ["", *_head(*(f"{measure.title}, beside the pair" for measure in BESIDE_PAIR))]
+            # While the average holds more than a hundredth of the first weights, arms are alike by that.
+            half_way = row.ratios(speed_up_half_way) if EMA ** (row.step / 2) < 0.01 else []
+            ratios = _ratio(half_way), _ratio(row.ratios(speed_up))
+            lines.append(_line(row, [*(_difference(row, measure) for measure in MEASURES), *ratios]))
+    lines += ["", *_head(*(f"{measure.title}, minus the pair's" for measure in BESIDE_PAIR))]
     for row in rows(results, PAIR):
         if row.arm not in (VANILLA, PAIR):
             lines.append(_line(row, [_difference(row, measure) for measure in BESIDE_PAIR]))
     return "\n".join(lines) + "\n"
-
-
-RATIOS: Mapping[str, Callable[[Curve, Curve], float]] = {
-    "its loss at half of them": speed_up_half_way,
-    "the lowest loss of both": speed_up,
-}
 
 
 def _head(*titles: str) -> list[str]:
@@ -163,7 +160,7 @@ def _real(row: Row) -> str:
     """Return a line of the values of held-out samples, which are the same in every training of a task."""
     real = [record.real for record, _ in row.pairs[:1]]
     cells = [_plain([measure.real(value) for value in real if measure.real], measure.digits) for measure in MEASURES]
-    return f"| {' | '.join([TASKS[row.task].title, 'held-out samples', '–', *cells, *['–'] * len(RATIOS)])} |"
+    return f"| {' | '.join([TASKS[row.task].title, 'held-out samples', '–', *cells, '–', '–'])} |"
 
 
 def _plain(values: list[float], digits: int) -> str:
@@ -183,7 +180,7 @@ def _text(found: Estimate, form: str, nothing: float | None) -> str:
     spread = "one seed" if math.isinf(found.high) else f"{found.low:{form}} to {found.high:{form}}"
     text = f"{found.mean:{form}} ({spread})".replace("-", "−")
     # An interval without width comes of values that are alike by chance, such as counts, and supports nothing.
-    told = nothing is not None and nothing not in found and found.low < found.high
+    told = nothing is not None and nothing not in found and found.high - found.low > 1e-9
     return f"**{text}**" if told else text
 
 
@@ -227,7 +224,7 @@ SIDES = PAIR, VANILLA
 def _draw_curves(axes: Any, row: Row) -> None:
     late = []
     for side, arm in enumerate(SIDES):
-        each = np.array([pair[side].curve for pair in row.pairs])  # seeds, points, (step, loss)
+        each = np.array([row.curve(pair[side]) for pair in row.pairs])  # seeds, points, (step, loss)
         for curve in each:
             axes.plot(*curve.T, color=_colour(arm), linewidth=0.5, alpha=0.5)
         axes.plot(*each.mean(0).T, color=_colour(arm), linewidth=2, label=ARMS[arm].title)

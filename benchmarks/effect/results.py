@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.effect.arms import ARMS, Job, Scale
-from benchmarks.effect.tasks import TASKS
+from benchmarks.effect.arms import ARMS, PROBED_TIMES, Job, Scale, plan
+from benchmarks.effect.tasks import BLOCKS, TASKS
 from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
 from layersync_plugin_trainer.report import versions
@@ -24,8 +26,12 @@ from layersync_plugin_trainer.report import versions
 FILE = "results.json"
 
 
+Share = Annotated[float, Field(ge=0, le=1 + 1e-4)]  # CKA is rounded
+OfBlocks = Field(min_length=BLOCKS, max_length=BLOCKS)
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Mark(_Model):
@@ -40,16 +46,16 @@ class Mark(_Model):
     """
 
     held_out: float
-    probe: dict[str, list[float]]
-    cka: list[list[float]]
+    probe: dict[str, Annotated[list[Share], OfBlocks]]
+    cka: Annotated[list[Annotated[list[Share], OfBlocks]], OfBlocks]
     frechet: float
-    accuracy: float | None
+    accuracy: Share | None
 
 
 class Real(_Model):
     """What the classifier makes of held-out samples: the scale for drawn ones."""
 
-    accuracy: float
+    accuracy: Share
     frechet: float
 
 
@@ -65,7 +71,7 @@ class Record(_Model):
         weight: Of the term.
         curve: Points (optimiser step, held-out loss).
         marks: Everything else, by the optimiser step.
-        diverged: The step at which the loss was found to be no finite number and the training ended.
+        diverged: The step after which loss or samples were found to be no finite numbers and the training ended.
         real: The scale for drawn samples.
         seconds: Time of training and measuring.
         machine: Versions and the kind of device.
@@ -91,14 +97,41 @@ class Record(_Model):
             raise ValueError(f"no task {self.task!r} with an arm {self.arm!r}")
         if (self.pair, self.weight) != (arm.pair_of(self.seed), arm.weight):
             raise ValueError(f"pair {self.pair} and weight {self.weight} are not this version's {self.arm!r} arm")
-        if self.diverged is None and (not self.curve or self.steps not in self.marks):
-            raise ValueError(f"not measured at step {self.steps}")
         return self
 
     @property
-    def key(self) -> str:
-        """Name in the file."""
-        return Job(self.task, self.arm, self.seed, self.steps).key
+    def job(self) -> Job:
+        """What was asked for; its key is the record's name in the file."""
+        return Job(self.task, self.arm, self.seed, self.steps)
+
+    def is_whole(self, scale: Scale) -> bool:
+        """Return whether the scale asks for this training and for just what was measured, up to its end."""
+        points = self.job.points(scale, self.diverged)
+        return (
+            self.job in plan(scale)
+            and self.diverged in (None, *self.job.points(scale))
+            and [step for step, _ in self.curve] == points
+            and self.marks.keys() == {step for step in points if step in (scale.short, self.steps)}
+            and all(mark.probe.keys() == set(map(str, PROBED_TIMES)) for mark in self.marks.values())
+        )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder if need be, and keep other runs off it.
+
+    Raises:
+        ConfigError: It cannot be written, or another run writes to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise ConfigError(f"another run writes to {folder}; wait for it, or give another --output_dir") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
+    with lock:
+        yield
 
 
 class Results:
@@ -117,7 +150,7 @@ class Results:
         """
         self.scale = scale
         self.records: dict[str, Record] = {}
-        self._folder, self._file = folder, folder / FILE
+        self._file = folder / FILE
         if not self._file.exists():
             return
         found = read_json(self._file)
@@ -126,44 +159,32 @@ class Results:
             raise ConfigError(
                 f"{self._file} is of a run with other settings (or of another version); give another --output_dir"
             )
-        for key, record in records.items():
+        for key, values in records.items():
             try:
-                self.records[key] = Record.model_validate(record)
+                record = Record.model_validate(values)
+                complaint = "" if key == record.job.key and record.is_whole(scale) else "not what this version trains"
             except ValidationError as error:
                 wrong = error.errors()[0]
-                place = ".".join(map(str, (key, *wrong["loc"])))
+                complaint = f"{'.'.join(map(str, wrong['loc']))} {wrong['msg']}".strip()
+            if complaint:
                 raise ConfigError(
-                    f"{self._file}: {place}: {wrong['msg']}; take that training out of the file to repeat it, or give "
+                    f"{self._file}, {key!r}: {complaint}; take that training out of the file to repeat it, or give "
                     "another --output_dir"
-                ) from None
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other runs off the folder, which is made if need be.
-
-        Raises:
-            ConfigError: The folder cannot be written, or another run writes to it.
-        """
-        lock = FileLock(self._folder / ".lock", timeout=0)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            if isinstance(error, Timeout):
-                raise ConfigError(
-                    f"another run writes to {self._folder}; wait for it, or give another --output_dir"
-                ) from None
-            raise ConfigError(f"cannot write to {self._folder}: {error.strerror}") from None
-        with lock:
-            yield
+                )
+            self.records[key] = record
 
     def missing(self, jobs: list[Job]) -> list[Job]:
         """Return the jobs without a result."""
         return [job for job in jobs if job.key not in self.records]
 
+    def from_elsewhere(self) -> list[str]:
+        """Return the keys of trainings with other versions, or on another kind of device, than one here would have."""
+        here = machine(Accelerator().device)
+        return [key for key, record in self.records.items() if record.machine != here]
+
     def add(self, record: Record) -> None:
         """Add a training's results and write the file, whole or not at all."""
-        self.records[record.key] = record
+        self.records[record.job.key] = record
         # One line for each training, in the order of the arms, whatever order they ended in.
         order = sorted(self.records, key=lambda key: _place(self.records[key]))
         lines = ",\n".join(f"{json.dumps(key)}: {self.records[key].model_dump_json()}" for key in order)

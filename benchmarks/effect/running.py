@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -25,7 +28,7 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_be_a_worker) as pool:
+    with ProcessPoolExecutor(min(processes, len(jobs)) or 1, mp_context=context, initializer=_be_a_worker) as pool:
         try:
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
             for done in as_completed(waiting):
@@ -36,7 +39,10 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
                     failures.append("".join(traceback.format_exception(error)) + f"{waiting[done].key} failed")
                     continue
                 results.add(done.result())
-                write_report(folder, results)
+                try:
+                    write_report(folder, results)
+                except Exception as broken:  # hours of training are not lost for a figure
+                    print(f"warning: no report yet: {broken!r}", file=sys.stderr)
                 print(f"{waiting[done].key} is done, {len(results.missing(jobs))} to go", flush=True)
         except BrokenProcessPool:
             failures.append("a worker died, for want of memory it may be; the same command trains what is missing")
@@ -51,5 +57,14 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
 def _be_a_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     # Models this small are not worth sharing between cores; another training has the other core.
     torch.set_num_threads(1)
+
+
+def _end_with_the_parent() -> None:
+    # A parent that is killed outright stops no worker, and each would train on for nobody.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

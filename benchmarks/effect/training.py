@@ -16,7 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.effect.arms import ARMS, Arm, Job, Scale
+from benchmarks.effect.arms import ARMS, EMA, Arm, Job, Scale
 from benchmarks.effect.measures import Exam
 from benchmarks.effect.results import Mark, Real, Record, machine
 from benchmarks.effect.tasks import TASKS
@@ -29,8 +29,6 @@ from layersync_plugin_trainer.models import Source
 from layersync_plugin_trainer.objective import Batches
 
 LEARNING_RATE = 1e-3
-EMA = 0.995
-"""Decay of the average of the weights that is evaluated, a window of about 200 steps."""
 
 
 class BothWays:
@@ -103,23 +101,27 @@ def train(job: Job, scale: Scale) -> Record:
     sync = _attach(model, exam.adapter, arm, pair, job.steps)
     trainer = prepare(accelerator, model, sync, exam.feed, config)
     batches = Batches(exam.data, job.seed, config.batch_size, null_label=exam.feed.null_label)
+    points = set(job.points(scale))
     curve: list[tuple[int, float]] = []
     marks: dict[int, Mark] = {}
     diverged = None
     for step in range(1, job.steps + 1):
         trainer.step(batches.of_step(step - 1))
         averaged.update_parameters(model)
-        if step % scale.every and step != job.steps:
+        if step not in points:
             continue
         held_out = exam.held_out(averaged.module)
-        if not math.isfinite(held_out) or not math.isfinite(trainer.read_metrics()["loss"]):
+        try:
+            if not math.isfinite(held_out + trainer.read_metrics()["loss"]):
+                raise FloatingPointError("the loss is no finite number")
+            if step in (scale.short, job.steps):
+                marks[step] = exam.examine(averaged.module, job.seed)
+        except FloatingPointError as error:
+            print(f"{job.key}: {error} at step {step}, the training ends", flush=True)
             diverged = step
-            print(f"{job.key}: the loss is no finite number at step {step}, the training ends", flush=True)
             break
         curve.append((step, held_out))
         print(f"{job.key}: step {step} of {job.steps}, held-out loss {held_out:.4f}", flush=True)
-        if step in (scale.short, job.steps):
-            marks[step] = exam.examine(averaged.module, job.seed)
     sync.remove()
     judge = exam.judge
     return Record(
