@@ -461,6 +461,19 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    quick = command("--quick", "--processes", "1", "--output_dir", str(tmp_path))
+    options: Any = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
+    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+        assert process.stdout is not None
+        while ": step " not in process.stdout.readline():
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert is_gone(process.pid)
+
+
+@pytest.mark.slow
 def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
     quick = command("--quick", "--output_dir", str(tmp_path))
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}

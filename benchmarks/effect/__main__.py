@@ -58,6 +58,13 @@ def _run(jobs: list[Job], results: Results, processes: int, folder: Path) -> int
     missing = results.missing(jobs)
     for name in dict.fromkeys(job.task for job in missing):
         TASKS[name].data()  # is all of it installed?
+    elsewhere = results.from_elsewhere()
+    if elsewhere:
+        print(
+            f"warning: {len(elsewhere)} trainings in {folder} are of other versions or another device, "
+            f"{elsewhere[0]} for one; what differs between them and new ones is no longer the arm alone",
+            file=sys.stderr,
+        )
     print(
         f"{len(jobs)} trainings, {len(missing)} of them to do, {processes} at a time; results in {folder}", flush=True
     )
