@@ -94,9 +94,8 @@ def train(job: Job, scale: Scale) -> Record:
     began = time.perf_counter()
     set_seed(job.seed)
     model = Source(exam.task.family, exam.adapter, exam.task.tiny()).build(config).to(accelerator.device)
-    # Copied before anything is attached, so that the copy is a bare model. It stays in training mode: DiT leaves out a
-    # tenth of the labels at random in each block, in the evaluation too, by the same draws in every arm of a seed.
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
+    # Copied before anything is attached, so that the copy is a bare model.
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA)).eval()
     pair = arm.pair_of(job.seed)
     sync = _attach(model, exam.adapter, arm, pair, job.steps)
     trainer = prepare(accelerator, model, sync, exam.feed, config)
