@@ -18,16 +18,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure() -> None:
-    """Let tests interrupt what they start, also where a shell started pytest in the background."""
-    # Such a job ignores the signal, and so would its children.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the fast tests first; the order is otherwise as collected."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """Let tests signal what they start, also where pytest was started with nohup or in a shell's background.
+
+    Such a process ignores the signal, and so would its children; one that handles it, if only by doing nothing, leaves
+    them the default. The process that only hands tests to workers does not collect and goes on ignoring it.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
