@@ -407,6 +407,22 @@ def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypat
     assert set(Results(tmp_path, MANY).records) == {"digits/vanilla/0", "digits/self/0"}
 
 
+def test_a_stop_waits_until_what_is_finished_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(job: Job, scale: Scale) -> Record:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return record(job.arm, job.seed, 0.5, job.steps)
+
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(running, "train", train)
+    monkeypatch.setattr(running, "write_report", lambda *_: None)
+    before, jobs = signal.getsignal(signal.SIGINT), plan(MANY)
+    with pytest.raises(KeyboardInterrupt):
+        running.train_all(jobs, Results(tmp_path, MANY), 1, tmp_path)
+    assert 0 < len(Results(tmp_path, MANY).records) < len(jobs)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_the_page_shows_the_table_of_its_results() -> None:
     page = (ROOT / "docs" / "effect.md").read_text()
     shown = page.split("<!-- table -->\n")[1].split("<!-- /table -->")[0]

@@ -8,9 +8,11 @@ import signal
 import sys
 import threading
 import traceback
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.training import train
 
+_LOOK_AFTER = 0.2  # seconds between two looks at whether to stop
+
 
 def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -> list[str]:
     """Train, write results and report after each training, and return what failed."""
@@ -27,31 +31,52 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
     # Read when a worker loads its linear algebra; threads of several workers on the same cores wait for each other.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)) or 1, mp_context=context, initializer=_be_a_worker) as pool:
+    context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs)) or 1
+    with _stop_kept() as stop, ProcessPoolExecutor(count, mp_context=context, initializer=_be_a_worker) as pool:
         try:
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
-            for done in as_completed(waiting):
-                error = done.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise error
-                if error is not None:
-                    failures.append("".join(traceback.format_exception(error)) + f"{waiting[done].key} failed")
-                    continue
-                results.add(done.result())
-                try:
-                    write_report(folder, results)
-                except Exception as broken:  # hours of training are not lost for a figure
-                    print(f"warning: no report yet: {broken!r}", file=sys.stderr)
-                print(f"{waiting[done].key} is done, {len(results.missing(jobs))} to go", flush=True)
+            while waiting:
+                for done in wait(waiting, _LOOK_AFTER, FIRST_COMPLETED).done:
+                    job, error = waiting.pop(done), done.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    if error is not None:
+                        failures.append("".join(traceback.format_exception(error)) + f"{job.key} failed")
+                        continue
+                    results.add(done.result())
+                    try:
+                        write_report(folder, results)
+                    except Exception as broken:  # hours of training are not lost for a figure
+                        print(f"warning: no report yet: {broken!r}", file=sys.stderr)
+                    print(f"{job.key} is done, {len(results.missing(jobs))} to go", flush=True)
+                if stop:
+                    raise KeyboardInterrupt
         except BrokenProcessPool:
+            if stop:  # the workers were told as well
+                raise KeyboardInterrupt from None
             failures.append("a worker died, for want of memory it may be; the same command trains what is missing")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            # Waits for the pool's own thread: Python's exit and that thread would close the same pipe.
+            pool.shutdown(cancel_futures=True)
             raise
     return failures
+
+
+@contextmanager
+def _stop_kept() -> Iterator[list[int]]:
+    """Keep signals to stop until someone looks: an exception out of nowhere can break a lock that a pool waits for."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in kept:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for number in kept:
+            signal.signal(number, before[number])
 
 
 def _be_a_worker() -> None:
@@ -66,5 +91,5 @@ def _end_with_the_parent() -> None:
     # A parent that is killed outright stops no worker, and each would train on for nobody.
     parent = multiprocessing.parent_process()
     if parent is not None:
-        wait([parent.sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
