@@ -490,6 +490,21 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_stop_at_the_terminal_while_workers_start_shows_no_traceback(tmp_path: Path) -> None:
+    quick = command("--quick", "--output_dir", str(tmp_path))
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+        assert process.stdout is not None
+        assert "trainings" in process.stdout.readline()
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "stopped; what is finished is kept, and the same command goes on"
+
+
+@pytest.mark.slow
 def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
     quick = command("--quick", "--output_dir", str(tmp_path))
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}

@@ -34,7 +34,10 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
     context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs)) or 1
     with _stop_kept() as stop, ProcessPoolExecutor(count, mp_context=context, initializer=_be_a_worker) as pool:
         try:
+            # Workers are born with it blocked, for Ctrl-C in a terminal goes to them as well and the parent decides.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             while waiting:
                 for done in wait(waiting, _LOOK_AFTER, FIRST_COMPLETED).done:
                     job, error = waiting.pop(done), done.exception()
@@ -80,7 +83,6 @@ def _stop_kept() -> Iterator[list[int]]:
 
 
 def _be_a_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     # Models this small are not worth sharing between cores; another training has the other core.
