@@ -476,11 +476,16 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     assert said.endswith("No module named 'skimage': pip install -r requirements-dev.txt")
 
 
+def quick_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a quick run in a process group of its own, as a terminal does."""
+    words = command("--quick", "--output_dir", str(folder), *arguments)
+    output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, start_new_session=True, cwd=ROOT, env=environment(), **output)
+
+
 @pytest.mark.slow
 def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
-    quick = command("--quick", "--processes", "1", "--output_dir", str(tmp_path))
-    options: Any = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
-    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+    with quick_run(tmp_path, "--processes", "1") as process:
         assert process.stdout is not None
         while ": step " not in process.stdout.readline():
             assert process.poll() is None
@@ -491,9 +496,7 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stop_at_the_terminal_while_workers_start_shows_no_traceback(tmp_path: Path) -> None:
-    quick = command("--quick", "--output_dir", str(tmp_path))
-    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
-    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+    with quick_run(tmp_path) as process:
         assert process.stdout is not None
         assert "trainings" in process.stdout.readline()
         time.sleep(1)
@@ -506,9 +509,7 @@ def test_a_stop_at_the_terminal_while_workers_start_shows_no_traceback(tmp_path:
 
 @pytest.mark.slow
 def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
-    quick = command("--quick", "--output_dir", str(tmp_path))
-    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
-    with subprocess.Popen(quick, start_new_session=True, cwd=ROOT, **options) as process:
+    with quick_run(tmp_path) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "is done" in line:
@@ -523,8 +524,10 @@ def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
     jobs = plan(QUICK)
     assert 0 < len(stopped) < len(jobs)
 
-    done = subprocess.run(quick, cwd=ROOT, check=True, **options)
-    assert f"{len(jobs)} trainings, {len(jobs) - len(stopped)} of them to do" in done.stdout
+    with quick_run(tmp_path) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert f"{len(jobs)} trainings, {len(jobs) - len(stopped)} of them to do" in said
     whole = json.loads((tmp_path / FILE).read_text())["records"]
     assert set(whole) == {job.key for job in jobs}
     assert stopped.items() <= whole.items()
@@ -532,5 +535,7 @@ def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
     assert all(shown.count(arm.title) >= 1 for arm in ARMS.values())
     assert (tmp_path / "effect.png").read_bytes().startswith(b"\x89PNG")
 
-    again = subprocess.run(quick, cwd=ROOT, check=True, **options)
-    assert "0 of them to do" in again.stdout
+    with quick_run(tmp_path) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert "0 of them to do" in said
