@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from layersync_core.launch.settings import read, variables
 from layersync_core.launch.startup.sitecustomize import REACHED
@@ -43,7 +44,11 @@ def hook() -> float:
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings = read({"layersync_enabled": True, "layersync_student_block": 8, "layersync_teacher_block": 16})
     with tempfile.TemporaryDirectory() as folder:
-        hooked = {**plain, **variables(settings, plain), REACHED: os.path.join(folder, "hook")}
+        hooked = {
+            **plain,
+            **variables(settings, plain, lambda: Path(folder, "settings.json")),
+            REACHED: os.path.join(folder, "hook"),
+        }
         seconds(NOTHING, plain), seconds(NOTHING, hooked)
         return statistics.median(seconds(NOTHING, hooked) - seconds(NOTHING, plain) for _ in range(ROUNDS))
 

@@ -9,20 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from layersync_core.errors import ConfigError, did_you_mean
+from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
 from layersync_core.schedule import Schedule
+from layersync_core.spelling import ALIASES as ALIASES
+from layersync_core.spelling import PREFIX, absent, canonical, taken_for_the_hosts
+from layersync_core.spelling import unknown_key as unknown_key  # for plugins
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-PREFIX = "layersync_"
 PRESETS = {"paper": 0.2, "lora": 0.002}
 """Weights: the paper's (arXiv 2510.12581, section 4) and that of the authors' fine-tuning recipe."""
-
-ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block", "reg_weight": "lambda"}
-"""Spellings of the authors' code. ``loss_type`` is one more, see ``canonical``."""
 
 
 def not_boolean(value: Any) -> Any:
@@ -91,11 +99,11 @@ class LayerSyncConfig(BaseModel):
     @classmethod
     def _only_given(cls, values: Any) -> Any:
         return (
-            {key: value for key, value in values.items() if not _absent(value)} if isinstance(values, dict) else values
+            {key: value for key, value in values.items() if not absent(value)} if isinstance(values, dict) else values
         )
 
     @model_validator(mode="after")
-    def _consistent(self) -> LayerSyncConfig:
+    def _consistent(self, info: ValidationInfo) -> LayerSyncConfig:
         if "layersync_enabled" not in self.model_fields_set and self.model_fields_set:
             names = ", ".join(sorted(self.model_fields_set))
             raise ValueError(
@@ -117,10 +125,17 @@ class LayerSyncConfig(BaseModel):
                 raise ValueError("layersync_pairs is empty; give at least one [student, teacher]")
             for pair in self.layersync_pairs:
                 _check_pair(pair)
+            _refuse_twice(self.layersync_pairs)
         elif self.layersync_student_block is None:
+            hint = (info.context or {}).get("hint", "")
             raise ValueError(
                 "layersync_student_block is missing; it is required when LayerSync is enabled, "
-                "for example 8 with layersync_teacher_block 16 for 24 to 28 blocks"
+                f"for example 8 with layersync_teacher_block 16 for 24 to 28 blocks{hint}"
+            )
+        if 0 < self.layersync_cutoff_step <= self.layersync_warmup_steps:
+            raise ValueError(
+                f"layersync_cutoff_step is {self.layersync_cutoff_step}, which is not after layersync_warmup_steps "
+                f"{self.layersync_warmup_steps}: the term would be cut off before it has its weight"
             )
         return self
 
@@ -139,7 +154,7 @@ class LayerSyncConfig(BaseModel):
         for key in ours:
             if key not in cls.model_fields:
                 raise ConfigError(unknown_key(key, cls.model_fields))
-        config = validate(cls, ours)
+        config = validate(cls, ours, hint=taken_for_the_hosts(given))
         config._given = given
         return config
 
@@ -210,66 +225,28 @@ def _check_pair(pair: Sequence[Any]) -> None:
     _check_weight(f"the weight of the pair {pair!r} in layersync_pairs", value)
 
 
-def canonical(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under one spelling: no leading ``--``, underscores, aliases resolved, None and "" dropped.
-
-    Raises:
-        ConfigError: Two spellings of one setting have different values, or a key is no text.
-    """
-    settings: dict[str, Any] = {}
-    spelt: dict[str, str] = {}
-    for spelling, given in mapping.items():
-        if not isinstance(spelling, str):
-            raise ConfigError(f"setting {spelling!r} is not text; settings are names such as layersync_enabled")
-        if _absent(given):
-            continue
-        key, value = spelling.strip().lstrip("-").replace("-", "_"), given
-        if key in ALIASES:
-            key = PREFIX + ALIASES[key]
-        elif key == "loss_type" and given == "layer_sync":
-            key, value = PREFIX + "enabled", True
-        # A key of the host given twice is the host's affair.
-        if key.startswith(PREFIX) and key in settings and not _same(key, settings[key], value):
-            raise ConfigError(
-                f"{spelt[key]} is {mapping[spelt[key]]!r} and {spelling} is {given!r}: "
-                f"two spellings of {key} with different values; keep one"
-            )
-        settings[key], spelt[key] = value, spelling
-    return settings
+def _refuse_twice(pairs: Sequence[Sequence[Any]]) -> None:
+    seen: dict[tuple[int, int], Sequence[Any]] = {}
+    for pair in pairs:
+        blocks = max(int(pair[0]), 1), max(int(pair[1]), 1)  # 0 is the first block as well
+        if blocks in seen:
+            raise ValueError(f"layersync_pairs has the pair {seen[blocks]!r} twice; give it once, with one weight")
+        seen[blocks] = pair
 
 
-ON, OFF = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
-"""Words for a switch, as pydantic takes them."""
-_BOOLEANS = {**dict.fromkeys(ON, "1"), **dict.fromkeys(OFF, "0")}
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _same(key: str, one: Any, other: Any) -> bool:
-    # "8" from a flag and 8 from a file are one value; for the switch, so are True, "true" and "yes".
-    words = _BOOLEANS if key == f"{PREFIX}enabled" else {}
-    texts = [words.get(text, text) for text in (str(value).strip().lower() for value in (one, other))]
-    try:
-        return float(texts[0]) == float(texts[1])
-    except ValueError:
-        return texts[0] == texts[1]
-
-
-def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return the message for a key that nobody knows, with the nearest known ones."""
-    return f"unknown setting {key}; {did_you_mean(key, known)}"
-
-
-def validate(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+def validate(model: type[_Model], values: Mapping[str, Any], hint: str = "") -> _Model:
     """Build a pydantic model; turn its complaints into one line.
+
+    Args:
+        model: Its class.
+        values: Its fields.
+        hint: What the model may add where a setting is missing.
 
     Raises:
         ConfigError: The values do not fit the model.
     """
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(dict(values), context={"hint": hint})
     except ValidationError as error:
         raise ConfigError("; ".join(dict.fromkeys(map(_one_line, error.errors())))) from None
 

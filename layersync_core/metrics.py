@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from layersync_core.errors import LayerSyncError
+
+_BUILT_IN = "layersync"
+_HOSTS = ("loss", "step")
+
 
 def total(values: Sequence[Tensor]) -> Tensor:
     """Return the sum of scalars on the first one's device: models split over several have terms on several."""
@@ -20,6 +25,23 @@ class Meter:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
+
+    def claim(self, name: str, owner: str) -> None:
+        """Keep a name for one regularizer: two under one name would be averaged.
+
+        Raises:
+            LayerSyncError: It is another's, LayerSync's or the host's.
+        """
+        holder = self._owners.setdefault(name, owner)
+        if name in _HOSTS:
+            holder = "the trainer"
+        elif name.startswith(f"{_BUILT_IN}_"):
+            holder = _BUILT_IN
+        if holder != owner:
+            raise LayerSyncError(
+                f"regularizer {owner} returned a metric {name!r}, which is a name of {holder}; call it {owner}_{name}"
+            )
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a value to the mean of a name."""

@@ -6,16 +6,15 @@ iterated here; a plugin that fails is remembered with its error and harms nobody
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from layersync_core.config import OFF
-from layersync_core.entrypoints import LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
+from layersync_core.entrypoints import KNOWN_PLUGINS, LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
 from layersync_core.errors import ConfigError
+from layersync_core.spelling import PREFIX, is_on, refuse_other_case
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("layersync")
 hookimpl = pluggy.HookimplMarker("layersync")
-
-KNOWN = {"crepa": "layersync-plugin-crepa"}
-"""Distributions of the regularizers that trainers' configurations enable, by name: without one its keys do nothing."""
 
 
 class Hooks:
@@ -91,14 +87,28 @@ class Plugins:
             ConfigError: The configuration enables one whose plugin is broken, left out or, where it is known, absent.
         """
         for name, reason in self._missing().items():
-            if (key := f"{self._entries.get(name)}_enabled") in config.given:
+            if is_on(config.given.get(key := f"{self._entries.get(name)}_enabled")):
                 raise ConfigError(f"{key} is set, but {reason}")
-        for name, distribution in KNOWN.items():
-            value = config.given.get(key := f"{name}_enabled", False)
-            if name not in self._entries.values() and str(value).strip().lower() not in OFF:
+        for name, distribution in KNOWN_PLUGINS.items():
+            missing = name not in self._entries.values()
+            if missing and is_on(config.given.get(key := f"{name}_enabled")):
                 raise ConfigError(f"{key} is set, but its plugin is not installed: pip install {distribution}")
+        for prefix in self._prefixes():
+            refuse_other_case(config.given, prefix)
         groups = self.manager.hook.layersync_regularizers(config=config)
-        return sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
+        items = sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
+        names = [item.name for item in items]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(
+                f"two regularizers are called {' and '.join(twice)}; uninstall one of their plugins, or leave it out "
+                f"with {LOAD_VARIABLE}"
+            )
+        return items
+
+    def _prefixes(self) -> set[str]:
+        fields = [name for model in self.config_models() for name in getattr(model, "model_fields", ())]
+        claimed = {name.removesuffix("enabled") for name in fields if name.endswith("_enabled")}
+        return {*claimed, *(f"{name}_" for name in KNOWN_PLUGINS)} - {PREFIX}
 
     def config_models(self) -> list[type[BaseModel]]:
         """Return the pydantic models of every claimed key, LayerSync's first."""
@@ -115,19 +125,6 @@ class Plugins:
     def register_commands(self, app: Any) -> None:
         """Let every plugin register its commands on the ``typer.Typer`` application."""
         self._ask("layersync_commands", app=app)
-
-
-def plugin_config_models() -> list[type[BaseModel]]:
-    """Return the pydantic models of the keys that plugins claim, without LayerSync's own, which needs torch.
-
-    A plugin that fails to load is left to ``plugins()``, which remembers why.
-    """
-    models: list[type[BaseModel]] = []
-    for found in providers(PLUGINS):
-        with contextlib.suppress(Exception, SystemExit):  # a module that is a script exits
-            claim = getattr(found.load(), "layersync_config_models", None) if found.allowed else None
-            models.extend(claim() if claim else ())
-    return models
 
 
 @cache

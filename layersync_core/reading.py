@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from layersync_core.adapter import BlockStack, ForwardCall, ModelLayout
@@ -18,6 +17,7 @@ from layersync_core.buffer import HiddenStateBuffer
 from layersync_core.capture import Pass
 from layersync_core.errors import CaptureError
 from layersync_core.graph import tokens_of
+from layersync_core.inputs import assert_on_device
 from layersync_core.protocol import Tokens
 
 
@@ -84,13 +84,10 @@ class Reader:
         if target is not None and real is not None:
             target = target & real
         counted = real if target is None else target
-        if counted is not None and counted.device.type in ("cpu", "cuda"):
-            # Without a token to align the term is 0 for ever. Checked on the device: the host does not wait for it.
+        if counted is not None:
+            # Without a token to align the term is 0 for ever.
             message = "no generated token in the batch, only references or padding, so there is nothing to align"
-            try:
-                torch._assert_async(counted.any(), message)
-            except RuntimeError:
-                raise CaptureError(message) from None
+            assert_on_device(counted.any(), message, CaptureError)
         grid_of = layout.grid if forward.by_model else None
         return _Tokens(
             lambda: None if grid_of is None else grid_of(call()),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import index
 from typing import Any
 from weakref import WeakSet
 
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from layersync_core.buffer import HiddenStateBuffer
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.metrics import Meter, total
 from layersync_core.parts import TrainedParts
 from layersync_core.plugins import plugins
 from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
 from layersync_core.registry import get_adapter, resolve
+from layersync_core.spelling import PREFIX
 from layersync_core.states import HiddenStates
 from layersync_core.unwrap import unwrap
+
+log = logging.getLogger(__name__)
 
 _attached: WeakSet[nn.Module] = WeakSet()
 
@@ -55,6 +59,10 @@ def attach(
     if not isinstance(root, nn.Module):
         raise ConfigError(f"attach() takes a torch module; got a {type(root).__name__}")
     if not regularizers:
+        if f"{PREFIX}enabled" not in config.given:
+            log.warning(
+                "no layersync_* setting was given to attach(), so LayerSync is off; layersync_enabled switches it"
+            )
         return Attachment(root, None, [], [])
     if root in _attached:
         raise ConfigError(
@@ -123,20 +131,18 @@ class Attachment:
         Under gradient accumulation pass the undivided loss and divide the result.
 
         Args:
-            loss: Main loss, a scalar.
-            step: Optimiser step for the schedules; default: the number of calls so far.
-            sample_weight: (B,) weights by which the host multiplied the samples of its own loss.
+            loss: Main loss, a scalar of real numbers.
+            step: Optimiser step for the schedules, from 0; default: the number of calls so far.
+            sample_weight: (B,) tensor of finite weights from 0, by which the host multiplied the samples of its loss.
 
         Raises:
             CaptureError: No training forward was captured since the last call, or its states cannot be used.
-            ConfigError: The loss is no scalar, or student and teacher have different shapes.
+            ConfigError: The loss, the step or the weights are not what is said above, or student and teacher have
+                different shapes. The forward is forgotten.
         """
         if not self._regularizers:
             return loss
-        if not isinstance(loss, Tensor) or loss.ndim:
-            shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise ConfigError(f"apply() takes the main loss as a scalar tensor; got {shape}")
-        term = self._consume(step, sample_weight)
+        term = self._consume(step, sample_weight, lambda: check_main_loss(loss))
         return loss if term is None else loss + term.to(loss.device)
 
     def loss(self, *, step: int | None = None, sample_weight: Tensor | None = None) -> Tensor:
@@ -230,11 +236,19 @@ class Attachment:
         self._step = step
         self.gate(self._step)
 
-    def _consume(self, step: int | None, sample_weight: Tensor | None) -> Tensor | None:
+    def _consume(
+        self, step: int | None, sample_weight: Tensor | None, check: Callable[[], None] = lambda: None
+    ) -> Tensor | None:
         capture = self._capture
         if capture is None:
             raise CaptureError("this attachment was removed from its model; attach again to go on with LayerSync")
-        now = self._step if step is None else _whole(step)
+        try:
+            check()
+            now = self._step if step is None else whole_step(step)
+            weight_B = sample_weights(sample_weight)
+        except ConfigError:
+            capture.discard()  # a program that catches this would be refused its next forward for another reason
+            raise
         active = [item for item in self._regularizers if _is_active(item, now)]
         try:
             if not active:
@@ -242,8 +256,9 @@ class Attachment:
             if not torch.is_grad_enabled():
                 raise CaptureError("the loss was asked for under torch.no_grad(), where it would have no gradient")
             states = HiddenStates(
-                self._model, capture.collect(), self._buffer, self.blocks, self._meter, sample_weight, self._judged
+                self._model, capture.collect(), self._buffer, self.blocks, self._meter, weight_B, self._judged
             )
+            check_batch(weight_B, len(next(iter(self._buffer.values()))))
             if not self._begun:
                 self._begin()
             elif self._parts is not None:
@@ -257,6 +272,7 @@ class Attachment:
             self.gate(self._step if step is None else now)
 
     def _term(self, item: Regularizer, states: HiddenStates, step: int) -> Tensor | None:
+        states.reader = item.name
         term = item.compute(states, step)
         if term is None:
             return None
@@ -267,6 +283,7 @@ class Attachment:
                 shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
                 raise LayerSyncError(f"regularizer {item.name} returned {name} as {shape}; expected a scalar tensor")
         for name, value in term.metrics.items():
+            self._meter.claim(name, item.name)
             self._meter.add(name, value)
         return term.loss
 
@@ -295,16 +312,6 @@ def _layers_of(item: Regularizer, blocks: list[Block]) -> set[int]:
             f"the layers of this model are 0 to {len(blocks) - 1}"
         )
     return layers
-
-
-def _whole(step: Any) -> int:
-    try:
-        number = index(step)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"step is {step!r}; it takes the optimiser step, a whole number from 0")
-    return number
 
 
 def _is_active(item: Regularizer, step: int) -> bool:

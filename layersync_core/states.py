@@ -30,6 +30,7 @@ class HiddenStates:
         self._judged = judged
         self.sample_weight = sample_weight
         self._meter = meter
+        self.reader = ""  # name of the regularizer that computes its term from them
 
     @property
     def mask(self) -> Tensor | None:
@@ -93,6 +94,7 @@ class HiddenStates:
     def measured_tokens(self, layer: int, name: str) -> Tensor:
         """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
         self.trainable_tokens(layer)
+        self._meter.claim(name, self.reader)
         return measured(
             self._tracked(layer), self._tokens.spans.get(layer, slice(None)), lambda ratio: self._meter.add(name, ratio)
         )

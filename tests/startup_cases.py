@@ -111,6 +111,7 @@ OMNIGEN: Json = {
 }
 
 ON: Json = {"layersync_enabled": True}
+AUTHORS: Json = {"loss_type": "layer_sync"}
 GOOD = ON | {"layersync_student_block": 2, "layersync_teacher_block": 4}
 
 
@@ -180,7 +181,10 @@ CASES = [
     StartupCase("student empty", GOOD | {"layersync_student_block": ""}, ("layersync_student_block is missing",)),
     StartupCase("student null", GOOD | {"layersync_student_block": None}, ("layersync_student_block is missing",)),
     StartupCase("not enabled", {"layersync_student_block": 2}, ("layersync_student_block", "layersync_enabled")),
-    StartupCase("alias not enabled", {"encoder_depth": 2}, ("without layersync_enabled",)),
+    StartupCase("alias that does not count", ON | {"encoder_depth": 2}, ("encoder_depth", "loss_type: layer_sync")),
+    StartupCase("a section", {"layersync": {"enabled": True}}, ("layersync is a section", "layersync_enabled")),
+    StartupCase("capitals", {"LAYERSYNC_ENABLED": "true"}, ("LAYERSYNC_ENABLED", "layersync_enabled")),
+    StartupCase("another spelling", GOOD | {"layer_sync_weight": 1}, ("layer_sync_weight", "layersync_lambda")),
     # lambda not finite or not above 0
     *(
         StartupCase(
@@ -188,7 +192,7 @@ CASES = [
         )
         for value in (0, 0.0, "0", -0.2, "-1e-9", float("nan"), "nan", float("inf"), "-inf")
     ),
-    StartupCase("lambda by its alias", GOOD | {"--reg-weight": 0}, ("layersync_lambda", "greater than 0")),
+    StartupCase("lambda by its alias", GOOD | AUTHORS | {"--reg-weight": 0}, ("layersync_lambda", "greater than 0")),
     StartupCase("lambda boolean", GOOD | {"layersync_lambda": True}, ("layersync_lambda is True", "boolean")),
     StartupCase("lambda text", GOOD | {"layersync_lambda": "much"}, ("layersync_lambda is 'much'", "valid number")),
     # negative, non-integer or boolean block
@@ -206,7 +210,7 @@ CASES = [
             ([2], "valid integer"),
         )
     ),
-    StartupCase("block by its alias", ON | {"encoder-depth": -1}, ("layersync_student_block is -1",)),
+    StartupCase("block by its alias", AUTHORS | {"encoder-depth": -1}, ("layersync_student_block is -1",)),
     # unknown keys and values
     StartupCase(
         "unknown key", GOOD | {"layersync_lamda": 0.2}, ("layersync_lamda", "did you mean", "layersync_lambda")
@@ -218,7 +222,7 @@ CASES = [
     StartupCase("steps", GOOD | {"layersync_warmup_steps": -1}, ("layersync_warmup_steps is -1",)),
     StartupCase(
         "contradiction",
-        GOOD | {"--encoder-depth": 3},
+        GOOD | AUTHORS | {"--encoder-depth": 3},
         ("layersync_student_block is 2", "--encoder-depth is 3", "different values"),
     ),
     # pairs
@@ -228,6 +232,13 @@ CASES = [
     StartupCase("pair of booleans", ON | {"layersync_pairs": [[True, 4]]}, ("[True, 4]", "[student, teacher]")),
     StartupCase("pair below 0", ON | {"layersync_pairs": [[-1, 4]]}, ("[-1, 4]", "whole numbers from 0")),
     StartupCase("pair with weight 0", ON | {"layersync_pairs": [[2, 4, 0]]}, ("[2, 4, 0]", "greater than 0")),
+    StartupCase("pair twice", ON | {"layersync_pairs": [[2, 4], [2, 4, 0.1]]}, ("[2, 4]", "twice")),
+    StartupCase(
+        "cut off in the warm-up",
+        GOOD | {"layersync_warmup_steps": 5, "layersync_cutoff_step": "5"},
+        ("layersync_cutoff_step is 5", "layersync_warmup_steps 5"),
+    ),
+    StartupCase("on and off", GOOD | AUTHORS | {"layersync_enabled": False}, ("layer_sync", "False", "different")),
     # deeper than the model
     StartupCase("student too deep", GOOD | {"layersync_student_block": 7}, (*_RANGE, "student")),
     StartupCase("teacher too deep", GOOD | {"layersync_teacher_block": "7"}, (*_RANGE, "teacher")),

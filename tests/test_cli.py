@@ -475,9 +475,10 @@ class TestCheck:
         assert main(["check", str(model), "--config", str(settings)]) == 0
         assert ["very first" in record.getMessage() for record in caplog.records] == [True]
 
-    def test_without_settings_there_is_nothing_to_attach(self, model: str, capsys: Capture) -> None:
-        assert main(["check", model]) == 0
-        assert "off" in capsys.readouterr().out
+    def test_without_settings_it_says_what_a_run_would(self, model: str, capsys: Capture) -> None:
+        for command in (["check", model], ["run", "--", "true"]):
+            assert main(command) == 2
+            assert "no settings are given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

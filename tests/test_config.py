@@ -109,8 +109,7 @@ class TestEnabled:
             {"layersync_log_grad_ratio": False},
             {STUDENT: 8, "layersync_enabled": None},
             {STUDENT: 8, "layersync_enabled": ""},
-            {"--encoder-depth": 8},
-            {"reg_weight": 0.2},
+            {"--encoder-depth": 8, "layersync_lambda": 0.2},
         ],
     )
     def test_other_keys_without_it_do_nothing_and_say_so(self, mapping: dict[str, Any]) -> None:
@@ -245,9 +244,19 @@ class TestPairs:
 
     @pytest.mark.parametrize("key", [STUDENT, TEACHER, "encoder_depth", "--gt-encoder-depth"])
     def test_exclude_the_block_keys(self, key: str) -> None:
-        message = complaint(ON | {"layersync_pairs": [[8, 16]], key: 0})
+        message = complaint(ON | {"loss_type": "layer_sync", "layersync_pairs": [[8, 16]], key: 0})
         assert "layersync_pairs" in message
         assert "exclude" in message
+
+    @pytest.mark.parametrize(
+        "pairs", ["[[4, 12], [4, 12]]", [[4, 12], [8, 16], ["4", 12, 0.1]], [[0, 3], [1, 3]], [[1, 0], [1, 1]]]
+    )
+    def test_the_same_pair_twice(self, pairs: Any) -> None:
+        assert "twice" in complaint(ON | {"layersync_pairs": pairs})
+
+    def test_the_same_blocks_in_other_pairs(self) -> None:
+        pairs = [[4, 12], [12, 4], [4, 13], [3, 12]]
+        assert len(LayerSyncConfig.from_mapping(ON | {"layersync_pairs": pairs}).pairs) == 4
 
     def test_next_to_block_keys_that_are_not_given(self) -> None:
         config = LayerSyncConfig.from_mapping(ON | {"layersync_pairs": [[8, 16]], STUDENT: None, TEACHER: ""})
@@ -353,7 +362,7 @@ class TestSpellings:
     )
     def test_both_spellings_with_different_values(self, one: dict[str, Any], other: dict[str, Any]) -> None:
         rest = {key: value for key, value in GOOD.items() if key not in one}
-        message = complaint({**rest, **one, **other})
+        message = complaint({"loss_type": "layer_sync", **rest, **one, **other})
         for key, value in (one | other).items():
             assert f"{key} is {value!r}" in message
 
@@ -399,6 +408,101 @@ class TestOtherPeoplesKeys:
         assert "unknown setting" in complaint(GOOD | {"layersync_\nfoo": 1})
 
 
+class TestSpellingsOfTheAuthors:
+    """Hosts have keys of these names, with other meanings: they count beside ``loss_type: layer_sync`` alone."""
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            {"reg_weight": 1.0},  # the weight of regularisation images
+            {"encoder_depth": 4, "gt_encoder_depth": 9},  # REPA's
+            {"encoder_depth": "vit_b"},
+            {"--reg-weight": 0, "loss_type": "huber"},
+            {"encoder_depth": 4, "loss_type": None},
+        ],
+    )
+    def test_are_the_host_s_without_it(self, host: dict[str, Any]) -> None:
+        for preset, weight in ((None, 0.2), ("lora", 0.002)):
+            assert read(layersync_preset=preset, **host).pairs == [(8, 16, weight)]
+        pairs = ON | {"layersync_pairs": [[4, 12]]}
+        assert LayerSyncConfig.from_mapping(pairs | host).pairs == [(4, 12, 0.2)]
+        assert settings_of(LayerSyncConfig.from_mapping(host)) == {}
+
+    @pytest.mark.parametrize("where", ["before", "after"])
+    def test_count_beside_it(self, where: str) -> None:
+        ours = {"reg_weight": 0.5, "encoder_depth": 4, "gt_encoder_depth": 9}
+        switch = {"loss_type": "layer_sync"}
+        config = LayerSyncConfig.from_mapping(switch | ours if where == "before" else ours | switch)
+        assert config.pairs == [(4, 9, 0.5)]
+
+    def test_are_named_where_a_student_is_missing(self) -> None:
+        message = complaint(ON | {"--encoder-depth": 8, "reg_weight": 1})
+        assert "layersync_student_block is missing" in message
+        assert "encoder_depth, reg_weight" in message
+        assert "loss_type: layer_sync" in message
+        assert "loss_type" not in complaint(ON)
+
+    @pytest.mark.parametrize("off", [False, "false", 0, "no"])
+    def test_switched_on_and_off_at_once(self, off: Any) -> None:
+        assert "different values" in complaint({"loss_type": "layer_sync", "layersync_enabled": off, STUDENT: 8})
+
+    @pytest.mark.parametrize("value", ["layersync", "LAYER_SYNC", "layer-sync", "LayerSync", " layer_sync "])
+    def test_a_switch_that_is_nearly_right(self, value: str) -> None:
+        message = complaint({"loss_type": value, "encoder_depth": 8})
+        assert repr(value) in message
+        assert "is layer_sync" in message
+
+
+class TestLookAlikes:
+    @pytest.mark.parametrize(
+        ("mapping", "says"),
+        [
+            ({"layersync": {"enabled": True, "student_block": 1}}, ("layersync is a", "layersync_student_block")),
+            ({"layersync": {"layersync_enabled": True}}, ("layersync is a section", "as layersync_enabled")),
+            ({"LayerSync": {}}, ("LayerSync is a section", "layersync_enabled")),
+            ({"layer-sync": {"student_block": 1}}, ("layer-sync is a section", "layersync_student_block")),
+            ({"layersync": True}, ("layersync would do nothing", "layersync_enabled")),
+            ({"LAYERSYNC_ENABLED": "true"}, ("LAYERSYNC_ENABLED", "is layersync_enabled")),
+            ({"LAYERSYNC_STUDENT_BLOCK": 1}, ("LAYERSYNC_STUDENT_BLOCK", "is layersync_student_block")),
+            ({"--LayerSync-Lambda": 1}, ("--LayerSync-Lambda", "is layersync_lambda")),
+            ({"layersyncStudentBlock": 1}, ("layersyncStudentBlock", "is layersync_student_block")),
+            ({"layersync.teacher_block": 1}, ("layersync.teacher_block", "is layersync_teacher_block")),
+            ({"enable_layer_sync": True}, ("enable_layer_sync", "is layersync_enabled")),
+            ({"use_layersync": True}, ("use_layersync", "is layersync_enabled")),
+            ({"layer_sync_source_block": 1}, ("layer_sync_source_block", "is layersync_student_block")),
+            ({"layer_sync_target_block": 1}, ("layer_sync_target_block", "is layersync_teacher_block")),
+            ({"layer_sync_weight": 1}, ("layer_sync_weight", "is layersync_lambda")),
+            ({"train": {"layersync_enabled": True}}, ("train.layersync_enabled", "outermost")),
+            ({"config": {"process": [{"x": 1}, {"layersync_lambda": 1}]}}, ("config.process.1.layersync_lambda",)),
+            ({"model": {"layersync": {"enabled": True}}}, ("model.layersync is a section", "layersync_enabled")),
+        ],
+    )
+    def test_are_errors_that_name_the_right_spelling(self, mapping: dict[str, Any], says: tuple[str, ...]) -> None:
+        message = complaint(mapping)
+        assert [part for part in says if part not in message] == []
+
+    @pytest.mark.parametrize("key", ["LAYERSYNC_LAMBDA", "layer_sync_lambda", "layersyncLambda"])
+    def test_also_beside_settings_that_are_right(self, key: str) -> None:
+        assert "is layersync_lambda" in complaint(GOOD | {key: 0.5})
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            {"layersync": 3},
+            {"layers": 3, "sync_layers": True, "layer_decay": 0.1, "relayer_sync": 1},
+            {"trackers": {"layersync_run": "x"}},  # what a host notes of ours beside our own settings
+            {"sections": [[{"a": {"b": {"c": {}}}}]]},
+        ],
+    )
+    def test_the_host_s_own_are_left_alone(self, host: dict[str, Any]) -> None:
+        assert settings_of(read(**host)) == GOOD
+
+    def test_a_section_that_holds_itself(self) -> None:
+        section: dict[str, Any] = {}
+        section["again"] = [section]
+        assert settings_of(LayerSyncConfig.from_mapping({"section": section})) == {}
+
+
 class TestFromJson:
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -413,7 +517,7 @@ class TestFromJson:
 
     @pytest.mark.parametrize("as_type", [str, Path])
     def test_reads_what_from_mapping_reads(self, file: Path, as_type: Any) -> None:
-        file.write_text(json.dumps({"--layersync_enabled": True, "--encoder-depth": "8", "lr": 1e-4, "x": None}))
+        file.write_text(json.dumps({"--loss-type": "layer_sync", "--encoder-depth": "8", "lr": 1e-4, "x": None}))
         assert settings_of(LayerSyncConfig.from_json(as_type(file))) == ON | {STUDENT: 8}
 
     def test_a_byte_order_mark(self, file: Path) -> None:
@@ -459,6 +563,20 @@ class TestFromJson:
         text = json.dumps(GOOD | {"layersync_lambda": 12345}).replace("12345", number)
         file.write_text(text)
         assert "finite and greater than 0" in self.complaint(file)
+
+    @pytest.mark.parametrize(
+        ("content", "key"),
+        [
+            ('{"layersync_enabled": true, "lr": 1, "layersync_enabled": false}', "layersync_enabled"),
+            ('{"lr": 1, "lr": 1}', "lr"),
+            ('{"a": [{"b": 1, "b": 2}]}', "b"),
+        ],
+    )
+    def test_a_key_twice(self, file: Path, content: str, key: str) -> None:
+        file.write_text(content)
+        message = self.complaint(file)
+        assert str(file) in message
+        assert f"the key {key!r} twice" in message
 
     def test_a_line_break_in_the_path(self, tmp_path: Path) -> None:
         self.complaint(tmp_path / "a\nb.json")

@@ -26,9 +26,10 @@ from benchmarks.effect.arms import ARMS, FULL, PAPER, QUICK, Arm, Job, Scale, pl
 from benchmarks.effect.measures import Exam, frechet_distance, linear_cka
 from benchmarks.effect.paired import estimate, estimate_ratio, speed_up, speed_up_half_way, steps_to
 from benchmarks.effect.report import table, write_report
-from benchmarks.effect.results import FILE, Mark, Real, Record, Results, claimed, machine
+from benchmarks.effect.results import FILE, Mark, Real, Record, Results, machine
 from benchmarks.effect.tasks import TASKS
 from layersync_core import ConfigError, LayerSyncWarning
+from layersync_plugin_trainer.claiming import claimed
 
 ROOT = Path(__file__).parents[1]
 TINY = dataclasses.replace(QUICK, short=1, every=1)
@@ -375,7 +376,7 @@ def test_a_training_that_this_version_would_not_make_is_refused(
 
 
 def test_one_run_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
-    with claimed(tmp_path), pytest.raises(ConfigError, match="another run writes to"):
+    with claimed(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
         claimed(tmp_path).__enter__()
     with claimed(tmp_path):
         pass

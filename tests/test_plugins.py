@@ -168,6 +168,26 @@ class TestRegularizer:
         assert [item.name for item in Plugins().regularizers(read())] == ["layersync"]
         with pytest.raises(ConfigError, match="norm_enabled is set, but LAYERSYNC_LOAD leaves out"):
             Plugins().regularizers(read(norm_enabled=True))
+        for off in (False, "false", "no", 0):
+            assert [item.name for item in Plugins().regularizers(read(norm_enabled=off))] == ["layersync"]
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ({"NORM_ENABLED": True}, "NORM_ENABLED would do nothing; the setting is norm_enabled"),
+            ({"norm": {"enabled": True}}, "norm is a section, .* as norm_enabled"),
+            ({"CREPA_ENABLED": True}, "the setting is crepa_enabled"),
+        ],
+    )
+    def test_its_keys_in_capitals_or_a_section(self, given: dict[str, Any], says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            Plugins().regularizers(read(**given))
+        assert len(Plugins().regularizers(read(normal={"enabled": 1}, norms=2, norm=3))) == 1
+
+    def test_another_of_its_name_is_refused(self, install: Install) -> None:
+        install(fakes.plugin("somebodys-norm", NORM, "norm2"))
+        with pytest.raises(ConfigError, match="two regularizers are called norm"):
+            Plugins().regularizers(read(norm_enabled=True))
 
 
 @pytest.mark.parametrize("value", [True, "true", 1])

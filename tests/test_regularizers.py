@@ -445,3 +445,32 @@ def test_several_forwards_without_a_pause_are_refused() -> None:
     model, sync = attached()
     with sync, pytest.raises(CaptureError, match=r"a second training forward ran .*`with attachment\.paused\(\):`"):
         FourForwards(model, sync, pauses=False).loss(toy_input())
+
+
+@pytest.mark.parametrize("name", ["layersync_loss", "layersync_similarity", "layersync_grad_ratio", "loss", "step"])
+def test_a_metric_may_not_have_a_name_of_ours_or_the_trainer_s(register: Register, name: str) -> None:
+    register(Other(lambda states, step: Term(states.tokens(1).mean(), {name: torch.ones(())})))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        with pytest.raises(LayerSyncError, match=f"regularizer other returned a metric '{name}'"):
+            sync.apply(torch.ones(()))
+
+
+def test_two_may_not_have_a_metric_of_one_name(register: Register) -> None:
+    for name in ("one", "two"):
+        register(Other(lambda states, step: Term(states.tokens(1).mean(), {"score": torch.ones(())}), name=name))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        with pytest.raises(LayerSyncError, match="regularizer two returned a metric 'score', which is a name of one"):
+            sync.apply(torch.ones(()))
+
+
+def test_a_measured_gradient_may_not_have_a_name_of_ours(register: Register) -> None:
+    register(Other(lambda states, step: Term(states.measured_tokens(1, "layersync_grad_ratio").mean())))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        with pytest.raises(LayerSyncError, match="a name of layersync"):
+            sync.apply(torch.ones(()))

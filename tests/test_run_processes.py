@@ -690,6 +690,89 @@ def test_variables_as_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().out == "unset LAYERSYNC_RUN\n"
 
 
+SECRETS = {
+    "hub_token": "hf_abcdef",
+    "wandb_api_key": "0123456789",
+    "tracker": {"key": "s3cr3t"},
+    "trainer_token": "xyz",
+}
+HOST = {**SECRETS, "max_train_steps": 3, "crepa_enabled": False}
+
+
+def test_what_the_host_keeps_to_itself_does_not_travel(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "host.json"
+    file.write_text(json.dumps(SETTINGS | HOST))
+    assert main(["env", "--config", str(file), "--plain"]) == 0
+    printed = capsys.readouterr().out
+    assert [value for value in ("hf_abcdef", "0123456789", "s3cr3t", "xyz") if value in printed] == []
+    path = script(
+        "import os, tiny_dit; print(os.environ['LAYERSYNC_RUN']); tiny_dit.train(tiny_dit.build())\n"
+        "import layersync_core.auto; print(os.environ['LAYERSYNC_RUN'])"
+    )
+    done = run([LAYERSYNC, "run", "--config", str(file), *python(path)])
+    for line in done.stdout.splitlines()[-2:]:
+        assert json.loads(line).keys() == {*SETTINGS, "max_train_steps", "crepa_enabled", "layersync_status_dir"}
+
+
+class TestLargeSettings:
+    """Too large for a variable: they travel in a file that nobody else can read."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> str:
+        # Whatever a plugin's key holds may be large; an unknown plugin's key is ignored as long as it is off.
+        content = SETTINGS | {"crepa_enabled": False, "crepa_pixels": "x" * 200_000}
+        (tmp_path / "large.json").write_text(json.dumps(content))
+        return str(tmp_path / "large.json")
+
+    SHOW = (
+        "import os, stat, tiny_dit; name = os.environ['LAYERSYNC_RUN']; print(name, oct(os.stat(name).st_mode))\n"
+        "tiny_dit.train(tiny_dit.build())"
+    )
+
+    @pytest.mark.parametrize("asked", [True, False])
+    def test_run(self, asked: bool, file: str, script: Script, tmp_path: Path) -> None:
+        folder = ["--layersync_status_dir", str(tmp_path / "status")] if asked else []
+        done = run([LAYERSYNC, "run", "--config", file, *folder, *python(script(self.SHOW))])
+        assert SUMMARY in done.stderr
+        name, mode = done.stdout.splitlines()[-1].split()
+        assert mode == "0o100600"
+        assert not Path(name).exists()
+
+    def test_in_process(self, file: str, script: Script) -> None:
+        done = run([sys.executable, "-m", "layersync_core", "run", "--config", file, script(self.SHOW)])
+        name, mode = done.stdout.splitlines()[-1].split()
+        assert mode == "0o100600"
+        assert not Path(name).exists()
+
+    def test_env(self, file: str, script: Script) -> None:
+        command = f'eval "$({LAYERSYNC} env --config {file})" && exec {sys.executable} {script(self.SHOW)}'
+        done = run(["bash", "-c", command])
+        name, mode = done.stdout.splitlines()[-1].split()
+        assert mode == "0o100600"
+        assert "student block 2 of 6" in done.stderr
+        Path(name).unlink()
+        Path(name).parent.rmdir()
+
+
+def test_links_in_a_status_folder_are_not_followed(script: Script, tmp_path: Path) -> None:
+    folder, mine = tmp_path / "status", tmp_path / "mine"
+    folder.mkdir()
+    mine.write_text("precious")
+    for name in ("layersync_hook", "layersync_metrics.jsonl", "layersync_settings.json", "layersync_settings.tmp"):
+        (folder / name).symlink_to(mine)
+    # The trainer's own process number is not known beforehand.
+    path = script(
+        f"import os; os.symlink({str(mine)!r}, f{str(folder)!r} + f'/layersync_status_{{os.getpid()}}.tmp')\n"
+        "import tiny_dit; tiny_dit.train(tiny_dit.build())"
+    )
+    done = run([LAYERSYNC, "run", *FLAGS, "--layersync_status_dir", str(folder), *python(path)])
+    assert SUMMARY in done.stderr
+    assert mine.read_text() == "precious"
+    assert "metrics could not be written" in done.stderr
+
+
 # Several processes.
 
 Gradients = dict[str, Tensor]

@@ -54,8 +54,11 @@ def test_check(
     assert [part for part in case.says if part not in line] == []
 
 
-# The third party of "stages" ships no tiny model, so that training refuses it before it looks at the pair.
-@pytest.mark.parametrize("case", [case for case in CASES if case.name != "stages"], ids=lambda case: case.name)
+# The third party of "stages" ships no tiny model, so that training refuses it before it looks at the pair. Training has
+# LayerSync on by itself, so that one setting alone changes that run.
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name not in ("stages", "not enabled")], ids=lambda case: case.name
+)
 def test_train(
     case: StartupCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,10 +20,11 @@ from typing import NoReturn
 
 from benchmarks.effect.arms import FULL, QUICK, Job, plan
 from benchmarks.effect.report import write_report
-from benchmarks.effect.results import Results, claimed
+from benchmarks.effect.results import Results
 from benchmarks.effect.running import train_all
 from benchmarks.effect.tasks import TASKS
 from layersync_core.errors import LayerSyncError
+from layersync_plugin_trainer.claiming import claimed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

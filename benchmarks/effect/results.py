@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Annotated
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from benchmarks.effect.arms import ARMS, PROBED_TIMES, Job, Scale, plan
@@ -114,24 +111,6 @@ class Record(_Model):
             and self.marks.keys() == {step for step in points if step in (scale.short, self.steps)}
             and all(mark.probe.keys() == set(map(str, PROBED_TIMES)) for mark in self.marks.values())
         )
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder if need be, and keep other runs off it.
-
-    Raises:
-        ConfigError: It cannot be written, or another run writes to it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise ConfigError(f"another run writes to {folder}; wait for it, or give another --output_dir") from None
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
-    with lock:
-        yield
 
 
 class Results:

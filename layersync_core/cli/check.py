@@ -8,8 +8,8 @@ from typing import Any
 from layersync_core.cli.inspect import Family, Model
 from layersync_core.cli.meta import build_on_meta
 from layersync_core.cli.options import add_command
-from layersync_core.config import LayerSyncConfig
-from layersync_core.plugins import plugins
+from layersync_core.cli.run import models
+from layersync_core.launch.settings import read
 from layersync_core.registry import get_adapter, read_model_config, resolve
 
 
@@ -19,7 +19,7 @@ def register(app: Any) -> None:
         app,
         "check",
         run,
-        plugins().config_models(),
+        models(),
         "Check a configuration against a model's config.json: every start-up error, without loading weights.",
         [
             Parameter("model", Parameter.KEYWORD_ONLY, annotation=Model),
@@ -32,12 +32,13 @@ def run(settings: dict[str, Any], model: str, family: str | None) -> int:
     """Check and print what would be attached; return 0."""
     from layersync_core.session import attach
 
-    config = LayerSyncConfig.from_mapping(settings)
+    known = read(settings)
+    family = family or known.launch.layersync_family
     model_config = read_model_config(model)
     if family:
         get_adapter(family)
     else:
         resolve(model_config)
-    with attach(build_on_meta(model_config), config, family=family) as sync:
+    with attach(build_on_meta(model_config), known.config, family=family) as sync:
         print("\n".join(sync.describe()))
     return 0

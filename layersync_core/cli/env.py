@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
 from layersync_core.launch.settings import is_on, read, variables
 from layersync_core.launch.startup.sitecustomize import VARIABLE
+from layersync_core.launch.status import SETTINGS
 
 
 def register(app: Any) -> None:
@@ -41,6 +44,11 @@ def run(settings: dict[str, Any], plain: bool) -> int:
     if not is_on(known):  # it may be on in the shell
         print(f"{VARIABLE}=" if plain else f"unset {VARIABLE}")
         return 0
-    for name, value in variables(known, os.environ).items():
+    for name, value in variables(known, os.environ, _settings_file).items():
         print(f"{name}={value}" if plain else f"export {name}={shlex.quote(value)}")
     return 0
+
+
+def _settings_file() -> Path:
+    # It must outlive this command: what is started with the variables reads it.
+    return Path(tempfile.mkdtemp(prefix="layersync-settings-"), SETTINGS)

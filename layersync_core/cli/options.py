@@ -10,10 +10,10 @@ import typer
 from pydantic import BaseModel
 from typer.core import TyperCommand
 
-from layersync_core.config import ALIASES, OFF, ON, canonical
 from layersync_core.files import read_json
+from layersync_core.spelling import ALIASES, LOSS_TYPE, OFF, ON, merged
 
-_ALIASES = {*ALIASES, "loss_type"}
+_ALIASES = {*ALIASES, LOSS_TYPE}
 
 
 def add_command(
@@ -42,9 +42,8 @@ def add_command(
 
     def command(**values: Any) -> int:
         path = values.pop("config")
-        settings = canonical(read_json(path)) if path else {}
-        settings |= canonical({flag.name: values.pop(flag.name) for flag in flags})
-        return run(settings, **values) or 0
+        given = {flag.name: values.pop(flag.name) for flag in flags}
+        return run(merged(read_json(path) if path else {}, given), **values) or 0
 
     signature = inspect.Signature([*own, *flags])
     command.__signature__ = signature  # type: ignore[attr-defined]

@@ -11,9 +11,9 @@ import typer
 
 from layersync_core.cli.options import add_command
 from layersync_core.config import LayerSyncConfig
+from layersync_core.entrypoints import plugin_config_models
 from layersync_core.errors import ConfigError
 from layersync_core.launch.settings import LaunchSettings, read
-from layersync_core.plugins import plugin_config_models
 
 Command = Annotated[
     Optional[list[str]],  # noqa: UP045

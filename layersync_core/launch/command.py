@@ -17,7 +17,7 @@ from typing import Any
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
 from layersync_core.launch.startup.sitecustomize import REACHED
-from layersync_core.launch.status import HOOK, UNREACHED, files, read_all, say, summary, why_nothing
+from layersync_core.launch.status import HOOK, SETTINGS, UNREACHED, files, read_all, say, summary, why_nothing
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 # A Python starts within this time, or not at all.
@@ -38,7 +38,8 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         os.execvp(words[0], words)
     with _status_folder(settings.launch.layersync_status_dir) as folder:
         settings.given["layersync_status_dir"] = str(folder)
-        environment = {**os.environ, **variables(settings, os.environ), REACHED: str(folder / HOOK)}
+        travelling = variables(settings, os.environ, lambda: folder / SETTINGS)
+        environment = {**os.environ, **travelling, REACHED: str(folder / HOOK)}
         code = _wait(words, environment, reached=(folder / HOOK).exists)
         failure = _report(folder)
     if code < 0:
@@ -69,17 +70,21 @@ def _status_folder(asked: str | None) -> Iterator[Path]:
         folder = Path(asked).resolve()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in (*files(folder), folder / HOOK):  # of an earlier run: not what this one did
+            for old in (*files(folder), folder / HOOK, folder / SETTINGS):  # of an earlier run: not what this one did
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(f"layersync_status_dir {folder}: {error.strerror or error}") from None
-        yield folder
+        try:
+            yield folder
+        finally:
+            (folder / SETTINGS).unlink(missing_ok=True)
         return
     folder = Path(tempfile.mkdtemp(prefix="layersync-run-"))
     try:
         yield folder
     finally:
         # Metrics that went nowhere else stay; the summary has said where they are.
+        (folder / SETTINGS).unlink(missing_ok=True)
         if not any(folder.glob("*.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)
 

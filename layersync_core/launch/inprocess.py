@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -15,12 +18,13 @@ from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.launch.settings import Settings, is_on, variables
 from layersync_core.launch.showing import show_as_without_us
 from layersync_core.launch.startup.sitecustomize import Watch, imported, watch
+from layersync_core.launch.status import SETTINGS
 
 
 def start(settings: Settings) -> None:
     """Switch LayerSync on in this process and in those it starts."""
     if is_on(settings):
-        os.environ.update(variables(settings, os.environ))
+        os.environ.update(variables(settings, os.environ, _settings_file))
         # The start-up hook's class is another one: it was imported by another name.
         if not any(type(finder).__name__ == Watch.__name__ for finder in sys.meta_path):
             watch(imported)
@@ -28,6 +32,13 @@ def start(settings: Settings) -> None:
             from layersync_core.launch.patches import adopt
 
             adopt()
+
+
+def _settings_file() -> Path:
+    folder, owner = tempfile.mkdtemp(prefix="layersync-settings-"), os.getpid()
+    # A forked worker ends with the same functions to call, while the others still need the file.
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return Path(folder, SETTINGS)
 
 
 def run_script(settings: Settings, words: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layersync_core.files import append_to_file
 from layersync_core.launch import ranks
 from layersync_core.launch.replacing import replace
 from layersync_core.metrics import Meter
@@ -120,8 +121,7 @@ class MetricsLog:
         lines = [{"step": step, **{name: next(left) for name in names if name in row}} for step, row in rows]
         path = self.folder / "layersync_metrics.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            append_to_file(path, "".join(json.dumps(line) + "\n" for line in lines))
             self.where = f"metrics in {path}"
         except OSError as error:
             self.where = f"metrics could not be written: {error.strerror or error}"

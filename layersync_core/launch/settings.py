@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from layersync_core.config import OFF, LayerSyncConfig, canonical, not_boolean, validate
-from layersync_core.entrypoints import PLUGINS, providers
+from layersync_core import spelling
+from layersync_core.config import LayerSyncConfig, not_boolean, validate
+from layersync_core.entrypoints import KNOWN_PLUGINS, PLUGINS, plugin_config_models, providers
 from layersync_core.errors import ConfigError
-from layersync_core.files import read_json
+from layersync_core.files import parse_json, read_json, replace_file
 from layersync_core.launch.startup.sitecustomize import VARIABLE
 
 STARTUP = Path(__file__).parent / "startup"
 """The folder with the ``sitecustomize`` that starts everything."""
+
+HOSTS_KEYS = frozenset({"max_train_steps"})
+"""Keys of the host that regularizers may ask for: they travel with ours, and no others do."""
+# The system refuses a variable of 128 KiB on Linux, and 32 KiB for all of them together on Windows.
+_LARGE = 16 * 1024
 
 Count = Annotated[int, BeforeValidator(not_boolean)]
 
@@ -58,7 +64,7 @@ def read(mapping: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
     """
-    given = canonical(mapping)
+    given = spelling.canonical(mapping)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
     if not _switches(given):
@@ -76,9 +82,7 @@ def read(mapping: Mapping[str, Any]) -> Settings:
 
 def is_on(settings: Settings) -> bool:
     """Return whether any regularizer is enabled; a plugin's switch is ``<name of its entry point>_enabled``."""
-    return settings.config.layersync_enabled or any(
-        str(value).strip().lower() not in OFF for value in _switches(settings.given).values()
-    )
+    return any(spelling.is_on(value) for value in _switches(settings.given).values())
 
 
 def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,19 +90,43 @@ def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: given[key] for name in names if (key := f"{name}_enabled") in given}
 
 
-def variables(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+def variables(settings: Settings, environment: Mapping[str, str], file: Callable[[], Path]) -> dict[str, str]:
     """Return the environment variables that switch LayerSync on in a process and all below it.
 
+    What else the host's configuration holds, such as tokens of its services, stays where it is.
+
+    Args:
+        settings: Of the run.
+        environment: What is set already.
+        file: Gives a path for settings that are too large for a variable; it is written for this user alone.
+
     Raises:
-        ConfigError: A setting cannot be written as JSON.
+        ConfigError: A setting cannot be written as JSON, or the file cannot be written.
     """
     try:
-        text = json.dumps(settings.given, separators=(",", ":"))
+        text = json.dumps(_ours(settings.given), separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the settings cannot be passed on as JSON: {error}") from None
+    if len(text) > _LARGE:
+        path = file()
+        try:
+            replace_file(path, text)
+        except OSError as error:
+            raise ConfigError(f"the settings cannot be passed on in {path}: {error.strerror or error}") from None
+        text = str(path)
     others = environment.get("PYTHONPATH", "")
     folders = [folder for folder in others.split(os.pathsep) if folder != str(STARTUP)] if others else []
     return {"PYTHONPATH": os.pathsep.join([str(STARTUP), *folders]), VARIABLE: text}
+
+
+def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
+    claimed = {name for model in plugin_config_models() for name in model.model_fields}
+    # Unknown keys of a plugin travel as well, so that it can refuse them.
+    switches = {name.removesuffix("_enabled") for name in claimed if name.endswith("_enabled")}
+    prefixes = tuple(f"{name}_" for name in ("layersync", *KNOWN_PLUGINS, *switches))
+    return {
+        key: value for key, value in given.items() if key.startswith(prefixes) or key in claimed or key in HOSTS_KEYS
+    }
 
 
 def from_environment() -> Settings:
@@ -115,7 +143,4 @@ def from_environment() -> Settings:
         )
     if not text.startswith("{"):
         return read(read_json(text))
-    try:
-        return read(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{VARIABLE} holds no valid JSON: {error}") from None
+    return read(parse_json(text, VARIABLE, "holds no valid JSON"))

@@ -6,12 +6,18 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layersync_core.files import replace_file
+
 HOOK = "layersync_hook"
 """Name of the file that the start-up hook leaves behind."""
+
+SETTINGS = "layersync_settings.json"
+"""Name of the file by which settings travel that are too large for a variable."""
 
 UNREACHED = (
     "no Python of this command read the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen program, or "
@@ -57,16 +63,13 @@ class Status:
             return
         self.pid = os.getpid()
         path = folder / f"layersync_status_{self.pid}.json"
-        try:
-            path.with_suffix(".tmp").write_text(json.dumps(asdict(self)), encoding="utf-8")
-            path.with_suffix(".tmp").replace(path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            replace_file(path, json.dumps(asdict(self)))
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Return the status files in a folder, which may hold a user's own files as well."""
-    return folder.glob("layersync_status_*.json")
+    """Return the status files in a folder, which may hold a user's own files as well; symbolic links are none."""
+    return (path for path in folder.glob("layersync_status_*.json") if not path.is_symlink())
 
 
 def read_all(folder: Path) -> list[Status]:

@@ -92,7 +92,7 @@ def imported(name: str) -> None:
 def _touch(path: str) -> None:
     # So that the parent can tell a program that never trained from one that this hook did not reach.
     try:  # noqa: SIM105 - contextlib would cost every Python process its import
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o644))
     except OSError:
         pass
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core.config import OFF, BlockNumber, Steps, Weight, not_boolean, unknown_key, validate
+from layersync_core.config import BlockNumber, Steps, Weight, not_boolean, unknown_key, validate
 from layersync_core.errors import ConfigError
+from layersync_core.spelling import is_on
 
 PREFIX = "crepa_"
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
@@ -33,6 +34,9 @@ class CrepaConfig(BaseModel):
     )
     crepa_model: str = Field(
         "dinov2_vitg14", description="vision encoder: dinov2_vitg14, _vitl14, _vitb14, _vits14, a folder or a hub name"
+    )
+    crepa_trust_remote_code: bool = Field(
+        False, description="let crepa_model run code that its folder or the hub brings along"
     )
     crepa_encoder_image_size: Count = Field(518, description="frames are resized to this for the encoder")
     crepa_encoder_frames_batch_size: Annotated[int, BeforeValidator(not_boolean)] = Field(
@@ -137,6 +141,11 @@ class CrepaConfig(BaseModel):
                 f"crepa_decay_steps is {self.crepa_decay_steps}, the step at which the decay ends; it must come after "
                 f"crepa_warmup_steps {self.crepa_warmup_steps}"
             )
+        if 0 < self.crepa_cutoff_step <= self.crepa_warmup_steps:
+            raise ValueError(
+                f"crepa_cutoff_step is {self.crepa_cutoff_step}, which is not after crepa_warmup_steps "
+                f"{self.crepa_warmup_steps}: the term would be cut off before it has its weight"
+            )
 
 
 def read(given: Mapping[str, Any]) -> CrepaConfig:
@@ -146,7 +155,7 @@ def read(given: Mapping[str, Any]) -> CrepaConfig:
         ConfigError: CREPA is enabled and a ``crepa_*`` key is unknown; or values that cannot work or contradict.
     """
     ours = {key: value for key, value in given.items() if key.startswith(PREFIX)}
-    if str(ours.get("crepa_enabled", False)).strip().lower() not in OFF:
+    if is_on(ours.get("crepa_enabled")):
         for key in ours:
             if key not in CrepaConfig.model_fields:
                 raise ConfigError(unknown_key(key, CrepaConfig.model_fields))

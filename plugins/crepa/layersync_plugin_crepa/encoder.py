@@ -26,15 +26,16 @@ class Encoder:
         name: SimpleTuner's name, a local folder, or a name on the hub.
         image_size: Frames are resized to this.
         frames_at_once: 0 or less takes all.
+        trust_code: Whether code may run that the model brings along; never asked for on standard input.
 
     Raises:
         ConfigError: There is no such model, or it is no vision transformer.
     """
 
-    def __init__(self, name: str, image_size: int, frames_at_once: int) -> None:
+    def __init__(self, name: str, image_size: int, frames_at_once: int, trust_code: bool = False) -> None:
         self.name = HUB_NAMES.get(name, name)
-        self._size, self._frames_at_once = image_size, frames_at_once
-        config = _read_config(self.name)
+        self._size, self._frames_at_once, self._trust_code = image_size, frames_at_once, trust_code
+        config = _read_config(self.name, trust_code)
         width, patch = getattr(config, "hidden_size", None), getattr(config, "patch_size", None)
         if not isinstance(width, int) or not isinstance(patch, int):
             raise ConfigError(
@@ -49,7 +50,7 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, pixels_BTCHW: Tensor) -> Tensor:
         """Return (B, T, N, D) features of frames with values from 0 to 1."""
-        model, accepts_size = _load(self.name)
+        model, accepts_size = _load(self.name, self._trust_code)
         model.to(pixels_BTCHW.device)
         more = {"interpolate_pos_encoding": True} if accepts_size else {}
         frames = pixels_BTCHW.flatten(0, 1)
@@ -74,28 +75,33 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _read_config(name: str) -> Any:
+def _read_config(name: str, trust_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_code)
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from None
 
 
 @cache
-def _load(name: str) -> tuple[Any, bool]:
+def _load(name: str, trust_code: bool) -> tuple[Any, bool]:
     """Return the frozen model, one for all attachments, and whether it must be told of images of other sizes."""
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name).eval().requires_grad_(False)
+        model = AutoModel.from_pretrained(name, trust_remote_code=trust_code).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _cannot_load(name, error) from None
     return model, "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
 
 def _cannot_load(name: str, error: BaseException) -> ConfigError:
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"crepa_model {name} brings code of its own, which would run here; read it and set "
+            "crepa_trust_remote_code: true, or use a model that transformers knows, such as facebook/dinov2-base"
+        )
     reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
     return ConfigError(
         f"crepa_model {name} cannot be loaded: {reason}; give a folder of a vision model of transformers, or a "

@@ -72,7 +72,10 @@ class Crepa:
         if config.source == "encoder":
             self._pixels = Pixels(config.crepa_pixels, config.crepa_pixels_range)
             self._encoder = Encoder(
-                config.crepa_model, config.crepa_encoder_image_size, config.crepa_encoder_frames_batch_size
+                config.crepa_model,
+                config.crepa_encoder_image_size,
+                config.crepa_encoder_frames_batch_size,
+                config.crepa_trust_remote_code,
             )
         self.module: Part | None = None
 
@@ -130,7 +133,7 @@ class Crepa:
         scores = frame_scores(student_BTPD, target_BTND, self._rule, part, mask_BTP)
         alignment_B = scores.alignment
         if states.sample_weight is not None:
-            alignment_B = alignment_B * states.sample_weight.detach().to(device)
+            alignment_B = alignment_B * states.sample_weight.to(device)
         cut = part.cutoff(scores.similarity)
         weight = self.schedule.at(step) * (1 - cut)
         loss = -weight * alignment_B.mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 from layersync_core import Attachment, BlockStackAdapter, CaptureError, ConfigError, attach
 from layersync_core.registry import load_tiny
 from layersync_plugin_crepa import crepa_loss, pixels, regularizer
+from layersync_plugin_crepa.encoder import _load
 from layersync_plugin_crepa.loss import frame_scores
 from tests.models import (
     TOY,
@@ -452,6 +454,42 @@ def test_the_encoder_needs_frames(folder: str) -> None:
     for model in (toy(), build("dit")[0]):
         with pytest.raises(ConfigError, match="aligns the frames of a video, but the tokens of this model have none"):
             attach(model, encoding(folder), adapter=TOY if isinstance(model, Toy) else None)
+
+
+class TestCodeOfAModel:
+    """A folder may bring code along; it runs only where a setting says so, and nobody is asked on standard input."""
+
+    @pytest.fixture
+    def with_code(self, folder: str, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+        ran = tmp_path / "ran"
+        (tmp_path / "theirs.py").write_text(
+            f"open({str(ran)!r}, 'w').close()\n"
+            "from transformers import Dinov2Config, Dinov2Model\n"
+            "class Config(Dinov2Config):\n    model_type = 'theirs'\n"
+            "class Model(Dinov2Model):\n    config_class = Config\n"
+        )
+        config = json.loads(Path(folder, "config.json").read_text())
+        config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
+        Path(folder, "config.json").write_text(json.dumps(config))
+        yield folder, ran
+        _load.cache_clear()
+
+    def test_does_not_run(self, with_code: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        folder, ran = with_code
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+        with pytest.raises(ConfigError, match=r"brings code of its own.*crepa_trust_remote_code: true") as error:
+            attach(build("wan")[0], encoding(folder))
+        assert "\n" not in str(error.value)
+        assert not ran.exists()
+
+    def test_runs_where_a_setting_says_so(
+        self, with_code: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, ran = with_code
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+        assert wan_loss(encoding(folder, crepa_trust_remote_code=True), {"pixel_values": clip()}).isfinite()
+        assert ran.exists()
 
 
 def test_the_projector_needs_a_width() -> None:

@@ -145,9 +145,13 @@ def verify(folder: Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ConfigError(f"{folder} is no checkpoint of this trainer: its {MANIFEST} does not say {FORMAT}")
     lacking = [key for key in ("step", "identity", "files") if key not in manifest]
-    if lacking or STATE not in manifest["files"]:
+    if lacking or not isinstance(manifest["files"], dict) or STATE not in manifest["files"]:
         raise ConfigError(f"{folder} is torn: its {MANIFEST} lacks {lacking[0] if lacking else STATE}")
     for name, expected in manifest["files"].items():
+        if name in ("", ".", "..") or any(separator in name for separator in "/\\"):
+            raise ConfigError(f"{folder} is damaged: its {MANIFEST} names {name!r}, which is no file of a checkpoint")
+        if not isinstance(expected, dict) or expected.keys() != {"size", "crc32"}:
+            raise ConfigError(f"{folder} is damaged: its {MANIFEST} has no size and checksum of {name}")
         file = folder / name
         if not file.is_file():
             raise ConfigError(f"{folder} is torn: {name} is missing")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core.config import LayerSyncConfig, canonical, unknown_key, validate
+from layersync_core.config import LayerSyncConfig, validate
 from layersync_core.errors import ConfigError
 from layersync_core.plugins import plugins
+from layersync_core.spelling import PREFIX, canonical, overlay, taken_for_the_hosts, unknown_key
 
 
 def _number(value: Any) -> Any:
@@ -105,20 +106,29 @@ class Settings:
         claimed.update(LayerSyncConfig.model_fields)
         for key in self.given:
             if key not in own and key not in claimed:
-                raise ConfigError(unknown_key(key, sorted({*own, *claimed})))
+                raise ConfigError(unknown_key(key, sorted({*own, *claimed})) + taken_for_the_hosts(self.given))
         self.trainer = validate(TrainerConfig, {key: value for key, value in self.given.items() if key in own})
         self.regularizers = {key: value for key, value in self.given.items() if key not in own}
-        LayerSyncConfig.from_mapping(self.regularizers)
-        if self.trainer.compare and not self.enabled(default=True):
+        # Which pair this trainer would take is not known before its model; any will do to check what was given.
+        self.enabled = LayerSyncConfig.from_mapping(self.over_default(1, 1)).layersync_enabled
+        if self.trainer.compare and not self.enabled:
             raise ConfigError("compare sets LayerSync against a vanilla arm, but layersync_enabled is false")
 
-    def enabled(self, default: bool) -> bool:
-        """Return whether LayerSync is on; ``default`` where the user gave no ``layersync_*`` key."""
-        if not self.has_layersync_keys:
-            return default
-        return LayerSyncConfig.from_mapping(self.regularizers).layersync_enabled
+    def over_default(self, student: int, teacher: int) -> dict[str, Any]:
+        """Return the regularizers' settings: LayerSync with a default pair, and what the user gave in its place.
 
-    @property
-    def has_layersync_keys(self) -> bool:
-        """Whether any ``layersync_*`` key was given; if so the default pair is not used at all."""
-        return any(key.startswith("layersync_") for key in self.regularizers)
+        A user who gives ``layersync_enabled`` gives all of them, as everywhere.
+
+        Args:
+            student: The default student, as users number blocks.
+            teacher: The default teacher.
+        """
+        if f"{PREFIX}enabled" in self.regularizers:
+            return self.regularizers
+        default = {
+            "layersync_enabled": True,
+            "layersync_student_block": student,
+            "layersync_teacher_block": teacher,
+            "layersync_preset": "lora" if self.trainer.rank else "paper",
+        }
+        return overlay(default, self.regularizers)

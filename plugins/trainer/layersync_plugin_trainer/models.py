@@ -96,17 +96,9 @@ def find_source(config: TrainerConfig) -> Source:
 
 
 def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, Any]:
-    """Return the regularizers' settings: the user's, or the default pair when no ``layersync_*`` key was given."""
-    if settings.has_layersync_keys:
-        return settings.regularizers
+    """Return the regularizers' settings: the user's, over those of a default run with the suggested pair."""
     student, teacher = suggest_pair(blocks)
-    return {
-        **settings.regularizers,
-        "layersync_enabled": True,
-        "layersync_student_block": student.index + 1,
-        "layersync_teacher_block": teacher.index + 1,
-        "layersync_preset": "lora" if settings.trainer.rank else "paper",
-    }
+    return settings.over_default(student.index + 1, teacher.index + 1)
 
 
 def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str) -> None:

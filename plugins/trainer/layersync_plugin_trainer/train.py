@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.spelling import overlay
 from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
+from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 
 ARMS = ("layersync", "vanilla")
@@ -53,6 +55,15 @@ def _train(mapping: Mapping[str, Any]) -> None:
     folder = Path(config.output_dir)
     if config.resume_from_checkpoint and not resume:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
+    # One process claims the folder for all of a run.
+    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder):
+        _train_in(folder, settings, resume, notes, began)
+
+
+def _train_in(
+    folder: Path, settings: Settings, resume: Mapping[str, Checkpoint], notes: list[str], began: float
+) -> None:
+    config = settings.trainer
     _check_output(folder, in_place=any(folder in point.folder.parents for point in resume.values()))
 
     for point in resume.values():
@@ -70,7 +81,6 @@ def _train(mapping: Mapping[str, Any]) -> None:
     models.check_attachable(outline, {**regularizers, "max_train_steps": config.max_train_steps}, source.family)
     outline_size = sum(weight.numel() for weight in outline.parameters())
     del outline
-    _check_writable(folder)
     outcomes = []
     threads = torch.get_num_threads()
     try:
@@ -136,13 +146,11 @@ def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Set
         was, now = getattr(before.trainer, key), getattr(settings.trainer, key)
         if was != now:
             raise ConfigError(f"{key} was {was!r} in {point.folder} and is {now!r} now; a resumed run keeps it")
-    merged = dict(before.given)
+    merged = overlay(before.given, settings.given)
     notes = [f"resuming {point.folder} at step {point.step}"]
-    if settings.regularizers and settings.regularizers != before.regularizers:
-        merged = {key: value for key, value in merged.items() if key in TrainerConfig.model_fields}
+    if settings.regularizers and overlay(before.regularizers, settings.regularizers) != before.regularizers:
         shown = ", ".join(f"{key} {value}" for key, value in settings.regularizers.items())
         notes.append(f"regularizer settings change from here on: {shown}")
-    merged.update(settings.given)
     if "output_dir" not in settings.given:
         place = point.folder.parent
         merged["output_dir"] = str(place.parent if before.trainer.compare else place)
@@ -157,9 +165,7 @@ def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Set
 
 
 def _check_output(folder: Path, in_place: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir {folder} is a file; give a folder")
-    if not in_place and folder.is_dir() and any(folder.iterdir()):
+    if not in_place and folder.is_dir() and not is_empty(folder):
         raise ConfigError(
             f"output_dir {folder} is not empty; give an empty one, or continue its run with "
             "--resume_from_checkpoint latest"
@@ -179,15 +185,6 @@ def _check_later(point: Checkpoint, folder: Path) -> None:
             f"{point.folder.parent} has later checkpoints, up to {later[-1].name}, which this run would write over; "
             "resume latest, or give another output_dir"
         )
-
-
-def _check_writable(folder: Path) -> None:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise ConfigError(f"output_dir {folder} cannot be written: {error.strerror or error}") from None
 
 
 def _resume_command(folder: Path) -> str:

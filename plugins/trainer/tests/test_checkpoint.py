@@ -49,7 +49,21 @@ def odd_manifest(place):
     (place / checkpoint.MANIFEST).write_text(json.dumps({"format": checkpoint.FORMAT}))
 
 
+def naming(name, **entry):
+    def damage(place):
+        manifest = json.loads((place / checkpoint.MANIFEST).read_text())
+        manifest["files"][name] = entry or checkpoint._fingerprint(place / "model.safetensors")
+        (place / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+    return damage
+
+
 DAMAGE = [
+    (naming("../../etc/passwd"), "names '../../etc/passwd', which is no file of a checkpoint"),
+    (naming("/etc/passwd"), "names '/etc/passwd'"),
+    (naming("..\\model.safetensors"), "which is no file of a checkpoint"),
+    (naming(".."), "which is no file of a checkpoint"),
+    (naming("model.safetensors", size=700), "no size and checksum of model.safetensors"),
     (remove, "model.safetensors is missing"),
     (truncate, "has 693 bytes instead of 700"),
     (alter, "content of model.safetensors"),

@@ -43,7 +43,7 @@ def test_a_setting_never_does_nothing(settings, text):
 
 def test_upstream_spellings_count_as_layersync_keys():
     settings = Settings({"--encoder-depth": 2, "gt_encoder_depth": 4, "loss_type": "layer_sync"})
-    assert settings.has_layersync_keys
+    assert settings.over_default(1, 1)["layersync_teacher_block"] == 4
     assert settings.regularizers["layersync_student_block"] == 2
 
 
@@ -51,3 +51,44 @@ def test_a_model_from_disk_gets_gentler_defaults():
     assert TrainerConfig(model="x").batch_size < TrainerConfig().batch_size
     assert TrainerConfig(model="x").peak_rate < TrainerConfig().peak_rate
     assert TrainerConfig(rank=4).peak_rate == TrainerConfig(model="x").peak_rate
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"layersync_lambda": 0.5}, {"layersync_lambda": 0.5, "layersync_preset": None}),
+        ({"layersync_preset": "lora"}, {"layersync_preset": "lora"}),
+        ({"layersync_student_block": "3"}, {"layersync_student_block": "3"}),
+        ({"layersync_teacher_block": 7}, {"layersync_teacher_block": 7}),
+        ({"layersync_warmup_steps": 5}, {"layersync_warmup_steps": 5}),
+        (
+            {"layersync_pairs": [[1, 2]]},
+            {"layersync_pairs": [[1, 2]], "layersync_student_block": None, "layersync_teacher_block": None},
+        ),
+        ({"crepa_enabled": False}, {"crepa_enabled": False}),
+        ({}, {}),
+    ],
+)
+def test_one_setting_changes_the_default_run_in_that_alone(given, changed):
+    default = {
+        "layersync_enabled": True,
+        "layersync_student_block": 2,
+        "layersync_teacher_block": 5,
+        "layersync_preset": "paper",
+    }
+    expected = {key: value for key, value in (default | changed).items() if value is not None}
+    settings = Settings(given)
+    assert settings.enabled
+    assert settings.over_default(2, 5) == expected
+
+
+def test_a_whole_configuration_is_taken_as_everywhere():
+    given = {"layersync_enabled": True, "layersync_student_block": 3}
+    assert Settings(given).over_default(2, 5) == given
+    assert Settings({"layersync_enabled": False}).over_default(2, 5) == {"layersync_enabled": False}
+    assert not Settings({"layersync_enabled": False, "layersync_student_block": 3}).enabled
+
+
+def test_a_spelling_of_the_authors_that_does_not_count_is_told():
+    with pytest.raises(ConfigError, match=r"unknown setting reg_weight.*only beside loss_type: layer_sync"):
+        Settings({"reg_weight": 0.5})

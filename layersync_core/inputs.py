@@ -1,0 +1,91 @@
+"""What a loop hands over beside the forward: judged once, before any regularizer sees it."""
+
+# Shapes: B batch
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layersync_core.errors import ConfigError, LayerSyncError
+
+
+def check_main_loss(loss: Any) -> None:
+    """Raise ConfigError unless a main loss is a scalar tensor of real numbers."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+        raise ConfigError(f"apply() takes the main loss as a scalar tensor of real numbers; got {_what(loss)}")
+
+
+def whole_step(step: Any) -> int:
+    """Return an optimiser step as an int.
+
+    Raises:
+        ConfigError: It is no whole number from 0.
+    """
+    try:
+        number = -1 if isinstance(step, bool) else index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"step is {step!r}; it takes the optimiser step, a whole number from 0")
+    return number
+
+
+def sample_weights(weight: Any) -> Tensor | None:
+    """Return the host's weights of the samples as real numbers without a graph; None where all count alike.
+
+    Args:
+        weight: (B,) tensor of numbers from 0, or None.
+
+    Raises:
+        ConfigError: It is something else. On a GPU a negative or infinite weight stops the program there instead, since
+            the host does not wait for it.
+    """
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.is_complex():
+        raise ConfigError(
+            f"sample_weight takes a tensor of one real number for each sample, shape (B,); got {_what(weight)}"
+        )
+    weight_B = weight.detach() if weight.requires_grad else weight
+    if not weight_B.is_floating_point():
+        weight_B = weight_B.float()
+    assert_on_device(
+        ((weight_B >= 0) & weight_B.isfinite()).all(),
+        "sample_weight has a negative or infinite weight, or one that is no number; weights are finite and from 0",
+        ConfigError,
+    )
+    return weight_B
+
+
+def check_batch(weight: Tensor | None, batch: int) -> None:
+    """Raise ConfigError unless there is a weight for each of B samples."""
+    if weight is not None and len(weight) != batch:
+        raise ConfigError(
+            f"sample_weight has {len(weight)} weights, but the training forward was of {batch} samples; give each "
+            "sample one"
+        )
+
+
+def assert_on_device(condition: Tensor, message: str, error: type[LayerSyncError]) -> None:
+    """Stop the program where a condition is false, without letting the host wait for a device.
+
+    Args:
+        condition: 0-dim bool.
+        message: What is wrong.
+        error: Raised on the CPU; on CUDA the device ends the program with the message. Others cannot check it.
+    """
+    if condition.device.type in ("cpu", "cuda"):
+        try:
+            torch._assert_async(condition, message)
+        except RuntimeError:
+            raise error(message) from None
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} of {value.dtype}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,217 @@
+"""How settings are spelt: one name for each, and an error for a spelling that looks like ours and is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layersync_core.errors import ConfigError, did_you_mean
+
+PREFIX = "layersync_"
+
+ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block", "reg_weight": "lambda"}
+"""Spellings of the authors' code. Trainers have keys of these names with meanings of their own."""
+LOSS_TYPE, LAYER_SYNC = "loss_type", "layer_sync"
+"""The authors' switch; in a mapping or a file the spellings above count only beside it."""
+
+ON, OFF = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
+"""Words for a switch, as pydantic takes them."""
+_BOOLEANS = {**dict.fromkeys(ON, "1"), **dict.fromkeys(OFF, "0")}
+
+# In snake case: layersync…, enable_layer_sync…, use_layersync….
+_LOOK_ALIKE = re.compile(r"((enabled?|use|with|disabled?)_?)?layer[_.]?sync[_.]*")
+_OTHER_WORDS = {
+    "": "enabled",
+    "enable": "enabled",
+    "on": "enabled",
+    "source_block": "student_block",
+    "source_layer": "student_block",
+    "student": "student_block",
+    "student_layer": "student_block",
+    "target_block": "teacher_block",
+    "target_layer": "teacher_block",
+    "teacher": "teacher_block",
+    "teacher_layer": "teacher_block",
+    "weight": "lambda",
+}
+# Sections of a host's configuration stand in sections at most.
+_DEPTH = 6
+
+
+def is_on(value: Any) -> bool:
+    """Return whether the value of a switch is on; a switch that is not given is off."""
+    return not absent(value) and str(value).strip().lower() not in OFF
+
+
+def absent(value: Any) -> bool:
+    """Return whether a value stands for 'not given'."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def canonical(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, Any]:
+    """Return settings under one spelling: no leading ``--``, underscores, aliases resolved, None and "" dropped.
+
+    Args:
+        mapping: Settings as a user wrote them, keys of the host among them.
+        flags: They are flags of our own commands, where the authors' spellings always count; in a mapping these count
+            only together with ``loss_type: layer_sync``, and are the host's otherwise.
+
+    Raises:
+        ConfigError: Two spellings of one setting have different values, a key is no text, or it is a spelling of ours
+            that is wrong.
+    """
+    named = [(plain(spelling), spelling, value) for spelling, value in mapping.items() if not absent(value)]
+    ours = flags or any(name == LOSS_TYPE and value == LAYER_SYNC for name, _, value in named)
+    names = {name for name, _, _ in named}
+    settings: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for name, spelling, given in named:
+        key, value = name, given
+        if name in ALIASES and ours:
+            key = PREFIX + ALIASES[name]
+        elif name == LOSS_TYPE and given == LAYER_SYNC:
+            key, value = f"{PREFIX}enabled", True
+        _refuse_look_alike(name, spelling, given, switched=f"{PREFIX}enabled" in names)
+        # A key of the host given twice is the host's affair.
+        if key.startswith(PREFIX) and key in settings and not _same(key, settings[key], value):
+            raise ConfigError(
+                f"{spelt[key]} is {mapping[spelt[key]]!r} and {spelling} is {given!r}: "
+                f"two spellings of {key} with different values; keep one"
+            )
+        settings[key], spelt[key] = value, spelling
+    if not any(key.startswith(PREFIX) for key in settings):
+        _refuse_nested(mapping)
+    return settings
+
+
+def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file with flags over them; a flag replaces the file's value, however that is spelt.
+
+    Raises:
+        ConfigError: As for ``canonical``.
+    """
+    own = canonical(flags, flags=True)
+    names = {plain(spelling): value for spelling, value in flags.items() if not absent(value)}
+    rest = {spelling: value for spelling, value in file.items() if plain(spelling) not in {*names, *own}}
+    if names.get(LOSS_TYPE) == LAYER_SYNC:  # then the file's encoder_depth and the like count as well
+        rest[LOSS_TYPE] = LAYER_SYNC
+    return canonical(rest) | own
+
+
+def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others over them: a pair replaces pairs, a preset a weight, and the other way round."""
+    replaced: set[str] = set()
+    for group in _ALTERNATIVES:
+        for one, other in (group, group[::-1]):
+            if not one.isdisjoint(given):
+                replaced |= other
+    return {key: value for key, value in base.items() if key not in replaced} | dict(given)
+
+
+_ALTERNATIVES = (
+    ({f"{PREFIX}pairs"}, {f"{PREFIX}student_block", f"{PREFIX}teacher_block"}),
+    ({f"{PREFIX}preset"}, {f"{PREFIX}lambda"}),
+)
+
+
+def plain(spelling: Any) -> str:
+    """Return a key without leading dashes, with underscores.
+
+    Raises:
+        ConfigError: It is no text.
+    """
+    if not isinstance(spelling, str):
+        raise ConfigError(f"setting {spelling!r} is not text; settings are names such as layersync_enabled")
+    return spelling.strip().lstrip("-").replace("-", "_")
+
+
+def taken_for_the_hosts(given: Mapping[str, Any]) -> str:
+    """Return what to say of the authors' spellings that do not count; empty where there are none.
+
+    Args:
+        given: Settings as ``canonical`` gives them.
+    """
+    names = ", ".join(name for name in ALIASES if name in given)
+    return f"; {names} counts as LayerSync's only beside {LOSS_TYPE}: {LAYER_SYNC}" if names else ""
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return the message for a key that nobody knows, with the nearest known ones."""
+    return f"unknown setting {key}; {did_you_mean(key, known)}"
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    # "8" from a flag and 8 from a file are one value; for the switch, so are True, "true" and "yes".
+    words = _BOOLEANS if key == f"{PREFIX}enabled" else {}
+    texts = [words.get(text, text) for text in (str(value).strip().lower() for value in (one, other))]
+    try:
+        return float(texts[0]) == float(texts[1])
+    except ValueError:
+        return texts[0] == texts[1]
+
+
+def refuse_other_case(mapping: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a plugin's keys in capitals, and a section of its name: its settings would do nothing there.
+
+    Args:
+        mapping: Settings as ``canonical`` gives them.
+        prefix: Of the plugin's keys, such as ``crepa_``.
+
+    Raises:
+        ConfigError: There is such a key.
+    """
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and name.lower() == prefix.rstrip("_"):
+            raise _section(name, value, prefix)
+        if not name.startswith(prefix) and name.lower().startswith(prefix):
+            raise ConfigError(f"{name} would do nothing; the setting is {name.lower()}")
+
+
+def _refuse_look_alike(name: str, spelling: str, value: Any, switched: bool) -> None:
+    if name == LOSS_TYPE and isinstance(value, str) and value != LAYER_SYNC and _words_of(value) == LAYER_SYNC:
+        raise ConfigError(f"{spelling} is {value!r}; the value that switches LayerSync on is {LAYER_SYNC}")
+    if name.startswith(PREFIX) or not _LOOK_ALIKE.match(_snake(name)):
+        return
+    if isinstance(value, Mapping):
+        raise _section(spelling, value, PREFIX)
+    if switched and name == PREFIX[:-1]:  # a host's note of something, beside settings that are right
+        return
+    rest = _LOOK_ALIKE.sub("", _snake(name), count=1).replace(".", "_")
+    raise ConfigError(f"{spelling} would do nothing; the setting is {PREFIX}{_OTHER_WORDS.get(rest, rest)}")
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _words_of(value: str) -> str:
+    return re.sub(r"^layer[^a-z]*sync$", LAYER_SYNC, value.strip().lower())
+
+
+def _section(spelling: str, content: Mapping[str, Any], prefix: str) -> ConfigError:
+    keys = [_snake(plain(key)) for key in content] or ["enabled"]
+    shown = ", ".join(key if key.startswith(prefix) else prefix + key for key in keys[:3])
+    return ConfigError(
+        f"{spelling} is a section, and settings in it would do nothing; write them beside the other keys, as {shown}"
+    )
+
+
+def _refuse_nested(value: Any, path: str = "", depth: int = _DEPTH) -> None:
+    """Refuse settings of ours that stand in a section of the host's, where nobody would read them."""
+    if not depth:
+        return
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            name = plain(key) if isinstance(key, str) else ""
+            if path and isinstance(inner, Mapping) and _LOOK_ALIKE.fullmatch(_snake(name)):
+                raise _section(f"{path}{key}", inner, PREFIX)
+            if path and name.startswith(PREFIX):
+                raise ConfigError(
+                    f"{path}{key} stands in a section, where it would do nothing; write {name} beside the outermost "
+                    "keys"
+                )
+            _refuse_nested(inner, f"{path}{key}.", depth - 1)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            _refuse_nested(inner, f"{path}{number}.", depth - 1)

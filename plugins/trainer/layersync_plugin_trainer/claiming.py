@@ -1,0 +1,85 @@
+"""One run at a time in an output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from layersync_core.errors import ConfigError
+from layersync_core.files import replace_file
+
+LOCK, HOLDER = ".layersync.lock", ".layersync.holder"
+"""The locked file, and beside it who holds it, since a lock that is tried may empty its own file."""
+
+# A holder's file is written beside its place.
+_OURS = (LOCK, HOLDER, ".layersync.tmp")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder if need be and keep other runs off it; the system frees it when this process dies.
+
+    What was made here is taken away again where the run leaves nothing else in it.
+
+    Raises:
+        ConfigError: It cannot be written, or another run holds it: who that is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; give a folder")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
+    except Timeout:
+        raise ConfigError(
+            f"output_dir {folder} is in use by {_holder(folder)}; wait for it, or give another output_dir"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        print(f"{folder} cannot be locked: a second run in it would write over this one's files", file=sys.stderr)
+        yield
+        return
+    except OSError as error:
+        raise ConfigError(f"output_dir {folder} cannot be written: {error.strerror or error}") from None
+    with lock:
+        with suppress(OSError):
+            replace_file(folder / HOLDER, json.dumps(_own()))
+        try:
+            yield
+        finally:
+            for path in (folder / HOLDER, folder / LOCK):
+                with suppress(OSError):
+                    path.unlink()
+            with suppress(OSError):  # the run's files are there
+                for path in made:
+                    path.rmdir()
+
+
+def is_empty(folder: Path) -> bool:
+    """Return whether a folder holds nothing but the files of its lock."""
+    return all(path.name in _OURS for path in folder.iterdir())
+
+
+def _own() -> dict[str, str | int]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _holder(folder: Path) -> str:
+    try:
+        told = json.loads((folder / HOLDER).read_text())
+        return f"process {told['pid']} on {told['host']} since {told['since']} ({told['command']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just starting
+        return "another run"

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from layersync_core import ConfigError
+from layersync_plugin_trainer.claiming import claimed, is_empty
+
+HOLD = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from layersync_plugin_trainer.claiming import claimed
+    with claimed(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(60)
+""")
+
+
+def hold(folder):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_second_run_is_told_who_holds_the_folder(train, tmp_path):
+    holder = hold(tmp_path / "run")
+    try:
+        before = sorted(path.name for path in (tmp_path / "run").iterdir())
+        result = train()
+        assert result.code == 2
+        (line,) = result.err.splitlines()
+        assert f"in use by process {holder.pid} on " in line
+        assert "another output_dir" in line
+        assert sorted(path.name for path in result.folder.iterdir()) == before
+        with pytest.raises(ConfigError, match=f"process {holder.pid}"), claimed(tmp_path / "run"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    # The system frees what a killed process held, and what it left behind is not a run's.
+    assert train().code == 0
+
+
+def test_two_at_once_leave_one_whole_run(tmp_path):
+    command = [sys.executable, "-m", "layersync_core", "train", "--output_dir", str(tmp_path / "both")]
+    command += ["--max_train_steps", "2", "--train_batch_size", "4", "--num_sampling_steps", "1", "--report_to", "none"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    ends = [(run.communicate()[1], run.returncode) for run in both]
+    assert sorted(code for _, code in ends) == [0, 2]
+    (refused,) = [text for text, code in ends if code == 2]
+    # One that comes after the other's end meets a finished run instead.
+    assert "is in use by" in refused or "is not empty" in refused
+    assert json.loads((tmp_path / "both" / "run.json").read_text())["steps"] == 2
+
+
+def test_a_finished_or_refused_run_leaves_no_lock(train, tmp_path):
+    finished = train()
+    assert finished.code == 0
+    assert not [path.name for path in finished.folder.iterdir() if path.name.startswith(".")]
+    refused = train("--layersync_teacher_block", "99", folder="a/b/c")
+    assert refused.code == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    with claimed(tmp_path):
+        assert is_empty(tmp_path)
+        assert list(tmp_path.iterdir())
+    assert tmp_path.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_holder_s_file_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".layersync.holder", ".layersync.tmp"):
+        (folder / name).symlink_to(tmp_path / "mine")
+    with claimed(folder):
+        assert json.loads((folder / ".layersync.holder").read_text())["pid"] == os.getpid()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_ctrl_c_frees_the_folder(tmp_path):
+    holder = hold(tmp_path / "run")
+    holder.send_signal(signal.SIGINT)
+    holder.wait()
+    assert not (tmp_path / "run").exists()
