@@ -26,7 +26,8 @@ def whole_step(step: Any) -> int:
         ConfigError: It is no whole number from 0.
     """
     try:
-        number = -1 if isinstance(step, bool) else index(step)
+        is_boolean = isinstance(step, bool) or (isinstance(step, Tensor) and step.dtype == torch.bool)
+        number = -1 if is_boolean else index(step)
     except TypeError:
         number = -1
     if number < 0:
