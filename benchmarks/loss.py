@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import peak_bytes, seconds
-from layersync_core.alignment import alignment_loss
+from layersync_core.losses.alignment import alignment_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from layersync_core.launch.settings import read, variables
-from layersync_core.launch.startup.sitecustomize import REACHED
+from layersync_core.run.settings import read, variables
+from layersync_core.run.startup.sitecustomize import REACHED
 
 ROUNDS = 15
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")

@@ -44,9 +44,9 @@ from torch.optim import optimizer as optimizers
 
 from benchmarks.measure import fastest, median, peak_bytes, seconds
 from layersync_core import attach
-from layersync_core.alignment import similarity
-from layersync_core.launch import patches
-from layersync_core.launch.startup.sitecustomize import VARIABLE
+from layersync_core.losses.alignment import similarity
+from layersync_core.run import patches
+from layersync_core.run.startup.sitecustomize import VARIABLE
 
 WEIGHT = 0.2
 PAIR = 2, 5  # of the near-empty blocks

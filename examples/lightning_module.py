@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
-from layersync_core import attach
-from layersync_core.registry import load_tiny
+from layersync_core import attach, load_tiny
 
 
 class Flow(lightning.LightningModule):

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_model
 from torch.nn.functional import mse_loss
 
-from layersync_core import attach
-from layersync_core.registry import load_tiny
+from layersync_core import attach, load_tiny
 
 STEPS, ACCUMULATION, BATCH = 10, 2, 4
 

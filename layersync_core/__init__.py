@@ -1,38 +1,21 @@
 """LayerSync regularisation for any diffusion transformer and any trainer, over unmodified model code.
 
-Names are loaded on first use, so that importing the package costs no torch import.
+Names are loaded on first use, so that importing the package costs no torch import. The table below is all that adapters
+and plugins may rely on; ``__init__.pyi`` says the same to type checkers and is written from it.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
-    from layersync_core.alignment import alignment_loss
-    from layersync_core.buffer import HiddenStateBuffer
-    from layersync_core.config import LayerSyncConfig
-    from layersync_core.errors import (
-        AdapterNotInstalledError,
-        CaptureError,
-        ConfigError,
-        LayerSyncError,
-        LayerSyncWarning,
-        UnknownFamilyError,
-        UnsupportedFamilyError,
-    )
-    from layersync_core.protocol import Adapter, Block, Regularizer, States, Term
-    from layersync_core.registry import get_adapter, list_families, resolve
-    from layersync_core.session import Attachment, attach
-
-_HOME = {
-    "adapter": ("BlockStack", "BlockStackAdapter", "ForwardCall", "ModelLayout"),
-    "alignment": ("alignment_loss",),
-    "buffer": ("HiddenStateBuffer",),
-    "config": ("LayerSyncConfig",),
+FACE = {
+    "capture.buffer": ("HiddenStateBuffer",),
+    "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "latent_grid"),
+    "cli.meta": ("build_on_meta",),
+    "cli.options": ("add_command",),
+    "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),
+    "distributed": ("several_ranks",),
     "errors": (
         "AdapterNotInstalledError",
         "CaptureError",
@@ -42,38 +25,30 @@ _HOME = {
         "UnknownFamilyError",
         "UnsupportedFamilyError",
     ),
-    "protocol": ("Adapter", "Block", "Regularizer", "States", "Term"),
-    "registry": ("get_adapter", "list_families", "resolve"),
-    "session": ("Attachment", "attach"),
+    "families.adapter": ("BlockStackAdapter",),
+    "families.registry": (
+        "find_model_config",
+        "get_adapter",
+        "list_families",
+        "load_tiny",
+        "provider",
+        "read_model_config",
+        "resolve",
+    ),
+    "files": ("read_json", "replace_file"),
+    "losses.alignment": ("alignment_loss",),
+    "losses.hookspecs": ("hookimpl",),
+    "losses.pairing": ("suggest_pair",),
+    "protocol": ("Adapter", "Block", "CaptureHandle", "Regularizer", "States", "Term"),
+    "replacing": ("wrap_once",),
+    "session": ("Attachment", "attach", "plugins"),
+    "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+"""Module -> the names that it lends to the public face."""
 
-__all__ = [
-    "Adapter",
-    "AdapterNotInstalledError",
-    "Attachment",
-    "Block",
-    "BlockStack",
-    "BlockStackAdapter",
-    "CaptureError",
-    "ConfigError",
-    "ForwardCall",
-    "HiddenStateBuffer",
-    "LayerSyncConfig",
-    "LayerSyncError",
-    "LayerSyncWarning",
-    "ModelLayout",
-    "Regularizer",
-    "States",
-    "Term",
-    "UnknownFamilyError",
-    "UnsupportedFamilyError",
-    "alignment_loss",
-    "attach",
-    "get_adapter",
-    "list_families",
-    "resolve",
-]
+_MODULE_OF = {name: module for module, names in FACE.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

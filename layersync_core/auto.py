@@ -9,7 +9,7 @@ Raises:
 
 from __future__ import annotations
 
-from layersync_core.launch.inprocess import start
-from layersync_core.launch.settings import from_environment
+from layersync_core.run.inprocess import start
+from layersync_core.run.settings import from_environment
 
 start(from_environment())

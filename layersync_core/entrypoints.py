@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -55,19 +54,6 @@ def providers(group: str) -> list[Provider]:
             key = (entry.name, re.sub(r"[-_.]+", "-", name).lower())
             found.setdefault(key, Provider(entry.name, entry.value, name, version, entry))
     return sorted(found.values(), key=lambda provider: (provider.name, provider.distribution))
-
-
-def plugin_config_models() -> list[Any]:
-    """Return the pydantic models of the keys that plugins claim, without LayerSync's own, which needs torch.
-
-    A plugin that fails to load is left to ``plugins()``, which remembers why.
-    """
-    models: list[Any] = []
-    for found in providers(PLUGINS):
-        with contextlib.suppress(Exception, SystemExit):  # a module that is a script exits
-            claim = getattr(found.load(), "layersync_config_models", None) if found.allowed else None
-            models.extend(claim() if claim else ())
-    return models
 
 
 def _entries(distribution: Any, group: str) -> Iterable[importlib_metadata.EntryPoint]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layersync_core.buffer import HiddenStateBuffer
+    from layersync_core.capture.buffer import HiddenStateBuffer
 
 API_VERSION = 1
 """Version of the adapter protocol; an adapter that declares another one is not used."""

@@ -5,28 +5,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.states import HiddenStates
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.families.registry import get_adapter, resolve
+from layersync_core.families.unwrap import unwrap
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
+from layersync_core.losses import layersync
+from layersync_core.losses.parts import TrainedParts
+from layersync_core.losses.plugins import Plugins
 from layersync_core.metrics import Meter, total
-from layersync_core.parts import TrainedParts
-from layersync_core.plugins import plugins
 from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
-from layersync_core.registry import get_adapter, resolve
 from layersync_core.spelling import PREFIX
-from layersync_core.states import HiddenStates
-from layersync_core.unwrap import unwrap
 
 log = logging.getLogger(__name__)
 
 _attached: WeakSet[nn.Module] = WeakSet()
+
+
+@cache
+def plugins() -> Plugins:
+    """Return the plugins of this process, LayerSync first, loaded on first use."""
+    return Plugins(builtins=[layersync])
 
 
 def attach(

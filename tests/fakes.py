@@ -68,7 +68,7 @@ def broken(name: str, family: str, source: str = "import a_package_that_is_missi
 
 def plugin(name: str, source: str, point: str | None = None) -> Distribution:
     """Return a distribution with a plugin."""
-    header = "from layersync_core.plugins import hookimpl\n"
+    header = "from layersync_core import hookimpl\n"
     return Distribution(name, header + source, {point or name: "{module}"}, PLUGINS)
 
 

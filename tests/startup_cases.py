@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from torch import nn
 
-from layersync_core import registry
 from layersync_core.cli.meta import build_on_meta
 from layersync_core.errors import (
     AdapterNotInstalledError,
@@ -20,7 +19,8 @@ from layersync_core.errors import (
     UnknownFamilyError,
     UnsupportedFamilyError,
 )
-from layersync_core.families import KNOWN, KnownFamily
+from layersync_core.families import registry
+from layersync_core.families.known import KNOWN, KnownFamily
 from tests import fakes
 from tests.fakes import Distribution
 

@@ -23,7 +23,7 @@ from layersync_core import (
     UnknownFamilyError,
     attach,
 )
-from layersync_core.adapter import ForwardCall, latent_grid
+from layersync_core.capture.layout import ForwardCall, latent_grid
 from layersync_core.protocol import Adapter, CaptureHandle, Tokens
 from tests.models import (
     TOY,

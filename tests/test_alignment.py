@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layersync_core import alignment
-from layersync_core.alignment import alignment_loss, centered_similarity, similarity
 from layersync_core.errors import ConfigError
+from layersync_core.losses import alignment
+from layersync_core.losses.alignment import alignment_loss, centered_similarity, similarity
 
 SHAPES = [(1, 1, 8), (2, 33, 48), (1, 1500, 256), (3, 7, 1536), (2, 3, 50, 64), (2, 40, 5, 96)]
 

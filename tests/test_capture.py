@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from layersync_core import Attachment, CaptureError, attach, compiling
+from layersync_core import Attachment, CaptureError, attach
+from layersync_core.capture import compiling
 from tests.models import (
     TOY,
     FluxTransformer2DModel,

@@ -16,8 +16,8 @@ from layersync_core import LayerSyncConfig, LayerSyncError, LayerSyncWarning, __
 from layersync_core.cli import check, main
 from layersync_core.cli.list_supported import families, markdown
 from layersync_core.cli.options import normalise
-from layersync_core.families import KNOWN
-from layersync_core.refusals import REFUSALS
+from layersync_core.families.known import KNOWN
+from layersync_core.families.refusals import REFUSALS
 from tests import fakes
 from tests.fakes import Distribution
 from tests.startup_cases import DIT, FLUX, GOOD, KANDINSKY_CUSTOM, StartupCase
@@ -275,7 +275,7 @@ class TestListSupported:
 
     def test_markdown_is_the_same_everywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         here = markdown(families())
-        monkeypatch.setattr("layersync_core.registry.installed", dict)
+        monkeypatch.setattr("layersync_core.families.registry.installed", dict)
         assert markdown(families()) == here
         assert len(here.splitlines()) == 2 + len(KNOWN) + len(REFUSALS)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layersync_core import BlockStack, BlockStackAdapter
-from layersync_core.capture import Capture
+from layersync_core.capture.hooks import Capture
 from layersync_core.errors import LayerSyncError
-from layersync_core.registry import get_adapter, load_tiny
+from layersync_core.families.registry import get_adapter, load_tiny
 from layersync_core.testing import AdapterConformance
 from layersync_core.testing.probe import scatter_weights
 

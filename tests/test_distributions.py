@@ -14,7 +14,6 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-import tomllib
 
 from layersync_core import __version__
 
@@ -102,17 +101,9 @@ class TestBuild:
         if folder in ADAPTERS:
             assert metadata.get_all("Requires-Dist") == ["layersync-core<1,>=0.1"]
 
-    def test_is_installed_for_development_and_linted(self, folder: str) -> None:
+    def test_is_installed_for_development(self, folder: str) -> None:
         requirements = (ROOT / "requirements.txt").read_text().splitlines()
-        linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-        no_outward, independence, light, *_ = linter["contracts"]
         assert f"-e {folder}" in requirements
-        if folder == ".":
-            return
-        package = f"layersync_{folder.replace('/', '_').replace('s_', '_', 1).replace('-', '_')}"
-        lists = [linter["root_packages"], no_outward["forbidden_modules"], independence["modules"]]
-        lists += [light["source_modules"]] if folder in ADAPTERS else []
-        assert all(package in packages for packages in lists)
 
     def test_licence_is_the_repositorys(self, folder: str) -> None:
         assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -154,7 +145,7 @@ def test_command_of_the_wheel(everything: Path, isolated_python: Python) -> None
 ATTACH = """
 import sys
 from layersync_core import attach
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
 tiny = load_tiny(sys.argv[1])
 model = tiny.tiny_model()
 with attach(model, {"layersync_enabled": True, "layersync_student_block": 1, "layersync_teacher_block": 3}) as sync:

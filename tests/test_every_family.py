@@ -10,9 +10,9 @@ import pytest
 
 from layersync_core.cli import main
 from layersync_core.cli.meta import build_on_meta
-from layersync_core.families import KNOWN
-from layersync_core.pairing import suggest_pair
-from layersync_core.registry import get_adapter, list_families, load_tiny, resolve
+from layersync_core.families.known import KNOWN
+from layersync_core.families.registry import get_adapter, list_families, load_tiny, resolve
+from layersync_core.losses.pairing import suggest_pair
 
 # Depths of the released models, by class defaults or by the settings of their configs.
 RELEASED: list[tuple[str, dict[str, Any], int]] = [

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from layersync_core.errors import ConfigError
-from layersync_core.launch.settings import LaunchSettings
+from layersync_core.run.settings import LaunchSettings
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_every_flag_of_ours_on_a_page_exists(page: Path) -> None:
 def test_every_json_on_a_page_is_a_configuration(page: Path) -> None:
     import json
 
-    from layersync_core.launch.settings import read
+    from layersync_core.run.settings import read
 
     for text in re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         try:

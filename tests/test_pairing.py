@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from layersync_core.pairing import pair_advice, suggest_pair
+from layersync_core.losses.pairing import pair_advice, suggest_pair
 from layersync_core.protocol import Block
 
 

@@ -93,7 +93,7 @@ import torch
 from torch import nn
 
 from layersync_core import attach
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
 
 assert diffusers.__version__ == "0.32.1", diffusers.__version__
 

@@ -11,8 +11,10 @@ import torch
 
 from layersync_core import ConfigError, LayerSyncConfig, attach
 from layersync_core.cli import main
-from layersync_core.layersync import LayerSync
-from layersync_core.plugins import Plugins, plugins
+from layersync_core.losses import layersync
+from layersync_core.losses.layersync import LayerSync
+from layersync_core.losses.plugins import Plugins, third_parties
+from layersync_core.session import plugins
 from tests import fakes
 from tests.fakes import Distribution
 from tests.startup_cases import DIT, GOOD, StartupCase, instance
@@ -83,9 +85,11 @@ BROKEN = {
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Install a distribution for one test, with plugins that are loaded anew."""
-    plugins.cache_clear()
+    for loaded in (plugins, third_parties):
+        loaded.cache_clear()
     yield lambda distribution: distribution.install(tmp_path, monkeypatch)
-    plugins.cache_clear()
+    for loaded in (plugins, third_parties):
+        loaded.cache_clear()
 
 
 @pytest.fixture
@@ -94,18 +98,23 @@ def files(tmp_path: Path) -> list[str]:
     return ["check", str(model), "--config", str(settings)]
 
 
+def load() -> Plugins:
+    """Load what is installed now."""
+    return Plugins(builtins=[layersync])
+
+
 def read(**more: Any) -> LayerSyncConfig:
     return LayerSyncConfig.from_mapping(GOOD | more)
 
 
 class TestOurs:
     def test_layersync_comes_through_the_same_door(self) -> None:
-        (regularizer,) = Plugins().regularizers(read())
+        (regularizer,) = load().regularizers(read())
         assert isinstance(regularizer, LayerSync)
-        assert Plugins().regularizers(LayerSyncConfig()) == []
+        assert load().regularizers(LayerSyncConfig()) == []
 
     def test_layersync_claims_its_keys_first(self) -> None:
-        assert Plugins().config_models()[0] is LayerSyncConfig
+        assert load().config_models()[0] is LayerSyncConfig
 
     def test_are_loaded_once(self) -> None:
         assert plugins() is plugins()
@@ -117,15 +126,15 @@ class TestRegularizer:
         install(fakes.plugin("layersync-plugin-norm", NORM, "norm"))
 
     def test_finds_its_keys_in_given(self) -> None:
-        norm, layersync = Plugins().regularizers(read(**{"--norm-enabled": "true", "norm_layer": "3"}))
-        assert (norm.name, layersync.name) == ("norm", "layersync")  # 100 before 200
+        norm, ours = load().regularizers(read(**{"--norm-enabled": "true", "norm_layer": "3"}))
+        assert (norm.name, ours.name) == ("norm", "layersync")  # 100 before 200
         assert norm.layers([]) == {3}
 
     def test_is_off_until_it_is_enabled(self) -> None:
-        assert [item.name for item in Plugins().regularizers(read(norm_layer=3))] == ["layersync"]
+        assert [item.name for item in load().regularizers(read(norm_layer=3))] == ["layersync"]
 
     def test_runs_without_layersync(self) -> None:
-        (norm,) = Plugins().regularizers(LayerSyncConfig.from_mapping({"norm_enabled": True}))
+        (norm,) = load().regularizers(LayerSyncConfig.from_mapping({"norm_enabled": True}))
         assert norm.name == "norm"
 
     def test_its_mistakes_are_told_by_attach(self) -> None:
@@ -165,11 +174,11 @@ class TestRegularizer:
 
     def test_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LAYERSYNC_LOAD", "dit")
-        assert [item.name for item in Plugins().regularizers(read())] == ["layersync"]
+        assert [item.name for item in load().regularizers(read())] == ["layersync"]
         with pytest.raises(ConfigError, match="norm_enabled is set, but LAYERSYNC_LOAD leaves out"):
-            Plugins().regularizers(read(norm_enabled=True))
+            load().regularizers(read(norm_enabled=True))
         for off in (False, "false", "no", 0):
-            assert [item.name for item in Plugins().regularizers(read(norm_enabled=off))] == ["layersync"]
+            assert [item.name for item in load().regularizers(read(norm_enabled=off))] == ["layersync"]
 
     @pytest.mark.parametrize(
         ("given", "says"),
@@ -181,19 +190,19 @@ class TestRegularizer:
     )
     def test_its_keys_in_capitals_or_a_section(self, given: dict[str, Any], says: str) -> None:
         with pytest.raises(ConfigError, match=says):
-            Plugins().regularizers(read(**given))
-        assert len(Plugins().regularizers(read(normal={"enabled": 1}, norms=2, norm=3))) == 1
+            load().regularizers(read(**given))
+        assert len(load().regularizers(read(normal={"enabled": 1}, norms=2, norm=3))) == 1
 
     def test_another_of_its_name_is_refused(self, install: Install) -> None:
         install(fakes.plugin("somebodys-norm", NORM, "norm2"))
         with pytest.raises(ConfigError, match="two regularizers are called norm"):
-            Plugins().regularizers(read(norm_enabled=True))
+            load().regularizers(read(norm_enabled=True))
 
 
 @pytest.mark.parametrize("value", [True, "true", 1])
 def test_a_known_regularizer_that_is_not_installed(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layersync_core.plugins.providers", lambda group: [])
-    alone = Plugins()
+    monkeypatch.setattr("layersync_core.losses.plugins.providers", lambda group: [])
+    alone = load()
     with pytest.raises(ConfigError, match=r"crepa_enabled is set, .* pip install layersync-plugin-crepa"):
         alone.regularizers(read(crepa_enabled=value))
     for off in (False, "false", None):
@@ -273,7 +282,7 @@ def test_a_plugin_refused_half_way_takes_no_part(install: Install) -> None:
             "somebodys",
         )
     )
-    loaded = Plugins()
+    loaded = load()
     assert loaded.config_models()[0] is LayerSyncConfig
     (failure,) = loaded.broken.values()
     assert "confg" in failure
@@ -292,10 +301,10 @@ def test_two_plugins_of_one_distribution(install: Install) -> None:
         "class Other:\n    @hookimpl\n    def layersync_config_models(self): return ['other']\n"
         "one, other = One(), Other()\n"
     )
-    header = "from layersync_core.plugins import hookimpl\n"
+    header = "from layersync_core import hookimpl\n"
     points = {"one": "{module}:one", "other": "{module}:other"}
     install(Distribution("somebodys-plugin", header + source, points, fakes.PLUGINS))
-    loaded = Plugins()
+    loaded = load()
     assert loaded.broken == {}
     assert {"one", "other"} < set(loaded.config_models())
 

@@ -8,8 +8,8 @@ import torch
 
 from layersync_core import LayerSyncConfig, attach
 from layersync_core.cli.list_supported import families, markdown
-from layersync_core.launch.settings import LaunchSettings
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
+from layersync_core.run.settings import LaunchSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

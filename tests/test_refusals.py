@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from layersync_core import AdapterNotInstalledError, UnknownFamilyError, UnsupportedFamilyError, attach, resolve
-from layersync_core.families import KNOWN, known_family
-from layersync_core.refusals import REFUSALS, refused_family
-from layersync_core.registry import get_adapter, identify
+from layersync_core.families.known import KNOWN, known_family
+from layersync_core.families.refusals import REFUSALS, refused_family
+from layersync_core.families.registry import get_adapter, identify
 from tests import fakes
 from tests.startup_cases import (
     CASCADE_B,
@@ -173,7 +173,7 @@ class TestNamedByTheUser:
     def test_a_custom_video_model_of_kandinsky(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A custom size is refused unless the user names the family; then it is not."""
         with monkeypatch.context() as patch:
-            patch.setattr("layersync_core.registry.installed", dict)
+            patch.setattr("layersync_core.families.registry.installed", dict)
             with pytest.raises(AdapterNotInstalledError, match="pip install layersync-adapter-kandinsky5-video"):
                 attach(instance(KANDINSKY_CUSTOM), GOOD, family="kandinsky5_video")
 

@@ -21,8 +21,8 @@ from layersync_core import (
     resolve,
 )
 from layersync_core.errors import LayerSyncError
-from layersync_core.families import KNOWN, KnownFamily, distribution_of
-from layersync_core.registry import GUIDE, installed, load_tiny, read_model_config
+from layersync_core.families.known import KNOWN, KnownFamily, distribution_of
+from layersync_core.families.registry import GUIDE, installed, load_tiny, read_model_config
 from tests import fakes
 from tests.fakes import Distribution
 from tests.startup_cases import DIT, SD15, SDXL
@@ -124,7 +124,7 @@ class TestGetAdapter:
 
     @pytest.mark.parametrize("family", sorted(KNOWN))
     def test_known_but_not_installed_gives_the_remedy(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("layersync_core.registry.installed", dict)
+        monkeypatch.setattr("layersync_core.families.registry.installed", dict)
         name = distribution_of(family)
         assert name == "layersync-adapter-" + family.replace("_", "-")
         assert message_of(AdapterNotInstalledError, get_adapter, family).endswith(f"pip install {name}")
@@ -379,8 +379,10 @@ class TestTiny:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import layersync_core.registry, layersync_core.config, layersync_core.cli, layersync_core.plugins",
-        "import layersync_core.adapter, layersync_core.refusals, layersync_core.families, layersync_core.protocol",
+        "import layersync_core.families.registry, layersync_core.config, layersync_core.cli",
+        "import layersync_core.losses.plugins, layersync_core.losses.hookspecs",
+        "import layersync_core.families.adapter, layersync_core.families.refusals, layersync_core.families.known",
+        "import layersync_core.protocol, layersync_core.capture.layout",
         "from layersync_core import list_families, resolve; list_families(); resolve({'_class_name': 'SiT'})",
         "from layersync_core import LayerSyncConfig; LayerSyncConfig.from_mapping({'layersync_enabled': False})",
         "from layersync_core import get_adapter; [get_adapter(f) for f in ('dit', 'flux', 'wan')]",

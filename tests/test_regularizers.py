@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core import Attachment, Block, CaptureError, ConfigError, LayerSyncConfig, LayerSyncError, Term, attach
-from layersync_core.plugins import hookimpl, plugins
+from layersync_core.losses.hookspecs import hookimpl
+from layersync_core.session import plugins
 from tests.models import (
     TOY,
     assert_same_gradients,

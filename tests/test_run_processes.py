@@ -22,7 +22,7 @@ from torch import Tensor
 
 from layersync_core import attach
 from layersync_core.cli import main
-from layersync_core.launch.settings import STARTUP
+from layersync_core.run.settings import STARTUP
 from tests.curves import read_curves
 from tests.scripts import tiny_dit
 
@@ -450,7 +450,8 @@ def test_a_command_that_trains_nothing_fails(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["from layersync_core import attach", "import layersync_core.capture", "import layersync_core.testing"]
+    "first",
+    ["from layersync_core import attach", "import layersync_core.capture.hooks", "import layersync_core.testing"],
 )
 @pytest.mark.parametrize("start", [RUN, IN_PROCESS], ids=["run", "in process"])
 def test_a_program_may_import_layersync_before_torch(script: Script, start: list[str], first: str) -> None:
@@ -891,7 +892,7 @@ def test_ranks_with_different_settings_disagree(script: Script, tmp_path: Path) 
 
 
 def test_a_rank_without_the_hook_is_no_endless_wait(script: Script, tmp_path: Path) -> None:
-    shorter = "from layersync_core.launch import ranks; ranks._WAIT = datetime.timedelta(seconds=2)"
+    shorter = "from layersync_core.run import ranks; ranks._WAIT = datetime.timedelta(seconds=2)"
     started = time.monotonic()
     done = run([*RUN, *python(script(by_hand(tmp_path, first=shorter, flags=["-I"])))], 2)
     assert "rank 1 has not said what it trains with LayerSync for 2 s" in done.stderr.splitlines()[-1]

@@ -25,13 +25,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from layersync_core import LayerSyncConfig, Term
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnsupportedFamilyError
-from layersync_core.launch import patches
-from layersync_core.launch.accumulation import Factor, read_factor
-from layersync_core.launch.settings import VARIABLE
-from layersync_core.launch.status import summary
-from layersync_core.launch.training import Training
-from layersync_core.plugins import hookimpl, plugins
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
+from layersync_core.losses.hookspecs import hookimpl
+from layersync_core.run import patches
+from layersync_core.run.accumulation import Factor, read_factor
+from layersync_core.run.settings import VARIABLE
+from layersync_core.run.status import summary
+from layersync_core.run.training import Training
+from layersync_core.session import plugins
 from tests.curves import read_curves
 from tests.fakes import model as fake_model
 from tests.models import (

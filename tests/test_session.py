@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersync_core import Attachment, CaptureError, ConfigError, LayerSyncWarning, attach
-from layersync_core.alignment import centered_similarity
+from layersync_core.losses.alignment import centered_similarity
 from tests.models import (
     CASES,
     TOY,

@@ -12,7 +12,7 @@ from torch import nn
 
 from layersync_core import BlockStack, BlockStackAdapter, ConfigError, attach
 from layersync_core.cli import main
-from layersync_core.plugins import Plugins
+from layersync_core.losses.plugins import Plugins
 from tests import fakes
 from tests.startup_cases import CASES, DIT, FLUX, GOOD, KOLORS, ON, StartupCase, instance
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layersync_core import ConfigError, attach, resolve
-from layersync_core.unwrap import unwrap
+from layersync_core.families.unwrap import unwrap
 from tests import fakes
 from tests.startup_cases import DIT, GOOD, instance
 

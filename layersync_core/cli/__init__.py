@@ -67,11 +67,11 @@ def _application(arguments: list[str]) -> Any:
         return app
     for module in _COMMANDS.values():
         import_module(f"layersync_core.cli.{module}").register(app)
-    from layersync_core.plugins import plugins
+    from layersync_core.losses.plugins import third_parties
 
-    plugins().register_commands(app)
+    third_parties().register_commands(app)
     if not command.startswith("-") and command not in _registered(app):
-        raise LayerSyncError(_no_command(command, sorted(_registered(app)), plugins().missing()))
+        raise LayerSyncError(_no_command(command, sorted(_registered(app)), third_parties().missing()))
     return app
 
 

@@ -9,8 +9,8 @@ from layersync_core.cli.inspect import Family, Model
 from layersync_core.cli.meta import build_on_meta
 from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
-from layersync_core.launch.settings import read
-from layersync_core.registry import get_adapter, read_model_config, resolve
+from layersync_core.families.registry import get_adapter, read_model_config, resolve
+from layersync_core.run.settings import read
 
 
 def register(app: Any) -> None:

@@ -13,9 +13,9 @@ import typer
 
 from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
-from layersync_core.launch.settings import is_on, read, variables
-from layersync_core.launch.startup.sitecustomize import VARIABLE
-from layersync_core.launch.status import SETTINGS
+from layersync_core.run.settings import is_on, read, variables
+from layersync_core.run.startup.sitecustomize import VARIABLE
+from layersync_core.run.status import SETTINGS
 
 
 def register(app: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from layersync_core.cli.meta import build_on_meta
-from layersync_core.pairing import suggest_pair
+from layersync_core.families.registry import get_adapter, provider, read_model_config, resolve
+from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Block
-from layersync_core.registry import get_adapter, provider, read_model_config, resolve
 
 Model = Annotated[str, typer.Argument(help="local model folder, pipeline folder or config.json")]
 Family = Annotated[Optional[str], typer.Option("--family", help="family, where the config cannot tell it")]  # noqa: UP045

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
-from layersync_core import registry
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure
 from layersync_core.errors import LayerSyncError
-from layersync_core.families import KNOWN, distribution_of
-from layersync_core.refusals import REFUSALS
+from layersync_core.families import registry
+from layersync_core.families.known import KNOWN, distribution_of
+from layersync_core.families.refusals import REFUSALS
 
 _NAME = "list-supported"
 
@@ -96,8 +97,8 @@ def _installed_row(family: str, found: list[Provider], check: bool) -> Row:
 
 
 def _checked(family: str) -> tuple[str, str]:
-    from layersync_core.cli.trial import try_family
-
+    # By name: only a check needs torch.
+    try_family = import_module("layersync_core.cli.trial").try_family
     try:
         return "installed", try_family(family)
     except LayerSyncError as error:

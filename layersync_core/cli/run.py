@@ -11,9 +11,9 @@ import typer
 
 from layersync_core.cli.options import add_command
 from layersync_core.config import LayerSyncConfig
-from layersync_core.entrypoints import plugin_config_models
 from layersync_core.errors import ConfigError
-from layersync_core.launch.settings import LaunchSettings, read
+from layersync_core.losses.plugins import third_parties
+from layersync_core.run.settings import LaunchSettings, read
 
 Command = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -36,7 +36,7 @@ def register(app: Any) -> None:
 
 def models() -> list[Any]:
     """Return the models whose fields are flags of a run; torch is not needed to read them."""
-    return [LayerSyncConfig, LaunchSettings, *plugin_config_models()]
+    return [LayerSyncConfig, LaunchSettings, *third_parties().config_models()]
 
 
 def run(settings: dict[str, Any], command: list[str] | None) -> int:
@@ -50,9 +50,9 @@ def run(settings: dict[str, Any], command: list[str] | None) -> int:
     # Inside a launcher (`accelerate launch -m layersync_core run train.py`) this process is a rank and must stay one.
     is_module = Path(sys.argv[0]).name == "__main__.py"
     if is_module and (command[0] == "-m" or command[0].endswith(".py")):
-        from layersync_core.launch.inprocess import run_script
+        from layersync_core.run.inprocess import run_script
 
         return run_script(read_settings, command)
-    from layersync_core.launch import command as launcher
+    from layersync_core.run import command as launcher
 
     return launcher.run(read_settings, command)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from layersync_core.errors import CaptureError
-from layersync_core.pairing import suggest_pair
-from layersync_core.registry import get_adapter, load_tiny
+from layersync_core.families.registry import get_adapter, load_tiny
+from layersync_core.losses.pairing import suggest_pair
 from layersync_core.session import attach
 
 

@@ -13,5 +13,14 @@ class TestMine(AdapterConformance):
 """
 
 from layersync_core.testing.conformance import AdapterConformance
+from layersync_core.testing.probe import lively, look, perturbed, raw_outputs, scatter_weights, seed_everything
 
-__all__ = ["AdapterConformance"]
+__all__ = [
+    "AdapterConformance",
+    "lively",
+    "look",
+    "perturbed",
+    "raw_outputs",
+    "scatter_weights",
+    "seed_everything",
+]

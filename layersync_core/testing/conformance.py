@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from layersync_core.pairing import suggest_pair
+from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Adapter, Block
 from layersync_core.session import Attachment, attach
 from layersync_core.testing.probe import (

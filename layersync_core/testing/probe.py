@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.protocol import Adapter, Tokens
 
 SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")

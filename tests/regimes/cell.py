@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core import Attachment, CaptureError, attach
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
 from tests.models import (
     assert_same_gradients,
     gradients_by_autograd,

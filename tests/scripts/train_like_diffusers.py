@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from layersync_core.registry import load_tiny
+from layersync_core.families.registry import load_tiny
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TEXTS = {"family": "flux", "output_dir": "output", "mixed_precision": "no", "report_to": "tensorboard"}

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from layersync_adapter_ace_step import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import raw_outputs
+from layersync_core.testing import AdapterConformance, raw_outputs
 
 SETTINGS = {
     "layersync_enabled": True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, latent_grid
+from layersync_core import BlockStack, BlockStackAdapter, latent_grid
 
 adapter = BlockStackAdapter(
     family="auraflow",

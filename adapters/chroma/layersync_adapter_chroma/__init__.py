@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
 
 
 def _text_last(model: Any) -> Sequence[BlockStack]:

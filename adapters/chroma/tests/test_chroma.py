@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from layersync_adapter_chroma import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import lively
+from layersync_core.testing import AdapterConformance, lively
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ are in the video's own grid and count like the others.
 
 from __future__ import annotations
 
-from layersync_core.adapter import BlockStackAdapter, latent_grid
+from layersync_core import BlockStackAdapter, latent_grid
 
 adapter = BlockStackAdapter(
     family="cosmos",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layersync_core.adapter import BlockStackAdapter, ModelLayout, latent_grid
+from layersync_core import BlockStackAdapter, ModelLayout, latent_grid
 
 adapter = BlockStackAdapter(
     family="dit",

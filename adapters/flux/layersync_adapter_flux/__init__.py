@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
 
 if TYPE_CHECKING:
     from torch import Tensor

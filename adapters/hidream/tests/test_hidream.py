@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from layersync_adapter_hidream import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import raw_outputs
+from layersync_core.testing import AdapterConformance, raw_outputs
 
 DUAL_TO_SINGLE = {
     "layersync_enabled": True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync_adapter_hunyuan_video import adapter, tiny
-from layersync_core.session import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import look, perturbed, scatter_weights, seed_everything
+from layersync_core import attach
+from layersync_core.testing import AdapterConformance, look, perturbed, scatter_weights, seed_everything
 
 
 def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ model once for each sample, without a batch axis.
 
 from __future__ import annotations
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
 
 
 def _grid(call: ForwardCall) -> tuple[int, int, int] | None:

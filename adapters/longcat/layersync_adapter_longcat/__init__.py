@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

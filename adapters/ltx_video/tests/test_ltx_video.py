@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layersync_adapter_ltx_video import adapter, tiny
-from layersync_core.session import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import look, scatter_weights, seed_everything
+from layersync_core import attach
+from layersync_core.testing import AdapterConformance, look, scatter_weights, seed_everything
 
 
 def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:

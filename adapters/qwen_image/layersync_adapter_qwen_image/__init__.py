@@ -9,7 +9,7 @@ import cmath
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
 
 if TYPE_CHECKING:
     from torch import Tensor

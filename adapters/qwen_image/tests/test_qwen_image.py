@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from layersync_adapter_qwen_image import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import lively, look
+from layersync_core.testing import AdapterConformance, lively, look
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:

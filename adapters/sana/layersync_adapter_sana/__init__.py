@@ -5,7 +5,7 @@ A ControlNet's residuals are added after a block, so the block's output is what 
 
 from __future__ import annotations
 
-from layersync_core.adapter import BlockStackAdapter, ModelLayout, latent_grid
+from layersync_core import BlockStackAdapter, ModelLayout, latent_grid
 
 adapter = BlockStackAdapter(
     family="sana",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ModelLayout
 
 
 def _unet(model: Any) -> list[BlockStack]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from layersync_core.adapter import BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
+from layersync_core import BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from layersync_adapter_wan import adapter, tiny
-from layersync_core.errors import CaptureError
-from layersync_core.session import attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import look, scatter_weights, seed_everything
+from layersync_core import CaptureError, attach
+from layersync_core.testing import AdapterConformance, look, scatter_weights, seed_everything
 
 
 def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layersync_core.adapter import BlockStack, BlockStackAdapter, ForwardCall
-from layersync_core.errors import CaptureError
+from layersync_core import BlockStack, BlockStackAdapter, CaptureError, ForwardCall
 
 if TYPE_CHECKING:
     from torch import Tensor

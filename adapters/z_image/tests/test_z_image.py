@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from layersync_adapter_z_image import adapter, tiny
 from layersync_core import CaptureError, attach
-from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import raw_outputs
+from layersync_core.testing import AdapterConformance, raw_outputs
 
 SETTINGS = {
     "layersync_enabled": True,

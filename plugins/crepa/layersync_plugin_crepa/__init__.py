@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.plugins import hookimpl
+from layersync_core import hookimpl
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core.config import BlockNumber, Steps, Weight, not_boolean, unknown_key, validate
-from layersync_core.errors import ConfigError
-from layersync_core.spelling import is_on
+from layersync_core import BlockNumber, ConfigError, Steps, Weight, is_on, not_boolean, unknown_key, validate
 
 PREFIX = "crepa_"
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from layersync_core.parts import several_ranks
+from layersync_core import several_ranks
 
 
 def _lag(device: torch.device) -> int:

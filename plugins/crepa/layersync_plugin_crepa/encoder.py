@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 
 HUB_NAMES = {f"dinov2_vit{size[0]}14": f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")}
 """SimpleTuner's names, which are those of torch hub."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 
 Projector = Callable[[Tensor], Tensor]
 

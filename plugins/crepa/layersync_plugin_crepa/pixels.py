@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.launch.replacing import replace
+from layersync_core import CaptureError, ConfigError, wrap_once
 
 _RANGES = {"-1,1": (0.5, 0.5), "0,1": (1.0, 0.0), "0,255": (1 / 255, 0.0)}
 _MISSING = object()
@@ -128,7 +127,7 @@ def _watch_loaders() -> None:
     loaders = [kind for name, kind in accelerate.items() if "DataLoader" in name]
     for kind in (DataLoader, *DataLoader.__subclasses__(), *loaders):
         if isinstance(kind, type) and "__iter__" in vars(kind):
-            replace(kind, "__iter__", lambda original, loader: _Noting(original(loader)))
+            wrap_once(kind, "__iter__", lambda original, loader: _Noting(original(loader)))
 
 
 def _import(path: str) -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 from layersync_plugin_crepa.config import CrepaConfig
 
 

@@ -25,8 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from layersync_core import Attachment, BlockStackAdapter, CaptureError, ConfigError, attach
-from layersync_core.registry import load_tiny
+from layersync_core import Attachment, BlockStackAdapter, CaptureError, ConfigError, attach, load_tiny
 from layersync_plugin_crepa import crepa_loss, pixels, regularizer
 from layersync_plugin_crepa.encoder import _load
 from layersync_plugin_crepa.loss import frame_scores

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from layersync_core import attach
-from layersync_core.registry import load_tiny
+from layersync_core import attach, load_tiny
 from tests.models import assert_same_gradients, gradients, hooks_on, randomise, settings
 
 CREPA = {"crepa_enabled": True, "crepa_block_index": 0, "crepa_teacher_block_index": 2}

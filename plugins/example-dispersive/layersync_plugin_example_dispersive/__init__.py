@@ -7,9 +7,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from layersync_core import Block, ConfigError, LayerSyncConfig, Regularizer, States, Term
-from layersync_core.config import unknown_key, validate
-from layersync_core.plugins import hookimpl
+from layersync_core import (
+    Block,
+    ConfigError,
+    LayerSyncConfig,
+    Regularizer,
+    States,
+    Term,
+    hookimpl,
+    unknown_key,
+    validate,
+)
 
 
 class DispersiveConfig(BaseModel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layersync_core.plugins import hookimpl
+from layersync_core import hookimpl
 
 HELP = (
     "Train a diffusion transformer by flow matching with LayerSync. Without arguments: a small DiT on handwritten "
@@ -18,8 +18,7 @@ HELP = (
 @hookimpl
 def layersync_commands(app: Any) -> None:
     """Register ``train``."""
-    from layersync_core.cli.options import add_command
-    from layersync_core.plugins import plugins
+    from layersync_core import add_command, plugins
     from layersync_plugin_trainer.config import TrainerConfig
 
     add_command(app, "train", _train, [TrainerConfig, *plugins().config_models()], HELP)

@@ -19,8 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layersync_core import attach
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError, attach
 from layersync_plugin_trainer import checkpoint as checkpoints
 from layersync_plugin_trainer import data, models, objective
 from layersync_plugin_trainer.config import Settings, TrainerConfig

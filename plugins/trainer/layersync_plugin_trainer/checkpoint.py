@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from layersync_core.errors import ConfigError
-from layersync_core.files import replace_file
+from layersync_core import ConfigError, replace_file
 
 LOCK, HOLDER = ".layersync.lock", ".layersync.holder"
 """The locked file, and beside it who holds it, since a lock that is tried may empty its own file."""

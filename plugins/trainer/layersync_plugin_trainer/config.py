@@ -7,10 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core.config import LayerSyncConfig, validate
-from layersync_core.errors import ConfigError
-from layersync_core.plugins import plugins
-from layersync_core.spelling import PREFIX, canonical, overlay, taken_for_the_hosts, unknown_key
+from layersync_core import (
+    ConfigError,
+    LayerSyncConfig,
+    canonical,
+    overlay,
+    plugins,
+    taken_for_the_hosts,
+    unknown_key,
+    validate,
+)
 
 
 def _number(value: Any) -> Any:
@@ -123,7 +129,7 @@ class Settings:
             student: The default student, as users number blocks.
             teacher: The default teacher.
         """
-        if f"{PREFIX}enabled" in self.regularizers:
+        if "layersync_enabled" in self.regularizers:
             return self.regularizers
         default = {
             "layersync_enabled": True,

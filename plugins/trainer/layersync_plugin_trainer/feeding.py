@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 from layersync_plugin_trainer.layout import Layout, layout_of
 
 SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")

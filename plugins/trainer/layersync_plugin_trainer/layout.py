@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from layersync_core.errors import ConfigError
+from layersync_core import ConfigError
 
 Modality = Literal["image", "video", "audio"]
 

@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from layersync_core import attach, get_adapter, resolve
-from layersync_core.cli.meta import build_on_meta
-from layersync_core.errors import ConfigError
-from layersync_core.pairing import suggest_pair
-from layersync_core.protocol import Adapter, Block
-from layersync_core.registry import find_model_config, load_tiny, read_model_config
+from layersync_core import (
+    Adapter,
+    Block,
+    ConfigError,
+    attach,
+    build_on_meta,
+    find_model_config,
+    get_adapter,
+    load_tiny,
+    read_model_config,
+    resolve,
+    suggest_pair,
+)
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.feeding import LABEL_EMBEDDERS
 

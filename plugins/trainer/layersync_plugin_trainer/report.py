@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersync_core.registry import provider
+from layersync_core import provider
 from layersync_plugin_trainer.arm import Outcome
 from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import draw_curves, draw_samples

@@ -7,8 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from layersync_core import HiddenStateBuffer
-from layersync_core.protocol import Adapter
+from layersync_core import Adapter, HiddenStateBuffer
 from layersync_plugin_trainer.data import Dataset, generator
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import Batch, draw

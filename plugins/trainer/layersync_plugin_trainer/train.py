@@ -10,8 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from layersync_core.errors import ConfigError, LayerSyncError
-from layersync_core.spelling import overlay
+from layersync_core import ConfigError, LayerSyncError, overlay
 from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig

@@ -133,7 +133,7 @@ def test_start_up_errors_take_one_line_and_leave_nothing(train, settings, text):
 
 
 def test_a_missing_adapter_is_the_remedy(train, monkeypatch):
-    from layersync_core import registry
+    from layersync_core.families import registry
 
     monkeypatch.setattr(registry, "installed", dict)
     result = train(family="wan")

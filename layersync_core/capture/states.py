@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from layersync_core.buffer import HiddenStateBuffer
+from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.graph import may_hide_parameter, measured, reaches_parameter
 from layersync_core.errors import CaptureError
-from layersync_core.graph import may_hide_parameter, measured, reaches_parameter
 from layersync_core.metrics import Meter
 from layersync_core.protocol import Block, Tokens, TokenSet
 

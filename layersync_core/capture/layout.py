@@ -1,22 +1,18 @@
-"""A model family as data. Imports no torch, so that adapters can be listed without it."""
+"""The layout of a family's models as data: where the blocks are and which of their tokens count. Imports no torch."""
 
 # Shapes: B batch, S tokens, D channels, T frames, H rows, W columns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from layersync_core.errors import ConfigError
-from layersync_core.protocol import API_VERSION, Block
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from layersync_core.buffer import HiddenStateBuffer
-    from layersync_core.protocol import CaptureHandle
 
 Width = str | Callable[[Any, Any], int]
 """Channels of a block's output: an attribute path on the model, or a function of model and block."""
@@ -115,16 +111,16 @@ class ModelLayout:
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model has one of the class names, and the blocks that the layout describes."""
-        if _class_names(model).isdisjoint(self.model_classes):
+        if class_names(model).isdisjoint(self.model_classes):
             return False
         found = self.blocks(model)
-        return bool(found) and (not self.block_class or self.block_class in _class_names(found[0][2]))
+        return bool(found) and (not self.block_class or self.block_class in class_names(found[0][2]))
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
         found = []
         for stack in self._stacks_of(model):
-            modules = _at(model, stack.path)
+            modules = module_at(model, stack.path)
             if not hasattr(modules, "__iter__"):  # missing, or no list of blocks
                 return []
             found += [(stack, f"{stack.path}.{index}", module) for index, module in enumerate(modules)]
@@ -137,84 +133,6 @@ class ModelLayout:
             return self.stacks(model)
         except AttributeError:  # a model of the same class name that is built otherwise
             return ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockStackAdapter(ModelLayout):
-    """An adapter as data: the layout of a family's main class, and more layouts for its other classes and forks.
-
-    Attributes:
-        family: Identifier, the same as the entry point's name.
-        forks: Further layouts; the first layout that fits a model is used.
-    """
-
-    family: str
-    forks: Sequence[ModelLayout] = ()
-    api_version: int = API_VERSION
-    layouts: tuple[ModelLayout, ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        own = ModelLayout(**{name: getattr(self, name) for name in ModelLayout.__dataclass_fields__})
-        layouts = (own, *self.forks)
-        object.__setattr__(self, "layouts", layouts)
-        object.__setattr__(self, "model_classes", tuple(name for layout in layouts for name in layout.model_classes))
-
-    def supports_hidden_states(self, model: nn.Module) -> bool:
-        """Return whether a layout fits the model."""
-        return any(layout.fits(model) for layout in self.layouts)
-
-    def list_blocks(self, model: nn.Module) -> list[Block]:
-        """Return every block in execution order.
-
-        Raises:
-            ConfigError: No layout fits the model.
-        """
-        layout = self._layout(model)
-        found = layout.blocks(model)
-        return [
-            Block(
-                index,
-                path,
-                stack.path,
-                _width(stack.width or layout.width, model, block),
-                stack.stage,
-                len(found),
-                layout.video,
-            )
-            for index, (stack, path, block) in enumerate(found)
-        ]
-
-    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
-        """Start capturing the given layers into the buffer."""
-        from layersync_core.capture import Capture
-        from layersync_core.reading import Parameters, Reader
-
-        layout = self._layout(model)
-        found = layout.blocks(model)
-        embedder = _at(model, layout.embedder) if layout.embedder else None
-        if layout.embedder and embedder is None:
-            raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
-        stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = Reader(layout, model, stacks, buffer, *map(Parameters.of, (model, found[0][2])))
-        return Capture(
-            model,
-            {index: found[index][2] for index in sorted(layers)},
-            first=found[0][2],
-            last=found[-1][2],
-            embedder=embedder,
-            read=reader.read,
-            clear=buffer.clear,
-        )
-
-    def _layout(self, model: nn.Module) -> ModelLayout:
-        for layout in self.layouts:
-            if layout.fits(model):
-                return layout
-        raise ConfigError(
-            f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
-            f"{', '.join(self.model_classes)} with their usual blocks"
-        )
 
 
 def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callable[[ForwardCall], Any]:
@@ -236,19 +154,22 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
     return grid
 
 
-def _class_names(module: nn.Module) -> set[str]:
+def class_names(module: nn.Module) -> set[str]:
+    """Return the names of a module's class and its bases."""
     return {base.__name__ for base in type(module).__mro__}
 
 
-def _at(model: nn.Module, path: str) -> Any:
+def module_at(model: nn.Module, path: str) -> Any:
+    """Return what stands at a path in a model; None where nothing does."""
     try:
         return attrgetter(path)(model)
     except AttributeError:
         return None
 
 
-def _width(source: Width | None, model: nn.Module, block: nn.Module) -> int | None:
+def width_of(source: Width | None, model: nn.Module, block: nn.Module) -> int | None:
+    """Return the channels of a block's output; None where the layout does not say."""
     if source is None:
         return None
-    width = _at(model, source) if isinstance(source, str) else source(model, block)
+    width = module_at(model, source) if isinstance(source, str) else source(model, block)
     return width if isinstance(width, int) else None

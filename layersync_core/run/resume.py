@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError
-from layersync_core.launch import ranks
-from layersync_core.launch.training import Training
+from layersync_core.run import ranks
+from layersync_core.run.training import Training
 
 FILE = "layersync_state.safetensors"
 _VERSION = 1

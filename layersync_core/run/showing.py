@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from layersync_core.errors import LayerSyncError, LayerSyncWarning
-from layersync_core.launch.status import say
+from layersync_core.run.status import say
 
 _HERE = os.path.dirname(__file__)
 
@@ -40,7 +40,7 @@ def say_error(error: LayerSyncError) -> None:
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Say each warning of ours in one line, on one rank; others are shown as they would be."""
-    from layersync_core.launch import ranks  # it needs torch, which a script that fails early may not have loaded
+    from layersync_core.run import ranks  # it needs torch, which a script that fails early may not have loaded
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", LayerSyncWarning)

@@ -1,4 +1,4 @@
-"""Plugins: the hooks they may implement, and loading them one by one.
+"""Plugins, loaded one by one.
 
 pluggy's own loader imports every plugin at once and dies with the first that is broken, so the entry points are
 iterated here; a plugin that fails is remembered with its error and harms nobody.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from layersync_core.entrypoints import KNOWN_PLUGINS, LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
 from layersync_core.errors import ConfigError
+from layersync_core.losses.hookspecs import Hooks
 from layersync_core.spelling import PREFIX, is_on, refuse_other_case
 
 if TYPE_CHECKING:
@@ -22,39 +24,22 @@ if TYPE_CHECKING:
     from layersync_core.config import LayerSyncConfig
     from layersync_core.protocol import Regularizer
 
-hookspec = pluggy.HookspecMarker("layersync")
-hookimpl = pluggy.HookimplMarker("layersync")
-
-
-class Hooks:
-    """What a plugin may implement, as functions of its module marked with ``hookimpl``."""
-
-    @hookspec
-    def layersync_regularizers(self, config: LayerSyncConfig) -> Sequence[Regularizer]:  # type: ignore[empty-body]
-        """Return the regularizers that the configuration enables; ``config.given`` has every key of the user."""
-
-    @hookspec
-    def layersync_config_models(self) -> Sequence[type[BaseModel]]:  # type: ignore[empty-body]
-        """Return the pydantic models of the keys the plugin claims."""
-
-    @hookspec
-    def layersync_commands(self, app: Any) -> None:
-        """Register commands on the ``typer.Typer`` application."""
-
 
 class Plugins:
-    """The loaded plugins, and the broken ones with their errors."""
+    """The loaded plugins, and the broken ones with their errors.
 
-    def __init__(self) -> None:
+    Args:
+        builtins: Modules of our own that come in through the same door, before all others.
+    """
+
+    def __init__(self, builtins: Sequence[ModuleType] = ()) -> None:
         self.manager = pluggy.PluginManager("layersync")
         self.manager.add_hookspecs(Hooks)
         self.broken: dict[str, str] = {}
         self._entries: dict[str, str] = {}
         self._left_out: list[str] = []
-        # LayerSync comes in through the same door as any other regularizer.
-        from layersync_core import layersync
-
-        self.manager.register(layersync, name="layersync")
+        for module in builtins:
+            self.manager.register(module, name=module.__name__.rpartition(".")[2])
         for found in providers(PLUGINS):
             self._entries[name := f"{found} ({found.name})"] = found.name
             if found.allowed:
@@ -71,7 +56,7 @@ class Plugins:
                 self.manager.unregister(name=name)
 
     def _ask(self, hook: str, **arguments: Any) -> list[Any]:
-        """Return what each plugin answers, LayerSync first; one that fails joins the broken."""
+        """Return what each plugin answers, built-in ones first; one that fails joins the broken."""
         answers = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
@@ -111,7 +96,7 @@ class Plugins:
         return {*claimed, *(f"{name}_" for name in KNOWN_PLUGINS)} - {PREFIX}
 
     def config_models(self) -> list[type[BaseModel]]:
-        """Return the pydantic models of every claimed key, LayerSync's first."""
+        """Return the pydantic models of every claimed key, the built-in ones' first."""
         return [model for group in self._ask("layersync_config_models") for model in group]
 
     def missing(self) -> str:
@@ -128,6 +113,6 @@ class Plugins:
 
 
 @cache
-def plugins() -> Plugins:
-    """Return the plugins of this process, loaded on first use."""
+def third_parties() -> Plugins:
+    """Return the installed plugins without the built-in ones, which need torch; loaded on first use."""
     return Plugins()

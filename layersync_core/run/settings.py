@@ -13,10 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from layersync_core import spelling
 from layersync_core.config import LayerSyncConfig, not_boolean, validate
-from layersync_core.entrypoints import KNOWN_PLUGINS, PLUGINS, plugin_config_models, providers
+from layersync_core.entrypoints import KNOWN_PLUGINS, PLUGINS, providers
 from layersync_core.errors import ConfigError
 from layersync_core.files import parse_json, read_json, replace_file
-from layersync_core.launch.startup.sitecustomize import VARIABLE
+from layersync_core.losses.plugins import third_parties
+from layersync_core.run.startup.sitecustomize import VARIABLE
 
 STARTUP = Path(__file__).parent / "startup"
 """The folder with the ``sitecustomize`` that starts everything."""
@@ -120,7 +121,7 @@ def variables(settings: Settings, environment: Mapping[str, str], file: Callable
 
 
 def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
-    claimed = {name for model in plugin_config_models() for name in model.model_fields}
+    claimed = {name for model in third_parties().config_models() for name in model.model_fields}
     # Unknown keys of a plugin travel as well, so that it can refuse them.
     switches = {name.removesuffix("_enabled") for name in claimed if name.endswith("_enabled")}
     prefixes = tuple(f"{name}_" for name in ("layersync", *KNOWN_PLUGINS, *switches))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from layersync_core.errors import CaptureError
-from layersync_core.launch import resume
-from layersync_core.launch.metrics_log import follow, with_metrics
-from layersync_core.launch.replacing import replace
-from layersync_core.launch.settings import from_environment, is_on
-from layersync_core.launch.showing import exception_hook
-from layersync_core.launch.training import Training
+from layersync_core.replacing import wrap_once
+from layersync_core.run import resume
+from layersync_core.run.metrics_log import follow, with_metrics
+from layersync_core.run.settings import from_environment, is_on
+from layersync_core.run.showing import exception_hook
+from layersync_core.run.training import Training
 
 _installed: set[str] = set()
 _nested = threading.local()
@@ -61,29 +61,29 @@ def adopt() -> None:
 def _torch() -> None:
     exception_hook()
     training()
-    replace(nn.Module, "__init__", _building)
-    replace(nn.Module, "__setstate__", _building)
-    replace(torch, "compile", _compiling)
-    replace(torch.optim.Optimizer, "__init__", _optimising)
-    replace(torch.autograd, "backward", _backward)
-    replace(torch.amp.GradScaler, "scale", _scaling)
+    wrap_once(nn.Module, "__init__", _building)
+    wrap_once(nn.Module, "__setstate__", _building)
+    wrap_once(torch, "compile", _compiling)
+    wrap_once(torch.optim.Optimizer, "__init__", _optimising)
+    wrap_once(torch.autograd, "backward", _backward)
+    wrap_once(torch.amp.GradScaler, "scale", _scaling)
     register_optimizer_step_pre_hook(_stepping)
 
 
 def _accelerate() -> None:
     accelerator: Any = sys.modules["accelerate"].Accelerator
-    replace(accelerator, "__init__", _accelerating)
-    replace(accelerator, "prepare", _preparing)
-    replace(accelerator, "backward", _accelerated)
-    replace(accelerator, "log", _logging)
+    wrap_once(accelerator, "__init__", _accelerating)
+    wrap_once(accelerator, "prepare", _preparing)
+    wrap_once(accelerator, "backward", _accelerated)
+    wrap_once(accelerator, "log", _logging)
 
 
 def _deepspeed() -> None:
     deepspeed: Any = sys.modules["deepspeed"]
-    replace(deepspeed.DeepSpeedEngine, "backward", _engine)
+    wrap_once(deepspeed.DeepSpeedEngine, "backward", _engine)
     pipe = sys.modules.get("deepspeed.runtime.pipe.engine")
     if pipe is not None:
-        replace(pipe.PipelineEngine, "__init__", _pipeline)
+        wrap_once(pipe.PipelineEngine, "__init__", _pipeline)
 
 
 def _fabric() -> None:
@@ -91,7 +91,7 @@ def _fabric() -> None:
         module: Any = sys.modules.get(name)
         fabric = getattr(module, "Fabric", None)
         if fabric is not None:
-            replace(fabric, "backward", _engine)
+            wrap_once(fabric, "backward", _engine)
 
 
 def _tensorboard() -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from layersync_core.distributed import several_ranks
 from layersync_core.errors import CaptureError
 
 _UPDATES = 3
@@ -120,11 +121,6 @@ class _Unproven:
     def has_other_values(self) -> bool:
         """Return whether the part was changed in any way; an update through ``.data`` leaves the version as it was."""
         return not all(torch.equal(now, before) for now, before in zip(_trained(self._part), self._values, strict=True))
-
-
-def several_ranks() -> bool:
-    """Return whether this process is one of several that train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _version(module: nn.Module | None) -> int:

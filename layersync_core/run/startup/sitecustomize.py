@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "LAYERSYNC_RUN"
 REACHED = "LAYERSYNC_RUN_REACHED"
+_INSTALL = ("layersync_core.run.patches", "install")
 WATCHED = frozenset({"torch", "accelerate", "deepspeed", "lightning", "lightning_fabric", "torch.utils.tensorboard"})
 
 
@@ -76,8 +77,10 @@ def imported(name: str) -> None:
     unready = {key: module for key, module in ours.items() if getattr(module.__spec__, "_initializing", False)}
     for key in unready:
         del sys.modules[key]
+    from importlib import import_module
+
     try:
-        from layersync_core.launch import patches
+        install = import_module(_INSTALL[0]).__dict__[_INSTALL[1]]
     except ImportError as error:
         raise ImportError(
             f"layersync run: {sys.executable} cannot import layersync_core ({error}), so this program would train "
@@ -86,7 +89,7 @@ def imported(name: str) -> None:
     finally:
         for key, module in unready.items():
             sys.modules.setdefault(key, module)
-    patches.install(name)
+    install(name)
 
 
 def _touch(path: str) -> None:

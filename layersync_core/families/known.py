@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layersync_core.refusals import Identity
+from layersync_core.families.refusals import Identity
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from layersync_core.capture import Pass
+from layersync_core.capture.graph import notes, reached, tensors_in
+from layersync_core.capture.hooks import Pass
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.graph import notes, reached, tensors_in
-from layersync_core.launch import ranks
-from layersync_core.launch.accumulation import Accumulation
-from layersync_core.launch.candidates import Candidate, Candidates, largest_models
-from layersync_core.launch.metrics_log import MetricsLog, follow
-from layersync_core.launch.parts import Parts
-from layersync_core.launch.settings import Settings
-from layersync_core.launch.showing import one_line_warnings, say_error
-from layersync_core.launch.status import Status, say, summary
 from layersync_core.metrics import total
+from layersync_core.run import ranks
+from layersync_core.run.accumulation import Accumulation
+from layersync_core.run.candidates import Candidate, Candidates, largest_models
+from layersync_core.run.metrics_log import MetricsLog, follow
+from layersync_core.run.parts import Parts
+from layersync_core.run.settings import Settings
+from layersync_core.run.showing import one_line_warnings, say_error
+from layersync_core.run.status import Status, say, summary
 
 # Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
 _NODES = 20_000

@@ -10,11 +10,11 @@ from typing import Any
 
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
-from layersync_core.families import KNOWN, distribution_of, known_family
+from layersync_core.families.known import KNOWN, distribution_of, known_family
+from layersync_core.families.refusals import REFUSALS, Identity, refused_family
+from layersync_core.families.unwrap import unwrap
 from layersync_core.files import read_json
 from layersync_core.protocol import API_VERSION, Adapter
-from layersync_core.refusals import REFUSALS, Identity, refused_family
-from layersync_core.unwrap import unwrap
 
 GROUP = "layersync.adapters"
 GUIDE = "docs/adapters.md"

@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.launch.settings import Settings, is_on, variables
-from layersync_core.launch.showing import show_as_without_us
-from layersync_core.launch.startup.sitecustomize import Watch, imported, watch
-from layersync_core.launch.status import SETTINGS
+from layersync_core.run.settings import Settings, is_on, variables
+from layersync_core.run.showing import show_as_without_us
+from layersync_core.run.startup.sitecustomize import Watch, imported, watch
+from layersync_core.run.status import SETTINGS
 
 
 def start(settings: Settings) -> None:
@@ -29,7 +29,7 @@ def start(settings: Settings) -> None:
         if not any(type(finder).__name__ == Watch.__name__ for finder in sys.meta_path):
             watch(imported)
         if "torch" in sys.modules:
-            from layersync_core.launch.patches import adopt
+            from layersync_core.run.patches import adopt
 
             adopt()
 
@@ -107,7 +107,7 @@ def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
 
 def _require_effect() -> None:
     if "torch" in sys.modules:
-        from layersync_core.launch.patches import training
+        from layersync_core.run.patches import training
 
         status = training().status
         if status.terms or status.over:

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layersync_core.adapter import BlockStack, ForwardCall, ModelLayout
-from layersync_core.buffer import HiddenStateBuffer
-from layersync_core.capture import Pass
+from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.graph import tokens_of
+from layersync_core.capture.hooks import Pass
+from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
 from layersync_core.errors import CaptureError
-from layersync_core.graph import tokens_of
 from layersync_core.inputs import assert_on_device
 from layersync_core.protocol import Tokens
 

@@ -18,9 +18,9 @@ from weakref import ref
 import torch
 from torch import nn
 
-from layersync_core.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
+from layersync_core.capture.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
+from layersync_core.capture.graph import Mark, mark
 from layersync_core.errors import CaptureError
-from layersync_core.graph import Mark, mark
 from layersync_core.protocol import Tokens
 
 SECOND_FORWARD = (

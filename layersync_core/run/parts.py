@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.launch.candidates import Candidate
+from layersync_core.run.candidates import Candidate
 
 
 class Parts:

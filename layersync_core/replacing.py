@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def replace(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+def wrap_once(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
     """Replace a function or method, once.
 
     Args:

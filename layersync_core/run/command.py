@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError, LayerSyncError
-from layersync_core.launch.settings import Settings, is_on, variables
-from layersync_core.launch.startup.sitecustomize import REACHED
-from layersync_core.launch.status import HOOK, SETTINGS, UNREACHED, files, read_all, say, summary, why_nothing
+from layersync_core.run.settings import Settings, is_on, variables
+from layersync_core.run.startup.sitecustomize import REACHED
+from layersync_core.run.status import HOOK, SETTINGS, UNREACHED, files, read_all, say, summary, why_nothing
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 # A Python starts within this time, or not at all.

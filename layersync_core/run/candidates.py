@@ -12,12 +12,12 @@ from weakref import ref
 import torch
 from torch import nn
 
-from layersync_core.capture import Capture, hook
+from layersync_core.capture.hooks import Capture, hook
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnknownFamilyError
-from layersync_core.families import KNOWN
-from layersync_core.launch.settings import Settings
-from layersync_core.refusals import REFUSALS
-from layersync_core.registry import get_adapter, list_families
+from layersync_core.families.known import KNOWN
+from layersync_core.families.refusals import REFUSALS
+from layersync_core.families.registry import get_adapter, list_families
+from layersync_core.run.settings import Settings
 from layersync_core.session import Attachment, attach
 
 

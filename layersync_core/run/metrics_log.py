@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from layersync_core.files import append_to_file
-from layersync_core.launch import ranks
-from layersync_core.launch.replacing import replace
 from layersync_core.metrics import Meter
+from layersync_core.replacing import wrap_once
+from layersync_core.run import ranks
 
 _SIMILARITY = "layersync_similarity"
 _ROWS = 50
@@ -141,10 +141,10 @@ def follow(log: MetricsLog) -> None:
     """
     tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
     if tensorboard is not None:
-        replace(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))
+        wrap_once(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))
     run: Any = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
-        replace(type(run), "log", partial(_log_to_wandb, log))
+        wrap_once(type(run), "log", partial(_log_to_wandb, log))
 
 
 def _add_scalar(

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from layersync_core.distributed import several_ranks
 from layersync_core.errors import CaptureError
-from layersync_core.parts import several_ranks
 
 _WAIT = timedelta(minutes=5)
 _KEY = "layersync/rank"

@@ -1,0 +1,10 @@
+"""The processes of one training."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+
+def several_ranks() -> bool:
+    """Return whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,95 @@
+"""A model family as data. Imports no torch, so that adapters can be listed without it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from layersync_core.capture.layout import ModelLayout, module_at, width_of
+from layersync_core.errors import ConfigError
+from layersync_core.protocol import API_VERSION, Block
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layersync_core.capture.buffer import HiddenStateBuffer
+    from layersync_core.protocol import CaptureHandle
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStackAdapter(ModelLayout):
+    """An adapter as data: the layout of a family's main class, and more layouts for its other classes and forks.
+
+    Attributes:
+        family: Identifier, the same as the entry point's name.
+        forks: Further layouts; the first layout that fits a model is used.
+    """
+
+    family: str
+    forks: Sequence[ModelLayout] = ()
+    api_version: int = API_VERSION
+    layouts: tuple[ModelLayout, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = ModelLayout(**{name: getattr(self, name) for name in ModelLayout.__dataclass_fields__})
+        layouts = (own, *self.forks)
+        object.__setattr__(self, "layouts", layouts)
+        object.__setattr__(self, "model_classes", tuple(name for layout in layouts for name in layout.model_classes))
+
+    def supports_hidden_states(self, model: nn.Module) -> bool:
+        """Return whether a layout fits the model."""
+        return any(layout.fits(model) for layout in self.layouts)
+
+    def list_blocks(self, model: nn.Module) -> list[Block]:
+        """Return every block in execution order.
+
+        Raises:
+            ConfigError: No layout fits the model.
+        """
+        layout = self._layout(model)
+        found = layout.blocks(model)
+        return [
+            Block(
+                index,
+                path,
+                stack.path,
+                width_of(stack.width or layout.width, model, block),
+                stack.stage,
+                len(found),
+                layout.video,
+            )
+            for index, (stack, path, block) in enumerate(found)
+        ]
+
+    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
+        """Start capturing the given layers into the buffer."""
+        from layersync_core.capture.hooks import Capture
+        from layersync_core.capture.reading import Parameters, Reader
+
+        layout = self._layout(model)
+        found = layout.blocks(model)
+        embedder = module_at(model, layout.embedder) if layout.embedder else None
+        if layout.embedder and embedder is None:
+            raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
+        stacks = {index: found[index][:2] for index in sorted(layers)}
+        reader = Reader(layout, model, stacks, buffer, *map(Parameters.of, (model, found[0][2])))
+        return Capture(
+            model,
+            {index: found[index][2] for index in sorted(layers)},
+            first=found[0][2],
+            last=found[-1][2],
+            embedder=embedder,
+            read=reader.read,
+            clear=buffer.clear,
+        )
+
+    def _layout(self, model: nn.Module) -> ModelLayout:
+        for layout in self.layouts:
+            if layout.fits(model):
+                return layout
+        raise ConfigError(
+            f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
+            f"{', '.join(self.model_classes)} with their usual blocks"
+        )

@@ -1,0 +1,1 @@
+"""What is made of the states: LayerSync and other regularizers, found through plugins."""
