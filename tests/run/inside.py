@@ -1,0 +1,59 @@
+"""What tests of ``layersync run`` inside this process share: loops, losses, and the term by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.families.registry import load_tiny
+from layersync_core.run.training import Training
+from tests.models import build, generated, gradients_by_autograd, mean_cosine, states_by_hand
+
+WEIGHT = 0.5
+Launch = Callable[..., Training]
+
+
+def main_loss(output: Any) -> Tensor:
+    return getattr(output, "sample", output).square().mean()
+
+
+def by_hand(model: nn.Module, inputs: dict[str, Any], pair: tuple[int, int] = (0, 2)) -> Tensor:
+    """Return main loss plus term, from a forward in which no hook takes part."""
+    states = states_by_hand(model, inputs)
+    term = -WEIGHT * mean_cosine(states[pair[0]], states[pair[1]], generated(inputs))
+    return main_loss(model(**inputs)) + term
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0)
+
+
+def micro_batches(count: int = 4) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Tensor]]:
+    """Return a model, batches for it, and the gradients of the mean of loss plus term over them."""
+    model, first = build("dit")
+    tiny = load_tiny("dit")
+    batches = [first, *(tiny.example_inputs(model, 2) for _ in range(count - 1))]
+    untouched = copy.deepcopy(model)
+    mean = sum(by_hand(untouched, inputs) for inputs in batches) / count
+    return model, batches, gradients_by_autograd(mean, untouched)
+
+
+def train(model: nn.Module, inputs: dict[str, Any], optimiser: torch.optim.Optimizer, steps: int = 1) -> None:
+    for _ in range(steps):
+        optimiser.zero_grad()
+        main_loss(model(**inputs)).backward()
+        optimiser.step()
+
+
+def attach_lora(model: Any) -> nn.Parameter:
+    """Train one weight that is no part of the model, as trainers with LoRA of their own do."""
+    model.requires_grad_(False)
+    linear = model.blocks[0].attn1.to_q
+    lora = nn.Parameter(0.1 * torch.randn(linear.out_features, linear.in_features))
+    original = linear.forward
+    linear.forward = lambda x: original(x) + x @ lora.T
+    return lora

@@ -1,0 +1,138 @@
+"""The libraries that train with torch: each divides, steps and logs in its own way, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from torch import Tensor
+
+from layersync_core.errors import CaptureError
+from layersync_core.run import patches
+from tests.curves import read_curves
+from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd
+from tests.run.inside import Launch, by_hand, main_loss, micro_batches, sgd
+from tests.run.processes import RUN, SCRIPTS, SUMMARY, python, run
+
+
+def test_grad_scaler(launch: Launch) -> None:
+    launch()
+    model, batches, expected = micro_batches()
+    optimiser, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=512.0)
+    for inputs in batches:
+        scaler.scale(main_loss(model(**inputs)) / 4).backward()
+    scaler.unscale_(optimiser)
+    scaler.step(optimiser)
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("divides", ["accelerate", "script"])
+def test_accelerate(launch: Launch, divides: str) -> None:
+    training = launch()
+    model, batches, expected = micro_batches()
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4 if divides == "accelerate" else 1)
+    prepared, optimiser = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0))
+    for number, inputs in enumerate(batches):
+        with accelerator.accumulate(prepared):
+            loss = main_loss(prepared(**inputs))
+            accelerator.backward(loss if divides == "accelerate" else loss / 4)
+            if divides == "accelerate" or number == 3:
+                optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+    assert (training.status.terms, training.status.steps) == (4, 1)
+
+
+def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
+    """Put a stand-in of a library among the imported modules."""
+    module = ModuleType(name)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+class Engine:
+    """What DeepSpeed's engine does with a loss: it divides, and calls backward itself."""
+
+    num_stages = 1
+
+    def gradient_accumulation_steps(self) -> int:
+        return 4
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.gradient_accumulation_steps()).backward()
+
+
+def test_deepspeed_divides_after_the_term_is_added(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_class = type("DeepSpeedEngine", (Engine,), {})
+    library(monkeypatch, "deepspeed", DeepSpeedEngine=engine_class)
+    launch()
+    patches.install("deepspeed")
+    model, batches, expected = micro_batches()
+    optimiser, engine = sgd(model), engine_class()
+    for inputs in batches:
+        engine.backward(main_loss(model(**inputs)))
+    optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_pipeline_of_several_stages_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch, stages: int) -> None:
+    class PipelineEngine(Engine):
+        def __init__(self, num_stages: int) -> None:
+            self.num_stages = num_stages
+
+    library(monkeypatch, "deepspeed", DeepSpeedEngine=type("DeepSpeedEngine", (Engine,), {}))
+    library(monkeypatch, "deepspeed.runtime.pipe.engine", PipelineEngine=PipelineEngine)
+    launch()
+    patches.install("deepspeed")
+    if stages == 1:
+        assert PipelineEngine(1).num_stages == 1
+    else:
+        with pytest.raises(CaptureError, match="a DeepSpeed pipeline of 2 stages"):
+            PipelineEngine(2)
+
+
+@pytest.mark.parametrize("name", ["lightning", "lightning_fabric"])
+def test_fabric(launch: Launch, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    class Fabric:
+        def backward(self, tensor: Tensor, *args: Any, model: Any = None) -> None:
+            tensor.backward(*args)
+
+    library(monkeypatch, name, Fabric=Fabric)
+    library(monkeypatch, "lightning.fabric" if name == "lightning" else name, Fabric=Fabric)
+    launch()
+    patches.install(name)
+    model, inputs = build("dit")
+    untouched = copy.deepcopy(model)
+    optimiser = sgd(model)
+    Fabric().backward(main_loss(model(**inputs)))
+    optimiser.step()
+    assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
+
+
+def test_megatron_is_refused_by_name(launch: Launch) -> None:
+    launch()
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.state.distributed_type = accelerate.DistributedType.MEGATRON_LM
+    with pytest.raises(CaptureError, match="Megatron-LM"):
+        accelerator.backward(torch.ones((), requires_grad=True) * 2)
+
+
+@pytest.mark.slow
+def test_lightnings_own_loop_is_trained_and_logged(tmp_path: Path) -> None:
+    done = run([*RUN, *python(str(SCRIPTS / "train_with_lightning.py"), str(tmp_path))], cwd=tmp_path)
+    assert "accumulation read from the loss: 1/2" in done.stderr
+    assert f"3 steps {SUMMARY}" in done.stderr
+    assert "logged to tensorboard" in done.stderr
+    curves = read_curves(tmp_path)
+    assert {"loss", "layersync_loss", "layersync_similarity"} <= curves.keys()
+    assert len(curves["layersync_similarity"]) == 3
+    assert [loss for _, loss in curves["layersync_loss"]] == pytest.approx(
+        [-0.5 * value for _, value in curves["layersync_similarity"]]
+    )

@@ -1,0 +1,69 @@
+"""LayerSync's part of a checkpoint: where the schedule goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import accelerate
+import pytest
+
+from layersync_core.errors import ConfigError
+from tests.models import build
+from tests.run.inside import Launch, sgd, train
+
+
+def test_the_schedule_goes_on_from_accelerates_checkpoint(launch: Launch, tmp_path: Path) -> None:
+    training = launch(layersync_warmup_steps=10)
+    model, inputs = build("dit")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimiser = accelerator.prepare(model, sgd(model))
+    train(model, inputs, optimiser, 3)
+    accelerator.save_state(str(tmp_path / "checkpoint"))
+    train(model, inputs, optimiser, 2)
+    assert training.step == 5
+    accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert training.step == 3
+
+
+def test_a_checkpoint_without_our_state(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = launch()
+    model, _ = build("dit")
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.prepare(model, sgd(model))
+    folder = tmp_path / "checkpoint"
+    accelerator.save_state(str(folder))
+    (folder / "layersync_state.safetensors").unlink()
+    accelerator.load_state(str(folder))
+    assert "the checkpoint has no layersync_state.safetensors" in capsys.readouterr().err
+    assert training.step == 0
+
+
+def test_a_schedule_without_our_state_is_an_error_unless_the_step_is_given(launch: Launch, tmp_path: Path) -> None:
+    launch(layersync_warmup_steps=10)
+    accelerator = accelerate.Accelerator(cpu=True)
+    folder = tmp_path / "checkpoint"
+    accelerator.save_state(str(folder))
+    (folder / "layersync_state.safetensors").unlink()
+    with pytest.raises(ConfigError, match="--layersync_start_step N"):
+        accelerator.load_state(str(folder))
+
+
+def test_a_given_start_step_stands_where_the_checkpoint_tells_nothing(launch: Launch, tmp_path: Path) -> None:
+    training = launch(layersync_warmup_steps=10, layersync_start_step=4)
+    accelerator = accelerate.Accelerator(cpu=True)
+    folder = tmp_path / "checkpoint"
+    accelerator.save_state(str(folder))
+    (folder / "layersync_state.safetensors").unlink()
+    accelerator.load_state(str(folder))
+    assert training.step == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors"])
+def test_a_damaged_state_is_refused(launch: Launch, tmp_path: Path, content: bytes) -> None:
+    launch()
+    accelerator = accelerate.Accelerator(cpu=True)
+    folder = tmp_path / "checkpoint"
+    accelerator.save_state(str(folder))
+    (folder / "layersync_state.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"layersync_state\.safetensors cannot be read"):
+        accelerator.load_state(str(folder))
