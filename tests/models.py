@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from layersync_adapter_dit import tiny as dit
 from layersync_adapter_flux import tiny as flux
 from layersync_adapter_wan import tiny as wan
-from layersync_core import BlockStackAdapter
+from layersync_core import Attachment, BlockStackAdapter, attach
 
 Inputs = dict[str, Any]
 CASES = ("dit", "flux", "flux references", "wan", "wan 2.2", "wan vace", "wan animate")
@@ -323,3 +323,12 @@ def hooks_on(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     flags = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in (*kinds, *flags))
+
+
+def attached(model: nn.Module, student: int | None = 1, teacher: int | None = 3, **more: Any) -> Attachment:
+    """Attach to a Toy."""
+    return attach(model, settings(student, teacher, **more), adapter=TOY)
+
+
+def close(found: Tensor, expected: Tensor | float, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=tolerance, atol=1e-6)
