@@ -143,7 +143,7 @@ class TestGetAdapter:
         assert GUIDE in message
 
     def test_the_guide_exists(self) -> None:
-        assert (Path(__file__).parents[1] / GUIDE).is_file()
+        assert (Path(__file__).parents[2] / GUIDE).is_file()
 
 
 class TestUnknownClass:

@@ -1,21 +1,20 @@
 # Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
-"""A third party's losses on the same hidden states: order, shared layers, frames, own modules, and misbehaviour."""
+"""A third party's losses on the same hidden states: order, shared layers, frames, and misbehaviour."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from layersync_core import Attachment, Block, CaptureError, ConfigError, LayerSyncConfig, LayerSyncError, Term, attach
-from layersync_core.losses.hookspecs import hookimpl
-from layersync_core.session import plugins
+from layersync_core import Attachment, CaptureError, ConfigError, LayerSyncError, Term, attach
+from tests.losses.support import Other, Register, attached, states_apart
 from tests.models import (
     TOY,
     assert_same_gradients,
@@ -32,60 +31,6 @@ from tests.models import (
     toy_states,
     toy_term,
 )
-
-
-class Other:
-    """A regularizer of somebody else; what it computes is given."""
-
-    def __init__(
-        self,
-        compute: Callable[[Any, int], Any],
-        layers: Sequence[int] = (1,),
-        name: str = "other",
-        order: int = 100,
-        module: nn.Module | None = None,
-    ) -> None:
-        self.name, self.order, self.module = name, order, module
-        self._compute, self._layers = compute, set(layers)
-        self.blocks: Sequence[Block] = ()
-
-    def layers(self, blocks: Sequence[Block]) -> set[int]:
-        self.blocks = blocks
-        return self._layers
-
-    def compute(self, states: Any, step: int) -> Any:
-        return self._compute(states, step)
-
-
-Register = Callable[..., None]
-
-
-@pytest.fixture
-def register() -> Iterator[Register]:
-    """Make regularizers come from an installed plugin; it reads its own key from the whole configuration."""
-    names: list[str] = []
-
-    def register(*regularizers: Any) -> None:
-        class Plugin:
-            @hookimpl
-            def layersync_regularizers(self, config: LayerSyncConfig) -> Sequence[Any]:
-                return regularizers if config.given.get("other_enabled", True) else []
-
-        names.append(f"third party {len(names)}")
-        plugins().manager.register(Plugin(), name=names[-1])
-
-    yield register
-    for name in names:
-        plugins().manager.unregister(name=name)
-
-
-def states_apart(model: Any, x: Tensor) -> list[Tensor]:
-    return toy_states(copy.deepcopy(model), x)
-
-
-def attached(**more: Any) -> tuple[Any, Attachment]:
-    model = toy()
-    return model, attach(model, settings(1, 3, **more), adapter=TOY)
 
 
 def test_terms_are_computed_in_order_and_added(register: Register) -> None:
@@ -240,26 +185,6 @@ def test_one_goes_on_after_layersync_has_ended(register: Register) -> None:
             torch.testing.assert_close(sync.loss(), states_apart(model, x)[1].mean() + term)
 
 
-def test_a_trainable_part_is_trained_saved_and_restored(register: Register) -> None:
-    torch.manual_seed(0)
-    projector = nn.Linear(8, 1)
-    register(Other(lambda states, step: Term(projector(states.tokens(1)).mean()), module=projector))
-    model, sync = attached()
-    with sync:
-        assert list(sync.modules()) == ["other"]
-        model(toy_input())
-        sync.loss().backward()
-        assert projector.weight.grad is not None
-        assert model.embed.weight.grad is not None
-        state = {key: value.clone() for key, value in sync.state_dict()["modules"]["other"].items()}
-        kept = projector.weight.detach().clone()
-        nn.init.zeros_(projector.weight)
-        sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": state}})
-        assert torch.equal(projector.weight, kept)
-        with pytest.raises(ConfigError, match="other"):
-            sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": {"weight": torch.zeros(9)}}})
-
-
 # Frames.
 def frames_of(register: Register, case: str, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
     seen: list[Any] = []
@@ -334,64 +259,6 @@ def test_the_mask_is_that_of_the_generated_tokens(register: Register) -> None:
         sync.loss()
     assert torch.equal(seen[0], keep.expand(2, -1))
     assert seen[1:] == [None, (2, 48, 32)]
-
-
-# Trainable parts.
-@pytest.fixture
-def projector(register: Register) -> nn.Linear:
-    """The part of a regularizer on the second block."""
-    torch.manual_seed(0)
-    part = nn.Linear(8, 1)
-    register(Other(lambda states, step: Term(part(states.tokens(1)).square().mean()), module=part))
-    return part
-
-
-OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
-}
-
-
-def train(model: Any, sync: Attachment, optimiser: torch.optim.Optimizer, steps: int, forwards: int = 1) -> None:
-    for _ in range(steps):
-        for _ in range(forwards):
-            (sync.apply(model(toy_input()).square().mean()) / forwards).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-
-@pytest.mark.parametrize("kind", OPTIMISERS)
-def test_a_part_that_no_optimiser_has_is_an_error(projector: nn.Linear, kind: str) -> None:
-    model, sync = attached()
-    with sync, pytest.raises(CaptureError, match=r"part of other gets gradients .* attachment\.modules"):
-        train(model, sync, OPTIMISERS[kind](model.parameters()), 5)
-
-
-@pytest.mark.parametrize("kind", OPTIMISERS)
-def test_a_part_in_the_optimiser_is_trained(projector: nn.Linear, kind: str) -> None:
-    model, sync = attached()
-    before = projector.weight.detach().clone()
-    with sync:
-        train(model, sync, OPTIMISERS[kind]([*model.parameters(), *sync.modules().parameters()]), 8)
-    assert not torch.equal(projector.weight, before)
-
-
-def test_a_part_may_have_an_optimiser_of_another_kind(projector: nn.Linear) -> None:
-    model, sync = attached()
-    optimiser = OPTIMISERS["SGD"](model.parameters())
-    with sync:
-        for _ in range(8):
-            train(model, sync, optimiser, 1)
-            for parameter in sync.modules().parameters():  # as many optimisers of third parties write
-                assert parameter.grad is not None
-                parameter.data.add_(parameter.grad, alpha=-0.1)
-
-
-def test_micro_batches_are_no_updates_that_a_part_misses(projector: nn.Linear) -> None:
-    model, sync = attached()
-    optimiser = OPTIMISERS["SGD"]([*model.parameters(), *sync.modules().parameters()])
-    with sync:
-        train(model, sync, optimiser, 2, forwards=8)
 
 
 # Beside objectives that run the model several times a step.

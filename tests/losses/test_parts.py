@@ -1,0 +1,91 @@
+"""The trainable parts that regularizers bring: really trained, saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from layersync_core import Attachment, CaptureError, ConfigError, Term
+from tests.losses.support import Other, Register, attached
+from tests.models import toy_input
+
+
+def test_a_trainable_part_is_trained_saved_and_restored(register: Register) -> None:
+    torch.manual_seed(0)
+    projector = nn.Linear(8, 1)
+    register(Other(lambda states, step: Term(projector(states.tokens(1)).mean()), module=projector))
+    model, sync = attached()
+    with sync:
+        assert list(sync.modules()) == ["other"]
+        model(toy_input())
+        sync.loss().backward()
+        assert projector.weight.grad is not None
+        assert model.embed.weight.grad is not None
+        state = {key: value.clone() for key, value in sync.state_dict()["modules"]["other"].items()}
+        kept = projector.weight.detach().clone()
+        nn.init.zeros_(projector.weight)
+        sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": state}})
+        assert torch.equal(projector.weight, kept)
+        with pytest.raises(ConfigError, match="other"):
+            sync.load_state_dict({"version": 1, "step": 3, "modules": {"other": {"weight": torch.zeros(9)}}})
+
+
+@pytest.fixture
+def projector(register: Register) -> nn.Linear:
+    """The part of a regularizer on the second block."""
+    torch.manual_seed(0)
+    part = nn.Linear(8, 1)
+    register(Other(lambda states, step: Term(part(states.tokens(1)).square().mean()), module=part))
+    return part
+
+
+OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+}
+
+
+def train(model: Any, sync: Attachment, optimiser: torch.optim.Optimizer, steps: int, forwards: int = 1) -> None:
+    for _ in range(steps):
+        for _ in range(forwards):
+            (sync.apply(model(toy_input()).square().mean()) / forwards).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_that_no_optimiser_has_is_an_error(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    with sync, pytest.raises(CaptureError, match=r"part of other gets gradients .* attachment\.modules"):
+        train(model, sync, OPTIMISERS[kind](model.parameters()), 5)
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_part_in_the_optimiser_is_trained(projector: nn.Linear, kind: str) -> None:
+    model, sync = attached()
+    before = projector.weight.detach().clone()
+    with sync:
+        train(model, sync, OPTIMISERS[kind]([*model.parameters(), *sync.modules().parameters()]), 8)
+    assert not torch.equal(projector.weight, before)
+
+
+def test_a_part_may_have_an_optimiser_of_another_kind(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"](model.parameters())
+    with sync:
+        for _ in range(8):
+            train(model, sync, optimiser, 1)
+            for parameter in sync.modules().parameters():  # as many optimisers of third parties write
+                assert parameter.grad is not None
+                parameter.data.add_(parameter.grad, alpha=-0.1)
+
+
+def test_micro_batches_are_no_updates_that_a_part_misses(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"]([*model.parameters(), *sync.modules().parameters()])
+    with sync:
+        train(model, sync, optimiser, 2, forwards=8)
