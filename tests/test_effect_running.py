@@ -1,0 +1,175 @@
+"""The benchmark of the effect as it runs: failures, stops, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.effect import running
+from benchmarks.effect.arms import ARMS, FULL, QUICK, Job, Scale, plan
+from benchmarks.effect.results import FILE, Record, Results
+from layersync_core import ConfigError
+from layersync_plugin_trainer.claiming import claimed
+from tests.effect_records import MANY, ROOT, record
+
+
+def test_one_run_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
+        claimed(tmp_path).__enter__()
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(job: Job, scale: Scale) -> Record:
+        if job.arm == "pair":
+            raise ZeroDivisionError("a bug")
+        return record(job.arm, job.seed, 0.5, job.steps)
+
+    # In threads of this process, where the replacement is seen.
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(running, "train", train)
+    monkeypatch.setattr(running, "write_report", lambda *_: 1 / 0)  # a report that fails ends them no more
+    results = Results(tmp_path, MANY)
+    jobs = [Job("digits", "pair", 0, 4), Job("digits", "vanilla", 0, 4), Job("digits", "self", 0, 2)]
+    (failure,) = running.train_all(jobs, results, 1, tmp_path)
+    assert "ZeroDivisionError: a bug" in failure
+    assert failure.endswith("digits/pair/0 failed")
+    assert set(Results(tmp_path, MANY).records) == {"digits/vanilla/0", "digits/self/0"}
+
+
+def test_a_stop_waits_until_what_is_finished_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(job: Job, scale: Scale) -> Record:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return record(job.arm, job.seed, 0.5, job.steps)
+
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(running, "train", train)
+    monkeypatch.setattr(running, "write_report", lambda *_: None)
+    before, jobs = signal.getsignal(signal.SIGINT), plan(MANY)
+    with pytest.raises(KeyboardInterrupt):
+        running.train_all(jobs, Results(tmp_path, MANY), 1, tmp_path)
+    assert 0 < len(Results(tmp_path, MANY).records) < len(jobs)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.effect", *arguments]
+
+
+def is_gone(group: int) -> bool:
+    """Return whether a process group ends within ten seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def environment(first_on_path: Path = ROOT) -> dict[str, str]:
+    path = [str(first_on_path), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    def refusal(*arguments: str, first_on_path: Path = ROOT) -> str:
+        done = subprocess.run(
+            command("--quick", *arguments), capture_output=True, text=True, cwd=tmp_path, env=environment(first_on_path)
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    (tmp_path / "full").mkdir()
+    Results(tmp_path / "full", FULL).add(record("vanilla", 0, 0.5))
+    before = (tmp_path / "full" / FILE).read_bytes()
+    assert "of a run with other settings" in refusal("--output_dir", "full")
+    assert (tmp_path / "full" / FILE).read_bytes() == before
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / FILE).write_text('{"scale": ')
+    assert "not valid JSON" in refusal("--output_dir", "broken")
+    (tmp_path / "file").write_text("")
+    assert "cannot write to file" in refusal("--output_dir", "file")
+    assert "--processes is 0" in refusal("--processes", "0")
+    absent = tmp_path / "absent" / "skimage.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ImportError(\"No module named 'skimage'\")")
+    said = refusal(first_on_path=absent.parent)
+    assert said.endswith("No module named 'skimage': pip install -r requirements-dev.txt")
+
+
+def quick_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a quick run in a process group of its own, as a terminal does."""
+    words = command("--quick", "--output_dir", str(folder), *arguments)
+    output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, start_new_session=True, cwd=ROOT, env=environment(), **output)
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    with quick_run(tmp_path, "--processes", "1") as process:
+        assert process.stdout is not None
+        while ": step " not in process.stdout.readline():
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert is_gone(process.pid)
+
+
+@pytest.mark.slow
+def test_a_stop_at_the_terminal_while_workers_start_shows_no_traceback(tmp_path: Path) -> None:
+    with quick_run(tmp_path) as process:
+        assert process.stdout is not None
+        assert "trainings" in process.stdout.readline()
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "stopped; what is finished is kept, and the same command goes on"
+
+
+@pytest.mark.slow
+def test_a_quick_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
+    with quick_run(tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "is done" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert is_gone(process.pid), "no worker goes on alone"
+    stopped = json.loads((tmp_path / FILE).read_text())["records"]
+    jobs = plan(QUICK)
+    assert 0 < len(stopped) < len(jobs)
+
+    with quick_run(tmp_path) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert f"{len(jobs)} trainings, {len(jobs) - len(stopped)} of them to do" in said
+    whole = json.loads((tmp_path / FILE).read_text())["records"]
+    assert set(whole) == {job.key for job in jobs}
+    assert stopped.items() <= whole.items()
+    shown = (tmp_path / "table.md").read_text()
+    assert all(shown.count(arm.title) >= 1 for arm in ARMS.values())
+    assert (tmp_path / "effect.png").read_bytes().startswith(b"\x89PNG")
+
+    with quick_run(tmp_path) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert "0 of them to do" in said
