@@ -176,6 +176,9 @@ def test_torch_func_is_refused(launch: Launch) -> None:
         optimiser.step()
 
 
+# Several forwards.
+
+
 def test_the_first_of_several_forwards_in_one_loss(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     launch()
     model, inputs = build("dit")
@@ -265,6 +268,9 @@ def test_a_frozen_model_leaves_no_forward_behind(launch: Launch) -> None:
     assert len(outputs) == 20
 
 
+# Other ways to run and to train a model.
+
+
 def test_a_program_that_calls_the_blocks_itself(launch: Launch) -> None:
     launch()
     model, inputs = build("wan")
@@ -334,6 +340,8 @@ def test_lora_weights_outside_of_the_model(launch: Launch) -> None:
     assert lora.grad is not None
     assert not torch.allclose(lora.grad, plain)
 
+
+# Memory.
 
 MEMORY = """
 import gc, json, weakref, torch, tiny_dit
