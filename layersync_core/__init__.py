@@ -10,12 +10,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 FACE = {
+    "attachment": ("Attachment",),
     "capture.buffer": ("HiddenStateBuffer",),
     "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "latent_grid"),
     "cli.meta": ("build_on_meta",),
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),
     "distributed": ("several_ranks",),
+    "capture.forward": ("Forward", "only_forward"),
     "errors": (
         "AdapterNotInstalledError",
         "CaptureError",
@@ -39,9 +41,11 @@ FACE = {
     "losses.alignment": ("alignment_loss",),
     "losses.hookspecs": ("hookimpl",),
     "losses.pairing": ("suggest_pair",),
-    "protocol": ("Adapter", "Block", "CaptureHandle", "Regularizer", "States", "Term"),
+    "protocol": ("Adapter", "Block", "CaptureHandle", "Regularizer", "RegularizerBase", "States", "Term"),
+    "schedule": ("Schedule",),
     "replacing": ("wrap_once",),
-    "session": ("Attachment", "attach", "plugins"),
+    "state": ("load_states", "save_states"),
+    "session": ("attach", "plugins"),
     "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),
 }
 """Module -> the names that it lends to the public face."""

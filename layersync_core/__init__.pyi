@@ -1,6 +1,9 @@
 # Written from the table in __init__.py by `python -m tests.face`.
 
+from layersync_core.attachment import Attachment as Attachment
 from layersync_core.capture.buffer import HiddenStateBuffer as HiddenStateBuffer
+from layersync_core.capture.forward import Forward as Forward
+from layersync_core.capture.forward import only_forward as only_forward
 from layersync_core.capture.layout import BlockStack as BlockStack
 from layersync_core.capture.layout import ForwardCall as ForwardCall
 from layersync_core.capture.layout import ModelLayout as ModelLayout
@@ -38,10 +41,11 @@ from layersync_core.protocol import Adapter as Adapter
 from layersync_core.protocol import Block as Block
 from layersync_core.protocol import CaptureHandle as CaptureHandle
 from layersync_core.protocol import Regularizer as Regularizer
+from layersync_core.protocol import RegularizerBase as RegularizerBase
 from layersync_core.protocol import States as States
 from layersync_core.protocol import Term as Term
 from layersync_core.replacing import wrap_once as wrap_once
-from layersync_core.session import Attachment as Attachment
+from layersync_core.schedule import Schedule as Schedule
 from layersync_core.session import attach as attach
 from layersync_core.session import plugins as plugins
 from layersync_core.spelling import canonical as canonical
@@ -49,6 +53,8 @@ from layersync_core.spelling import is_on as is_on
 from layersync_core.spelling import overlay as overlay
 from layersync_core.spelling import taken_for_the_hosts as taken_for_the_hosts
 from layersync_core.spelling import unknown_key as unknown_key
+from layersync_core.state import load_states as load_states
+from layersync_core.state import save_states as save_states
 
 __version__: str
 FACE: dict[str, tuple[str, ...]]

@@ -1,0 +1,90 @@
+"""What is private to torch and to Python's library, in one place: a newer version that moves it is mended here.
+
+torch is imported where it is asked for, since a script that is started from here may want to set things up before.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def inside_backward() -> bool:
+    """Return whether autograd is running a backward pass in this thread."""
+    import torch
+
+    return torch._C._current_graph_task_id() != -1
+
+
+def inside_transform() -> bool:
+    """Return whether this runs under a transform of ``torch.func``."""
+    import torch
+
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def assert_async(condition: Tensor, message: str) -> None:
+    """Stop the program where a 0-dim condition is false, on CUDA without waiting for it; RuntimeError on the CPU."""
+    import torch
+
+    torch._assert_async(condition, message)
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; reading it waits for nothing."""
+    return tensor._version
+
+
+def python_function() -> type:
+    """Return the type of those nodes of a graph that are written in Python, whose inside cannot be seen."""
+    from torch.autograd.function import BackwardCFunction
+
+    return BackwardCFunction
+
+
+def saved(node: Any, name: str) -> Any:
+    """Return what a node of a graph keeps of its operation's arguments."""
+    return getattr(node, f"_saved_{name}")
+
+
+def compiler_settings() -> Any:
+    """Return the settings of ``torch.compile``."""
+    import torch._dynamo.config
+
+    return torch._dynamo.config
+
+
+def first_store() -> Any:
+    """Return the store that the processes of ``torch.distributed`` started with."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
+
+
+def pre_hooks(module: nn.Module) -> dict[int, Any]:
+    """Return a module's forward pre-hooks by their numbers."""
+    return dict(module._forward_pre_hooks)
+
+
+def run_pre_hook(module: nn.Module, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Run one pre-hook that changes no argument; torch does not, if it was added during the call."""
+    hook = module._forward_pre_hooks[number]
+    if number in module._forward_pre_hooks_with_kwargs:
+        hook(module, args, kwargs)
+    else:
+        hook(module, args)
+
+
+def module_details(name: str) -> tuple[str, Any, CodeType]:
+    """Return name, spec and code of what ``python -m`` would run.
+
+    Raises:
+        ImportError: There is no such module, or it cannot be run.
+    """
+    details: tuple[str, Any, CodeType] = runpy._get_module_details(name)  # type: ignore[attr-defined]
+    return details

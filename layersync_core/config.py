@@ -24,7 +24,7 @@ from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
 from layersync_core.schedule import Schedule
 from layersync_core.spelling import ALIASES as ALIASES
-from layersync_core.spelling import PREFIX, absent, canonical, taken_for_the_hosts
+from layersync_core.spelling import PREFIX, SWITCH, absent, canonical, is_on, taken_for_the_hosts
 from layersync_core.spelling import unknown_key as unknown_key  # for plugins
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -167,6 +167,27 @@ class LayerSyncConfig(BaseModel):
         """
         return cls.from_mapping(read_json(path))
 
+    def of(self, model: type[_Model]) -> _Model | None:
+        """Return a plugin's own settings, if its switch ``<prefix>_enabled`` is on; None while it is off.
+
+        Args:
+            model: What the plugin claims in ``layersync_config_models``.
+
+        Raises:
+            ConfigError: The plugin is on and an unknown key has its prefix; or values that do not fit the model.
+        """
+        switch = switch_of(model)
+        if switch is None:
+            raise ConfigError(f"{model.__name__} has no switch: a field called <prefix>{SWITCH}")
+        own = {key: value for key, value in self.given.items() if key.startswith(switch.removesuffix("enabled"))}
+        if is_on(own.get(switch)):
+            for key in own:
+                if key not in model.model_fields:
+                    raise ConfigError(unknown_key(key, model.model_fields))
+        # While it is off, what the host calls by such a name is the host's affair.
+        settings = validate(model, {key: value for key, value in own.items() if key in model.model_fields})
+        return settings if getattr(settings, switch) else None
+
     @property
     def given(self) -> dict[str, Any]:
         """Every setting this was read from, plugins' and the host's keys included."""
@@ -232,6 +253,11 @@ def _refuse_twice(pairs: Sequence[Sequence[Any]]) -> None:
         if blocks in seen:
             raise ValueError(f"layersync_pairs has the pair {seen[blocks]!r} twice; give it once, with one weight")
         seen[blocks] = pair
+
+
+def switch_of(model: Any) -> str | None:
+    """Return the field of a plugin's settings that switches it on; None where there is none."""
+    return next((name for name in getattr(model, "model_fields", ()) if name.endswith(SWITCH)), None)
 
 
 def validate(model: type[_Model], values: Mapping[str, Any], hint: str = "") -> _Model:

@@ -13,19 +13,37 @@ class LayerSyncError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class _ModelError(LayerSyncError):
+    """An error about a model's family.
+
+    Attributes:
+        family: Id of the family; empty where nobody knows it.
+        distribution: Name of the distribution that has, or would have, its adapter; empty where there is none.
+        model_class: Class of the model that was asked for; empty where none was.
+    """
+
+    def __init__(self, message: str, *, family: str = "", distribution: str = "", model_class: str = "") -> None:
+        super().__init__(message)
+        self.family, self.distribution, self.model_class = family, distribution, model_class
+
+
 class ConfigError(LayerSyncError, ValueError):
     """A setting, a shape or a combination of them that cannot work."""
 
 
-class UnsupportedFamilyError(LayerSyncError):
+class MisfitError(_ModelError, ConfigError):
+    """A model of a class that an adapter knows, without the blocks that it describes: another one, or half built."""
+
+
+class UnsupportedFamilyError(_ModelError):
     """A known model family whose hidden states cannot be aligned."""
 
 
-class UnknownFamilyError(LayerSyncError, LookupError):
+class UnknownFamilyError(_ModelError, LookupError):
     """A model class that no installed adapter describes."""
 
 
-class AdapterNotInstalledError(LayerSyncError):
+class AdapterNotInstalledError(_ModelError):
     """A known family whose adapter is missing, excluded or broken; the message is the remedy."""
 
 

@@ -54,7 +54,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, A
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:  # Python's reader would silently take the last one
-            raise ConfigError(f"{source} has the key {key!r} twice, {content[key]!r} and {value!r}; keep one")
+            raise ConfigError(f"{source} has the key {key!r} twice; keep one")
         content[key] = value
     return content
 

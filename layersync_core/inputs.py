@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layersync_core import _compat
 from layersync_core.errors import ConfigError, LayerSyncError
 
 
@@ -81,7 +82,7 @@ def assert_on_device(condition: Tensor, message: str, error: type[LayerSyncError
     """
     if condition.device.type in ("cpu", "cuda"):
         try:
-            torch._assert_async(condition, message)
+            _compat.assert_async(condition, message)
         except RuntimeError:
             raise error(message) from None
 

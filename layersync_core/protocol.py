@@ -7,15 +7,16 @@ Importing this module imports no torch: entry points of adapters and plugins are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layersync_core.capture.buffer import HiddenStateBuffer
+    from layersync_core.capture.forward import Forward
 
 API_VERSION = 1
 """Version of the adapter protocol; an adapter that declares another one is not used."""
@@ -49,27 +50,6 @@ class Block:
     def __str__(self) -> str:
         of = f" of {self.depth}" if self.depth else ""
         return f"block {self.index + 1}{of} ({self.path})"
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What one training forward left behind, beside the hidden states in the buffer.
-
-    Attributes:
-        target: (B, S) bool, True for generated tokens; None when all are.
-        real: (B, S) bool, True for generated and reference tokens, False for padding; None when all are real.
-        grid: (T, H, W) of the tokens in raster order; None where the model does not say.
-        tracked: ``layer index -> the tensor the block returned``, for judging gradients.
-        spans: ``layer index -> where the tokens stand in that tensor``.
-        video: The tokens have frames: without a grid they cannot be viewed by frame.
-    """
-
-    target: Tensor | None = None
-    real: Tensor | None = None
-    grid: tuple[int, int, int] | None = None
-    tracked: Mapping[int, Tensor] = field(default_factory=dict)
-    spans: Mapping[int, slice] = field(default_factory=dict)
-    video: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,15 +100,29 @@ class States(Protocol):
 
 @runtime_checkable
 class CaptureHandle(Protocol):
-    """A running capture: stores the asked layers of each training forward until they are read."""
+    """A running capture: it makes a ``Forward`` of each training forward, and holds it until somebody has used it.
+
+    Attributes:
+        enabled: False holds nothing at all, past the end of every schedule.
+        policy: Called with the capture before a training forward begins: it may forget forwards, or refuse by raising.
+    """
 
     enabled: bool
+    policy: Callable[[CaptureHandle], None]
 
-    def collect(self) -> Tokens:
-        """Put the states of the last training forward into the buffer; raise CaptureError when there are none."""
+    @property
+    def forwards(self) -> Sequence[Forward]:
+        """The whole training forwards that are held and that a loss may still depend on, in order."""
 
-    def discard(self) -> None:
-        """Forget the last forward."""
+    @property
+    def why_none(self) -> str:
+        """Why there is no forward to read, in a clause; empty where there is or was one."""
+
+    def collect(self, forward: Forward) -> None:
+        """Put the states of a forward into the buffer, and say in it what its tokens are; CaptureError where not."""
+
+    def discard(self, forward: Forward | None = None) -> None:
+        """Forget a forward, or all of them, and empty the buffer."""
 
     def paused(self) -> AbstractContextManager[None]:
         """Leave the forwards inside the context alone."""
@@ -157,11 +151,7 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """A loss on hidden states.
-
-    Optional: ``module``, a trainable part that exists once ``layers`` was called; ``active(step) -> bool``, where False
-    stops the capture as well; ``begin(model)``, called at the first training step; ``describe() -> list[str]``, lines
-    such as ``student: block 8 of 28 (blocks.7)``.
+    """A loss on hidden states. ``RegularizerBase`` has what may be said beside this.
 
     Attributes:
         name: Identifier, unique among the regularizers of a run.
@@ -176,3 +166,35 @@ class Regularizer(Protocol):
 
     def compute(self, states: States, step: int) -> Term | None:
         """Return this step's term, or None."""
+
+
+class StepSchedule(Protocol):
+    """What depends on the optimiser step."""
+
+    def active(self, step: int) -> bool:
+        """Return whether there is still a weight to come at a step or later."""
+
+
+class RegularizerBase:
+    """What a regularizer may say beside the protocol, and what it means not to; subclassing it is not needed.
+
+    Attributes:
+        module: A trainable part, made by the time ``layers`` returns.
+        schedule: What depends on the optimiser step; None where nothing does. Whoever counts steps asks for it.
+        pairs: The resolved pairs of student, teacher and weight, where the loss is one of pairs.
+    """
+
+    module: nn.Module | None = None
+    schedule: StepSchedule | None = None
+    pairs: Sequence[Any] = ()
+
+    def active(self, step: int) -> bool:
+        """Return whether there is still a weight to come; False stops the capture as well."""
+        return self.schedule is None or self.schedule.active(step)
+
+    def begin(self, model: nn.Module) -> None:
+        """Get ready at the first training step."""
+
+    def describe(self) -> list[str]:
+        """Return lines such as ``student: block 8 of 28 (blocks.7)``, printed where the run begins."""
+        return []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from layersync_core.errors import ConfigError, did_you_mean
 
-PREFIX = "layersync_"
+PREFIX, SWITCH = "layersync_", "_enabled"
 
 ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block", "reg_weight": "lambda"}
 """Spellings of the authors' code. Trainers have keys of these names with meanings of their own."""
@@ -19,12 +19,31 @@ ON, OFF = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n",
 """Words for a switch, as pydantic takes them."""
 _BOOLEANS = {**dict.fromkeys(ON, "1"), **dict.fromkeys(OFF, "0")}
 
-# In snake case: layersync…, enable_layer_sync…, use_layersync….
-_LOOK_ALIKE = re.compile(r"((enabled?|use|with|disabled?)_?)?layer[_.]?sync[_.]*")
+FIELDS = (
+    "enabled",
+    "student_block",
+    "teacher_block",
+    "lambda",
+    "preset",
+    "tokens",
+    "pairs",
+    "warmup_steps",
+    "decay_steps",
+    "cutoff_step",
+    "log_grad_ratio",
+)
+"""What may follow the prefix: the fields of ``LayerSyncConfig``."""
+
+# In snake case: layersync…, enable_layer_sync…, use_layersync…, but not layer_synchronous….
+_LOOK_ALIKE = re.compile(
+    r"((?P<off>disabled?|no)_?|(enabled?|use|with)_?)?layer_?sync(?=$|[^a-z]|enable|student|teacher|lambda|weight|pairs)_*"
+)
 _OTHER_WORDS = {
     "": "enabled",
     "enable": "enabled",
     "on": "enabled",
+    "encoder_depth": "student_block",
+    "gt_encoder_depth": "teacher_block",
     "source_block": "student_block",
     "source_layer": "student_block",
     "student": "student_block",
@@ -49,13 +68,14 @@ def absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def canonical(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, Any]:
+def canonical(mapping: Mapping[str, Any], *, flags: bool = False, beside: Collection[str] = ()) -> dict[str, Any]:
     """Return settings under one spelling: no leading ``--``, underscores, aliases resolved, None and "" dropped.
 
     Args:
         mapping: Settings as a user wrote them, keys of the host among them.
         flags: They are flags of our own commands, where the authors' spellings always count; in a mapping these count
             only together with ``loss_type: layer_sync``, and are the host's otherwise.
+        beside: Settings of ours that are given elsewhere.
 
     Raises:
         ConfigError: Two spellings of one setting have different values, a key is no text, or it is a spelling of ours
@@ -63,7 +83,7 @@ def canonical(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, A
     """
     named = [(plain(spelling), spelling, value) for spelling, value in mapping.items() if not absent(value)]
     ours = flags or any(name == LOSS_TYPE and value == LAYER_SYNC for name, _, value in named)
-    names = {name for name, _, _ in named}
+    switched = ours or f"{PREFIX}enabled" in {*beside, *(name for name, _, _ in named)}
     settings: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for name, spelling, given in named:
@@ -72,7 +92,7 @@ def canonical(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, A
             key = PREFIX + ALIASES[name]
         elif name == LOSS_TYPE and given == LAYER_SYNC:
             key, value = f"{PREFIX}enabled", True
-        _refuse_look_alike(name, spelling, given, switched=f"{PREFIX}enabled" in names)
+        _refuse_look_alike(name, spelling, given, switched)
         # A key of the host given twice is the host's affair.
         if key.startswith(PREFIX) and key in settings and not _same(key, settings[key], value):
             raise ConfigError(
@@ -80,7 +100,7 @@ def canonical(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, A
                 f"two spellings of {key} with different values; keep one"
             )
         settings[key], spelt[key] = value, spelling
-    if not any(key.startswith(PREFIX) for key in settings):
+    if not any(key.startswith(PREFIX) for key in (*settings, *beside)):
         _refuse_nested(mapping)
     return settings
 
@@ -96,7 +116,9 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     rest = {spelling: value for spelling, value in file.items() if plain(spelling) not in {*names, *own}}
     if names.get(LOSS_TYPE) == LAYER_SYNC:  # then the file's encoder_depth and the like count as well
         rest[LOSS_TYPE] = LAYER_SYNC
-    return canonical(rest) | own
+    if f"{PREFIX}preset" in own and f"{PREFIX}lambda" not in own:  # the weight that the file gives is overruled
+        own = {f"{PREFIX}lambda": None} | own
+    return {key: value for key, value in (canonical(rest, beside=own) | own).items() if value is not None}
 
 
 def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,11 +155,14 @@ def taken_for_the_hosts(given: Mapping[str, Any]) -> str:
         given: Settings as ``canonical`` gives them.
     """
     names = ", ".join(name for name in ALIASES if name in given)
-    return f"; {names} counts as LayerSync's only beside {LOSS_TYPE}: {LAYER_SYNC}" if names else ""
+    return f"; {names} would be read as LayerSync's only beside {LOSS_TYPE}: {LAYER_SYNC}" if names else ""
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """Return the message for a key that nobody knows, with the nearest known ones."""
+    meant = PREFIX + _OTHER_WORDS.get(key.removeprefix(PREFIX), "")
+    if key.startswith(PREFIX) and meant in known:
+        return f"unknown setting {key}; did you mean {meant}?"
     return f"unknown setting {key}; {did_you_mean(key, known)}"
 
 
@@ -162,7 +187,7 @@ def refuse_other_case(mapping: Mapping[str, Any], prefix: str) -> None:
         ConfigError: There is such a key.
     """
     for name, value in mapping.items():
-        if isinstance(value, Mapping) and name.lower() == prefix.rstrip("_"):
+        if isinstance(value, Mapping) and name.lower() == prefix.rstrip("_") and _asks(value):
             raise _section(name, value, prefix)
         if not name.startswith(prefix) and name.lower().startswith(prefix):
             raise ConfigError(f"{name} would do nothing; the setting is {name.lower()}")
@@ -171,26 +196,41 @@ def refuse_other_case(mapping: Mapping[str, Any], prefix: str) -> None:
 def _refuse_look_alike(name: str, spelling: str, value: Any, switched: bool) -> None:
     if name == LOSS_TYPE and isinstance(value, str) and value != LAYER_SYNC and _words_of(value) == LAYER_SYNC:
         raise ConfigError(f"{spelling} is {value!r}; the value that switches LayerSync on is {LAYER_SYNC}")
-    if name.startswith(PREFIX) or not _LOOK_ALIKE.match(_snake(name)):
+    found = None if name.startswith(PREFIX) else _LOOK_ALIKE.match(_snake(name))
+    if found is None:
         return
-    if isinstance(value, Mapping):
+    if isinstance(value, (Mapping, list, tuple)):
         raise _section(spelling, value, PREFIX)
     if switched and name == PREFIX[:-1]:  # a host's note of something, beside settings that are right
         return
-    rest = _LOOK_ALIKE.sub("", _snake(name), count=1).replace(".", "_")
-    raise ConfigError(f"{spelling} would do nothing; the setting is {PREFIX}{_OTHER_WORDS.get(rest, rest)}")
+    raise ConfigError(f"{spelling} would do nothing; {_right_spelling(found)}")
+
+
+def _right_spelling(found: re.Match[str]) -> str:
+    rest = found.string[found.end() :]
+    field = _OTHER_WORDS.get(rest, rest)
+    if field == "enabled":
+        return f"the setting is {PREFIX}enabled{': false' if found['off'] else ''}"
+    if field in FIELDS:
+        return f"the setting is {PREFIX}{field}"
+    return did_you_mean(PREFIX + field, [PREFIX + known for known in FIELDS])
+
+
+def _asks(section: Mapping[str, Any]) -> bool:
+    """Return whether a section of a plugin's settings asks for anything."""
+    return bool(section) and is_on(section.get("enabled", True))
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).strip("_").lower()
 
 
 def _words_of(value: str) -> str:
     return re.sub(r"^layer[^a-z]*sync$", LAYER_SYNC, value.strip().lower())
 
 
-def _section(spelling: str, content: Mapping[str, Any], prefix: str) -> ConfigError:
-    keys = [_snake(plain(key)) for key in content] or ["enabled"]
+def _section(spelling: str, content: Any, prefix: str) -> ConfigError:
+    keys = [_snake(key) for key in content if isinstance(key, str)] or ["enabled"]
     shown = ", ".join(key if key.startswith(prefix) else prefix + key for key in keys[:3])
     return ConfigError(
         f"{spelling} is a section, and settings in it would do nothing; write them beside the other keys, as {shown}"
@@ -203,13 +243,13 @@ def _refuse_nested(value: Any, path: str = "", depth: int = _DEPTH) -> None:
         return
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            name = plain(key) if isinstance(key, str) else ""
-            if path and isinstance(inner, Mapping) and _LOOK_ALIKE.fullmatch(_snake(name)):
+            found = _LOOK_ALIKE.match(_snake(key)) if path and isinstance(key, str) else None
+            if found and isinstance(inner, (Mapping, list, tuple)):
                 raise _section(f"{path}{key}", inner, PREFIX)
-            if path and name.startswith(PREFIX):
+            if found and is_on(inner):
                 raise ConfigError(
-                    f"{path}{key} stands in a section, where it would do nothing; write {name} beside the outermost "
-                    "keys"
+                    f"{path}{key} stands in a section, where it would do nothing; write it beside the outermost keys: "
+                    f"{_right_spelling(found)}"
                 )
             _refuse_nested(inner, f"{path}{key}.", depth - 1)
     elif isinstance(value, (list, tuple)):

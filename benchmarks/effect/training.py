@@ -20,7 +20,7 @@ from benchmarks.effect.arms import ARMS, EMA, Arm, Job, Scale
 from benchmarks.effect.measures import Exam
 from benchmarks.effect.results import Mark, Real, Record, machine
 from benchmarks.effect.tasks import TASKS
-from layersync_core import HiddenStateBuffer, attach, get_adapter
+from layersync_core import HiddenStateBuffer, attach, get_adapter, only_forward
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.arm import prepare
 from layersync_plugin_trainer.config import TrainerConfig
@@ -45,7 +45,7 @@ class BothWays:
 
     def apply(self, loss: Tensor, *, step: int) -> Tensor:
         """Return the main loss plus the term, and forget the states."""
-        self._capture.collect()
+        self._capture.collect(only_forward(self._capture))
         student, teacher = (self._buffer[self._buffer.key(layer)].float() for layer in self._layers)
         total = loss - self._weight * F.cosine_similarity(student, teacher, dim=-1).mean()
         self._capture.discard()

@@ -10,7 +10,8 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
+
+from layersync_core import _compat
 
 _KEY = "layersync"
 
@@ -88,13 +89,13 @@ def reaches_parameter(state: Tensor) -> bool | None:
         return isinstance(state, nn.Parameter) and state.requires_grad
     stack: list[Any] = [state.grad_fn]
     seen = {state.grad_fn}
-    opaque = False
+    opaque, hiding = False, _compat.python_function()
     while stack:
         node = stack.pop()
         # A leaf that is no parameter is an activation made to require gradients, which trains nothing.
         if isinstance(getattr(node, "variable", None), nn.Parameter):
             return True
-        opaque = opaque or isinstance(node, BackwardCFunction)
+        opaque = opaque or isinstance(node, hiding)
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)

@@ -7,18 +7,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import tokens_of
-from layersync_core.capture.hooks import Pass
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
 from layersync_core.errors import CaptureError
 from layersync_core.inputs import assert_on_device
-from layersync_core.protocol import Tokens
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,9 @@ class Parameters:
             {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty},
         )
 
-    def by_name(self, forward: Pass) -> dict[str, Any]:
+    def by_name(self, forward: Forward) -> dict[str, Any]:
         """Return the arguments of a call by name, defaults included."""
         return {**self.defaults, **dict(zip(self.positional, forward.args, strict=False)), **forward.kwargs}
-
-
-class _Tokens(Tokens):
-    """Tokens that ask the adapter for their grid only when somebody asks them."""
-
-    def __init__(self, ask: Callable[[], tuple[int, int, int] | None], fields: Mapping[str, Any]) -> None:
-        self.__dict__.update(fields, _ask=ask)  # as frozen as its base, at a fraction of the time
-
-    @cached_property
-    def grid(self) -> tuple[int, int, int] | None:
-        grid: tuple[int, int, int] | None = self.__dict__["_ask"]()
-        return grid
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,8 @@ class Reader:
     parameters: Parameters
     block_parameters: Parameters
 
-    def read(self, forward: Pass) -> Tokens:
-        """Return the tokens of a finished pass, and put its states into the buffer."""
+    def read(self, forward: Forward) -> None:
+        """Say in a finished forward what its tokens are, and put its states into the buffer."""
         tracked: dict[int, Tensor] = {}
         spans: dict[int, slice] = {}
         embedded = self._image_tokens(forward)
@@ -88,18 +75,18 @@ class Reader:
             # Without a token to align the term is 0 for ever.
             message = "no generated token in the batch, only references or padding, so there is nothing to align"
             assert_on_device(counted.any(), message, CaptureError)
-        grid_of = layout.grid if forward.by_model else None
-        return _Tokens(
-            lambda: None if grid_of is None else grid_of(call()),
-            {"target": target, "real": real, "tracked": tracked, "spans": spans, "video": layout.video},
-        )
+        forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
+        forward.video = layout.video
+        grid_of = layout.grid
+        if grid_of is not None and forward.by_model:
+            forward.ask_grid = lambda: grid_of(call())
 
-    def _image_tokens(self, forward: Pass) -> int | None:
+    def _image_tokens(self, forward: Forward) -> int | None:
         if self.layout.image_tokens is not None and forward.by_model:
             return self.layout.image_tokens(self._call(forward))
         return _length(forward.embedded) if self.layout.embedder else None
 
-    def _call(self, forward: Pass, batch: int = 0, tokens: int = 0) -> ForwardCall:
+    def _call(self, forward: Forward, batch: int = 0, tokens: int = 0) -> ForwardCall:
         if forward.by_model:
             return ForwardCall(self.model, self.parameters.by_name(forward), batch, tokens)
         return ForwardCall(self.model, {}, batch, tokens, self.block_parameters.by_name(forward))

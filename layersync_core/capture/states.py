@@ -7,10 +7,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import may_hide_parameter, measured, reaches_parameter
 from layersync_core.errors import CaptureError
 from layersync_core.metrics import Meter
-from layersync_core.protocol import Block, Tokens, TokenSet
+from layersync_core.protocol import Block, TokenSet
 
 
 class HiddenStates:
@@ -19,14 +20,14 @@ class HiddenStates:
     def __init__(
         self,
         model: nn.Module,
-        tokens: Tokens,
+        forward: Forward,
         buffer: HiddenStateBuffer,
         blocks: list[Block],
         meter: Meter,
         sample_weight: Tensor | None,
         judged: set[int],
     ) -> None:
-        self._model, self._tokens, self._buffer, self._blocks = model, tokens, buffer, blocks
+        self._model, self._forward, self._buffer, self._blocks = model, forward, buffer, blocks
         self._judged = judged
         self.sample_weight = sample_weight
         self._meter = meter
@@ -40,13 +41,13 @@ class HiddenStates:
     @property
     def grid(self) -> tuple[int, int, int] | None:
         """(T, H, W) of the tokens in raster order, or None."""
-        return self._tokens.grid
+        return self._forward.grid
 
     def mask_of(self, tokens: TokenSet) -> Tensor | None:
         """Return the (B, S) mask of a token set; None when every token counts."""
-        if tokens == "target" and self._tokens.target is not None:
-            return self._tokens.target
-        return self._tokens.real
+        if tokens == "target" and self._forward.target is not None:
+            return self._forward.target
+        return self._forward.real
 
     def tokens(self, layer: int) -> Tensor:
         """Return (B, S, D): the image, video or audio tokens of a layer."""
@@ -59,7 +60,7 @@ class HiddenStates:
         """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
         state_BSD = self.tokens(layer)
         batch, tokens, channels = state_BSD.shape
-        if self.grid is None and self._tokens.video:
+        if self.grid is None and self._forward.video:
             raise CaptureError(
                 "the frames of this forward's tokens are unknown: they are not in raster order, or the model's own "
                 "forward did not run"
@@ -84,7 +85,7 @@ class HiddenStates:
 
     def _tracked(self, layer: int) -> Tensor:
         # An adapter of another kind need not tell the object that the block returned.
-        return self._tokens.tracked[layer] if layer in self._tokens.tracked else self.tokens(layer)
+        return self._forward.tracked[layer] if layer in self._forward.tracked else self.tokens(layer)
 
     def _trains(self, layer: int, state: Tensor) -> bool:
         seen = reaches_parameter(state)
@@ -95,6 +96,5 @@ class HiddenStates:
         """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
         self.trainable_tokens(layer)
         self._meter.claim(name, self.reader)
-        return measured(
-            self._tracked(layer), self._tokens.spans.get(layer, slice(None)), lambda ratio: self._meter.add(name, ratio)
-        )
+        span = self._forward.spans.get(layer, slice(None))
+        return measured(self._tracked(layer), span, lambda ratio: self._meter.add(name, ratio))

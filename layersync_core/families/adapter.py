@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from layersync_core.capture.layout import ModelLayout, module_at, width_of
-from layersync_core.errors import ConfigError
+from layersync_core.errors import ConfigError, MisfitError
 from layersync_core.protocol import API_VERSION, Block
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class BlockStackAdapter(ModelLayout):
             model,
             {index: found[index][2] for index in sorted(layers)},
             first=found[0][2],
-            last=found[-1][2],
             embedder=embedder,
             read=reader.read,
             clear=buffer.clear,
@@ -89,7 +88,9 @@ class BlockStackAdapter(ModelLayout):
         for layout in self.layouts:
             if layout.fits(model):
                 return layout
-        raise ConfigError(
+        raise MisfitError(
             f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
-            f"{', '.join(self.model_classes)} with their usual blocks"
+            f"{', '.join(self.model_classes)} with their usual blocks",
+            family=self.family,
+            model_class=type(model).__name__,
         )

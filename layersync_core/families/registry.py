@@ -60,10 +60,15 @@ def get_adapter(family: str) -> Adapter:
     if found is not None:
         return _load(found)
     if family in REFUSALS:
-        raise UnsupportedFamilyError(_refusal(family))
+        raise UnsupportedFamilyError(_refusal(family), family=family)
     if family in KNOWN:
-        raise AdapterNotInstalledError(_remedy(family, f"the adapter of family {family} is not installed"))
-    raise UnknownFamilyError(f"unknown family {family!r}; {_installed_text()}")
+        distribution = distribution_of(family)
+        raise AdapterNotInstalledError(
+            f"the adapter of family {family} is not installed; pip install {distribution}",
+            family=family,
+            distribution=distribution,
+        )
+    raise UnknownFamilyError(f"unknown family {family!r}; {_installed_text()}", family=family)
 
 
 def resolve(model_or_config: Any) -> Adapter:
@@ -81,13 +86,18 @@ def resolve(model_or_config: Any) -> Adapter:
     identity = identify(model_or_config)
     family = refused_family(identity)
     if family is not None and family not in installed():
-        raise UnsupportedFamilyError(_refusal(family))
+        raise UnsupportedFamilyError(_refusal(family), family=family, model_class=identity.classes[0])
     family = family or known_family(identity)
     if family is not None:
         try:
             return get_adapter(family)
         except AdapterNotInstalledError as error:
-            raise AdapterNotInstalledError(f"{identity.classes[0]}: {error}") from error.__cause__
+            raise AdapterNotInstalledError(
+                f"{identity.classes[0]}: {error}",
+                family=family,
+                distribution=error.distribution,
+                model_class=identity.classes[0],
+            ) from error.__cause__
     return _by_other_classes(identity)
 
 
@@ -161,44 +171,50 @@ def load_tiny(family: str) -> ModuleType:
 def _load(found: Provider) -> Adapter:
     family = found.name
     if not found.allowed:
-        raise AdapterNotInstalledError(
-            f"the adapter of family {family} is installed but {LOAD_VARIABLE} leaves it out; add {family} to it"
+        raise _unusable(
+            found, f"the adapter of family {family} is installed but {LOAD_VARIABLE} leaves it out; add {family} to it"
         )
     try:
         adapter = found.load()
     except (Exception, SystemExit) as error:  # a module that is a script exits
-        raise AdapterNotInstalledError(
-            f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
+        raise _unusable(
+            found, f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
         ) from error
     try:
         _check_adapter(adapter, found)
     except AdapterNotInstalledError:
         raise
     except Exception as error:  # an attribute that is a property, and fails
-        raise AdapterNotInstalledError(f"{found} is no adapter: {describe_failure(error)}; see {GUIDE}") from error
+        raise _unusable(found, f"{found} is no adapter: {describe_failure(error)}; see {GUIDE}") from error
     return adapter  # type: ignore[no-any-return]
 
 
 def _check_adapter(adapter: Any, found: Provider) -> None:
     if isinstance(adapter, type):
-        raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} is a class; register an instance of it")
+        raise _unusable(found, f"{found} is no adapter: {found.value} is a class; register an instance of it")
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
-        raise AdapterNotInstalledError(f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+        raise _unusable(found, f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
     classes = adapter.model_classes
     if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
-        raise AdapterNotInstalledError(
-            f"{found} is no adapter: model_classes of {found.value} is {classes!r}; expected a tuple of class names"
+        raise _unusable(
+            found,
+            f"{found} is no adapter: model_classes of {found.value} is {classes!r}; expected a tuple of class names",
         )
     if adapter.api_version != API_VERSION:
-        raise AdapterNotInstalledError(
+        raise _unusable(
+            found,
             f"{found} is written for adapter API {adapter.api_version!r}, this layersync-core for {API_VERSION}; "
-            "install versions of both that match"
+            "install versions of both that match",
         )
     if adapter.family != found.name:
-        raise AdapterNotInstalledError(
-            f"{found} registers family {found.name} but its adapter says {adapter.family}; the two must agree"
+        raise _unusable(
+            found, f"{found} registers family {found.name} but its adapter says {adapter.family}; the two must agree"
         )
+
+
+def _unusable(found: Provider, message: str) -> AdapterNotInstalledError:
+    return AdapterNotInstalledError(message, family=found.name, distribution=found.distribution)
 
 
 _ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
@@ -229,16 +245,15 @@ def _by_other_classes(identity: Identity) -> Adapter:
         if matching:
             return next(iter(matching.values()))
     also = f"; not usable: {'; '.join(broken)}" if broken else ""
-    raise UnknownFamilyError(f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}")
+    raise UnknownFamilyError(
+        f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}",
+        model_class=identity.classes[0],
+    )
 
 
 def _refusal(family: str) -> str:
     refusal = REFUSALS[family]
     return f"LayerSync does not support {refusal.models} (family {family}): {refusal.reason}"
-
-
-def _remedy(family: str, problem: str) -> str:
-    return f"{problem}; pip install {distribution_of(family)}"
 
 
 def _installed_text() -> str:

@@ -16,7 +16,7 @@ from layersync_core.losses.alignment import centered_similarity, similarity
 from layersync_core.losses.hookspecs import hookimpl
 from layersync_core.losses.pairing import pair_advice
 from layersync_core.metrics import total
-from layersync_core.protocol import Block, States, Term
+from layersync_core.protocol import Block, RegularizerBase, States, Term
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ResolvedPair:
         return f"{self.student.index + 1}-{self.teacher.index + 1}"
 
 
-class LayerSync:
+class LayerSync(RegularizerBase):
     """Pull the tokens of the student block towards those of the teacher block.
 
     ``loss = -weight · mean over samples and tokens of cos(student, stopgrad(teacher))``, summed over the pairs.
@@ -62,12 +62,9 @@ class LayerSync:
 
     def __init__(self, config: LayerSyncConfig) -> None:
         self.config = config
-        self.schedule = config.schedule
+        self._weights = config.schedule
+        self.schedule = self._weights if config.has_schedule else None
         self.pairs: list[ResolvedPair] = []
-
-    def active(self, step: int) -> bool:
-        """Return whether the schedule still has a weight to come."""
-        return self.schedule.active(step)
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
         """Resolve the pairs and return their layers.
@@ -105,7 +102,7 @@ class LayerSync:
 
     def compute(self, states: States, step: int) -> Term:
         """Return the term of one step, with ``layersync_loss`` and ``layersync_similarity``."""
-        factor = self.schedule.factor(step)
+        factor = self._weights.factor(step)
         losses, similarities, centered = [], [], []
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from layersync_core import _compat
 from layersync_core.distributed import several_ranks
 from layersync_core.errors import CaptureError
 
@@ -34,6 +35,7 @@ class TrainedParts:
         self._model, self._parts = ref(model), parts
         self._unproven: dict[str, _Unproven] = {}
         self._received: set[str] = set()
+        self._placed: set[int] = set()
         self._stepped, self._model_version = False, 0
         self._handles: list[Any] = [
             parameter.register_hook(self._receiver(name))
@@ -74,6 +76,36 @@ class TrainedParts:
                     f"the trainable part of {name} gets gradients but is never updated: give "
                     "attachment.modules().parameters() to the optimiser, beside the model's parameters"
                 )
+
+    def place(self, optimiser: torch.optim.Optimizer) -> None:
+        """Put the parts into an optimiser, in the group of their model's parameters, unless they are in one already.
+
+        For a host that cannot be told to do so itself.
+        """
+        model = self._model()
+        fresh = [it for part in self._parts.values() for it in _trained(part) if id(it) not in self._placed]
+        if not fresh or model is None:
+            return
+        own = {id(parameter) for parameter in _trained(model)}
+        groups = [group for group in optimiser.param_groups if own & {id(p) for p in group["params"]}]
+        # Trainers keep LoRA weights outside of the model: then its optimiser is the one that is made after it.
+        if not own:
+            groups = optimiser.param_groups
+        if groups:
+            groups[0]["params"].extend(fresh)
+            self._placed.update(map(id, fresh))
+
+    def require_placed(self) -> None:
+        """Refuse to go on with a part that ``place`` found no optimiser for.
+
+        Raises:
+            CaptureError: There is such a part.
+        """
+        if any(id(parameter) not in self._placed for part in self._parts.values() for parameter in _trained(part)):
+            raise CaptureError(
+                "a regularizer brings trainable parts, but they are in no optimiser: this program made its "
+                "optimiser before its model, or it is of a kind that is not torch's"
+            )
 
     def remove(self) -> None:
         """Take the hooks off the parts."""
@@ -125,7 +157,7 @@ class _Unproven:
 
 def _version(module: nn.Module | None) -> int:
     # Counts the changes in place; reading it waits for nothing.
-    return 0 if module is None else sum(parameter._version for parameter in _trained(module))
+    return 0 if module is None else sum(_compat.version(parameter) for parameter in _trained(module))
 
 
 def _trained(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -6,13 +6,14 @@ iterated here; a plugin that fails is remembered with its error and harms nobody
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from layersync_core.config import LayerSyncConfig, switch_of
 from layersync_core.entrypoints import KNOWN_PLUGINS, LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
 from layersync_core.errors import ConfigError
 from layersync_core.losses.hookspecs import Hooks
@@ -21,7 +22,6 @@ from layersync_core.spelling import PREFIX, is_on, refuse_other_case
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from layersync_core.config import LayerSyncConfig
     from layersync_core.protocol import Regularizer
 
 
@@ -78,8 +78,10 @@ class Plugins:
             missing = name not in self._entries.values()
             if missing and is_on(config.given.get(key := f"{name}_enabled")):
                 raise ConfigError(f"{key} is set, but its plugin is not installed: pip install {distribution}")
-        for prefix in self._prefixes():
-            refuse_other_case(config.given, prefix)
+        self.check_spelling(config.given)
+        for model in self.config_models():
+            if model is not LayerSyncConfig and is_on(config.given.get(switch_of(model) or "")):
+                config.of(model)  # for an unknown key, if the plugin itself does not ask
         groups = self.manager.hook.layersync_regularizers(config=config)
         items = sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
         names = [item.name for item in items]
@@ -90,10 +92,27 @@ class Plugins:
             )
         return items
 
-    def _prefixes(self) -> set[str]:
-        fields = [name for model in self.config_models() for name in getattr(model, "model_fields", ())]
-        claimed = {name.removesuffix("enabled") for name in fields if name.endswith("_enabled")}
-        return {*claimed, *(f"{name}_" for name in KNOWN_PLUGINS)} - {PREFIX}
+    def check_spelling(self, given: Mapping[str, Any]) -> None:
+        """Refuse keys of plugins that are spelt so that nobody reads them.
+
+        Args:
+            given: Settings as ``canonical`` gives them.
+
+        Raises:
+            ConfigError: There is such a key.
+        """
+        for prefix in self.prefixes():
+            refuse_other_case(given, prefix)
+
+    def prefixes(self) -> set[str]:
+        """Return the prefixes of the keys of plugins, of those as well that are known or left out but not loaded."""
+        switches = filter(None, map(switch_of, self.config_models()))
+        return {*(switch.removesuffix("enabled") for switch in switches), *self.absent_prefixes()} - {PREFIX}
+
+    def absent_prefixes(self) -> set[str]:
+        """Return the prefixes of the keys of plugins that are known or installed but not loaded."""
+        loaded = {*self._entries.values()} - {self._entries.get(name) for name in (*self.broken, *self._left_out)}
+        return {f"{name}_" for name in {*KNOWN_PLUGINS, *self._entries.values()} - loaded}
 
     def config_models(self) -> list[type[BaseModel]]:
         """Return the pydantic models of every claimed key, the built-in ones' first."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from layersync_core import _compat
 from layersync_core.errors import CaptureError
 
 # Between a loss and its reduction, these change neither value nor gradient.
@@ -48,7 +49,7 @@ def _read(node: Any, limit: int) -> Factor:
         if name == "NegBackward0":
             value = -value
         elif name in ("MulBackward0", "DivBackward0") and len(parents) == 1:
-            constant = _constant(node._saved_other if name == "DivBackward0" else _of_product(node))
+            constant = _constant(_compat.saved(node, "other") if name == "DivBackward0" else _of_product(node))
             if constant is None or (constant == 0 and name == "DivBackward0"):
                 return Factor(value, False)
             value = value / constant if name == "DivBackward0" else value * constant
@@ -66,7 +67,7 @@ def _read(node: Any, limit: int) -> Factor:
 
 def _share_of_sum(name: str, node: Any) -> float:
     """Return the factor of the one side of a sum or difference that has a graph."""
-    first, alpha = node.next_functions[0][0] is not None, float(node._saved_alpha)
+    first, alpha = node.next_functions[0][0] is not None, float(_compat.saved(node, "alpha"))
     if name.startswith("Rsub"):  # other - alpha * self
         return -alpha if first else 1.0
     return 1.0 if first else -alpha if name.startswith("Sub") else alpha
@@ -74,7 +75,8 @@ def _share_of_sum(name: str, node: Any) -> float:
 
 def _of_product(node: Any) -> Any:
     # Only the constant is saved where the other side alone has a gradient.
-    return node._saved_other if node._saved_self is None else node._saved_self
+    first = _compat.saved(node, "self")
+    return _compat.saved(node, "other") if first is None else first
 
 
 def _constant(tensor: Any) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -12,13 +12,16 @@ from weakref import ref
 import torch
 from torch import nn
 
-from layersync_core.capture.hooks import Capture, hook
-from layersync_core.errors import CaptureError, ConfigError, LayerSyncError, UnknownFamilyError
+from layersync_core import _compat
+from layersync_core.attachment import Attachment
+from layersync_core.capture.hooks import hook
+from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyError
 from layersync_core.families.known import KNOWN
 from layersync_core.families.refusals import REFUSALS
 from layersync_core.families.registry import get_adapter, list_families
+from layersync_core.run.holding import make_room, watch
 from layersync_core.run.settings import Settings
-from layersync_core.session import Attachment, attach
+from layersync_core.session import attach
 
 
 @dataclass(eq=False)
@@ -30,13 +33,19 @@ class Candidate:
         number: Its place among the candidates of its class, from 1.
         attachment: Its attachment; None as long as there is none.
         failure: Why it could not be attached.
+        untrained: Its last forward had nothing trainable in it.
     """
 
     model: ref[nn.Module]
     number: int
     attachment: Attachment | None = None
     failure: LayerSyncError | None = None
+    untrained: bool = False
     sentinel: Any = None
+
+    def note_end(self, trained: bool) -> None:
+        """Note whether a forward that has ended may train something."""
+        self.untrained = not trained
 
     @property
     def name(self) -> str:
@@ -52,17 +61,6 @@ class Candidate:
         """Its attachment, of a candidate that has one."""
         assert self.attachment is not None
         return self.attachment
-
-    @property
-    def capture(self) -> Capture:
-        """Its capture."""
-        capture = self.attached_to.capture
-        if not isinstance(capture, Capture):
-            raise CaptureError(
-                f"the adapter of family {self.attached_to.family} has a capture of its own, which layersync run cannot "
-                "use; attach in the script instead"
-            )
-        return capture
 
 
 class Candidates:
@@ -116,7 +114,7 @@ class Candidates:
             LayerSyncError: Why a model of a known family could not be attached, and there is no other.
         """
         failed = [item.failure for item in self._all if item.failure is not None]
-        refused = [error for error in failed if not isinstance(error, (_MisfitError, UnknownFamilyError))]
+        refused = [error for error in failed if not isinstance(error, (MisfitError, UnknownFamilyError))]
         if refused and not self.attached:
             raise refused[0]
 
@@ -134,34 +132,59 @@ class Candidates:
         try:
             family = self._settings.launch.layersync_family
             if family and not get_adapter(family).supports_hidden_states(model):
-                raise _MisfitError(f"{candidate.name} is no model of family {family}")
-            candidate.attachment = attach(model, self._settings.config, family=family)
+                raise MisfitError(f"{candidate.name} is no model of family {family}")
+            candidate.attachment = attach(model, self._settings.config, family=family, policy=make_room)
         except LayerSyncError as error:
             candidate.failure = error
-            if isinstance(error, ConfigError) and "does not fit this" in str(error):
-                candidate.failure = _MisfitError(str(error))
             return
         candidate.failure = None
-        candidate.capture.keep_several()
+        watch(candidate.attachment, model, candidate.note_end)
         candidate.sentinel.remove()
         self._attached(candidate)
 
     def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
             return
+        before = _compat.pre_hooks(model)
         self.scan()
-        if candidate.attachment is not None:
-            # Hooks that are added during a call run from the next call on.
-            candidate.capture.begin(model, args, kwargs)
+        # Hooks that are added during a call run from the next call on, but this one may be the only one.
+        for number in _compat.pre_hooks(model).keys() - before.keys():
+            _compat.run_pre_hook(model, number, args, kwargs)
 
-    def explain(self) -> str:
-        """Return what became of the candidates, in a clause; empty when there were none."""
+    @property
+    def use_steps(self) -> bool:
+        """Whether anything that is attached, or will be, depends on the optimiser step."""
+        attached = self.attached
+        return any(it.attached_to.uses_steps for it in attached) if attached else self._settings.config.has_schedule
+
+    def why(self, seen: Iterable[str]) -> tuple[str, list[str]]:
+        """Return why no loss got a term, in a clause, and the names of the program's models.
+
+        Args:
+            seen: Names of models that were prepared.
+        """
+        why, names = self._explain(), list(dict.fromkeys([*seen, *largest_models()]))
+        if why and self.attached:
+            why += (
+                ". Gradients by torch.autograd.grad or torch.func do not pass through a loss that a term could be "
+                "added to"
+            )
+        return why or (
+            f"no model of a known family was built; models of this program: {', '.join(names) or 'none'}; "
+            "layersync list-supported shows the families"
+        ), names
+
+    def _explain(self) -> str:
         parts = []
         for item in self._all:
             if item.failure is not None:
                 parts.append(f"{item}: {item.failure}")
+            elif item.untrained:
+                parts.append(f"{item}: the last forward ran without anything trainable in it")
             elif item.attachment is not None:
-                parts.append(f"{item}: {item.capture.why_none or 'a training forward ran, but no loss depends on it'}")
+                parts.append(
+                    f"{item}: {item.attachment.why_none or 'a training forward ran, but no loss depends on it'}"
+                )
             elif self._settings.launch.layersync_target:
                 parts.append(f"{item}: not layersync_target {self._settings.launch.layersync_target}")
         return "; ".join(parts)
@@ -175,10 +198,6 @@ def largest_models(count: int = 5) -> list[str]:
     roots = [module for module in modules if id(module) not in inner]
     sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
     return list(dict.fromkeys(name for size, name in sizes if size))[:count]
-
-
-class _MisfitError(ConfigError):
-    """A model that only shares its class name with a family, or is not complete yet."""
 
 
 def _class_name(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from layersync_core import _compat
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.run.settings import Settings, is_on, variables
 from layersync_core.run.showing import show_as_without_us
@@ -93,13 +94,10 @@ def _script(path: str) -> bytes:
 
 
 def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
-    import runpy
-
     if not words:
         raise ConfigError("-m needs the name of a module")
     try:
-        # What `python -m` itself uses to find the module or its __main__.
-        _, spec, code = runpy._get_module_details(words[0])  # type: ignore[attr-defined]
+        _, spec, code = _compat.module_details(words[0])
     except ImportError as error:
         raise ConfigError(f"cannot run the module {words[0]}: {error}") from None
     return code, spec, spec.origin
@@ -107,9 +105,9 @@ def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
 
 def _require_effect() -> None:
     if "torch" in sys.modules:
-        from layersync_core.run.patches import training
+        from layersync_core.run.training import training
 
-        status = training().status
+        status = training().journal.status
         if status.terms or status.over:
             return
     raise CaptureError("the script ended without training a model with LayerSync")

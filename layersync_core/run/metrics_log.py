@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ import torch
 from torch import Tensor
 
 from layersync_core.files import append_to_file
-from layersync_core.metrics import Meter
-from layersync_core.replacing import wrap_once
 from layersync_core.run import ranks
 
 _SIMILARITY = "layersync_similarity"
 _ROWS = 50
+_KEPT = 10_000
 
 
 class Latest:
@@ -60,7 +57,7 @@ class Latest:
 
 
 class MetricsLog:
-    """Collect metrics on the device; they are read when the program logs, or every fifty steps for a file.
+    """Metrics of the steps, still on the device; read when the program logs, or every fifty steps for a file.
 
     Args:
         folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes none.
@@ -69,18 +66,19 @@ class MetricsLog:
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
         self.where = ""
-        self._logged = Meter()
-        self._step = Meter()
-        self._rows: list[tuple[int, dict[str, Tensor]]] = []
+        self._row: dict[str, list[Tensor]] = {}  # of the step that is not over
+        self._rows: list[tuple[int, dict[str, list[Tensor]]]] = []
+        self._read: dict[str, list[float]] = {}  # of rows that are in the file, for a program that logs later
         self._count = 0
         self._program_logs = False
         self.first, self.last = Latest(), Latest()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Take the metrics of one loss."""
+        """Take the means of an attachment since it was read last."""
         for name, value in metrics.items():
-            self._logged.add(name, value)
-            self._step.add(name, value)
+            values = self._row.setdefault(name, [])
+            values.append(value)
+            del values[:-_ROWS]  # a program without an optimiser ends no step
         if _SIMILARITY in metrics:
             self.last.put(metrics[_SIMILARITY])
             if not self.first:
@@ -89,39 +87,55 @@ class MetricsLog:
     def step(self) -> None:
         """End an optimiser step."""
         self._count += 1
-        row = self._step.read()
-        if not self._program_logs and self.folder is not None:
-            self._rows.append((self._count, row))
-            if len(self._rows) >= _ROWS:
-                self._write_rows()
+        self._rows.append((self._count, self._row))
+        self._row = {}
+        if len(self._rows) >= _ROWS:
+            self._write_rows()
 
     def take(self, where: str) -> dict[str, float]:
         """Return the means since the last call, for a logger of the program."""
         self._program_logs, self.where = True, f"logged to {where}"
-        self._rows.clear()
-        return {name: float(value) for name, value in self._logged.read().items()}
+        self._rows.append((self._count, self._row))
+        self._row = {}
+        self._read_rows()
+        read, self._read = self._read, {}
+        return {name: sum(values) / len(values) for name, values in read.items()}
 
     @property
     def waiting(self) -> bool:
         """Whether there is anything to log."""
-        return bool(self._logged)
+        return bool(self._row or self._rows or self._read)
 
     def close(self) -> None:
         """Write what is left."""
-        if not self._program_logs:
-            self._write_rows()
+        self._write_rows()
+
+    def _read_rows(self) -> list[dict[str, float]]:
+        """Read what the rows hold from the device, at once, and keep it for ``take``."""
+        rows, self._rows = self._rows, []
+        cells = [(number, name, value) for number, (_, row) in enumerate(rows) for name in row for value in row[name]]
+        lines = [{"step": float(step)} for step, _ in rows]
+        if cells:
+            values = torch.stack([value.float().to(cells[0][2].device) for _, _, value in cells]).tolist()
+            seen: dict[tuple[int, str], list[float]] = {}
+            for (number, name, _), value in zip(cells, values, strict=True):
+                seen.setdefault((number, name), []).append(value)
+            for (number, name), found in seen.items():
+                lines[number][name] = sum(found) / len(found)
+                self._read.setdefault(name, []).append(lines[number][name])
+        return lines
 
     def _write_rows(self) -> None:
-        rows, self._rows = self._rows, []
-        if not rows or self.folder is None or ranks.rank():
+        lines = self._read_rows()
+        for values in self._read.values():
+            del values[:-_KEPT]
+        if not lines or self._program_logs or self.folder is None or ranks.rank():
             return
-        names = sorted({name for _, row in rows for name in row})
-        values = torch.stack([row[name] for _, row in rows for name in names if name in row]).tolist()
-        left = iter(values)
-        lines = [{"step": step, **{name: next(left) for name in names if name in row}} for step, row in rows]
         path = self.folder / "layersync_metrics.jsonl"
         try:
-            append_to_file(path, "".join(json.dumps(line) + "\n" for line in lines))
+            append_to_file(
+                path, "".join(json.dumps({**line, "step": int(line["step"])}) + "\n" for line in lines if len(line) > 1)
+            )
             self.where = f"metrics in {path}"
         except OSError as error:
             self.where = f"metrics could not be written: {error.strerror or error}"
@@ -132,30 +146,3 @@ def with_metrics(log: MetricsLog, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping) or not log.waiting:
         return values
     return {**log.take(where), **values}
-
-
-def follow(log: MetricsLog) -> None:
-    """Log beside what the program logs to tensorboard or wandb without accelerate.
-
-    Called when tensorboard has been imported, and at each step, since a program may start wandb when it pleases.
-    """
-    tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
-    if tensorboard is not None:
-        wrap_once(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))
-    run: Any = getattr(sys.modules.get("wandb"), "run", None)
-    if run is not None:
-        wrap_once(type(run), "log", partial(_log_to_wandb, log))
-
-
-def _add_scalar(
-    log: MetricsLog, original: Any, writer: Any, tag: str, value: Any, global_step: Any = None, *args: Any, **more: Any
-) -> Any:
-    done = original(writer, tag, value, global_step, *args, **more)
-    if log.waiting:
-        for name, mean in log.take("tensorboard").items():
-            original(writer, name, mean, global_step)
-    return done
-
-
-def _log_to_wandb(log: MetricsLog, original: Any, run: Any, data: Any, *args: Any, **more: Any) -> Any:
-    return original(run, with_metrics(log, data, "wandb"), *args, **more)

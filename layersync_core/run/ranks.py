@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from layersync_core import _compat
 from layersync_core.distributed import several_ranks
 from layersync_core.errors import CaptureError
 
@@ -32,7 +33,7 @@ def compare(digest: str) -> None:
     """
     if not several_ranks():
         return
-    store = dist.distributed_c10d._get_default_store()
+    store = _compat.first_store()
     own = dist.get_rank()
     store.set(f"{_KEY}{own}", digest)
     for other in range(dist.get_world_size()):

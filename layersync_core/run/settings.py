@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from layersync_core import spelling
 from layersync_core.config import LayerSyncConfig, not_boolean, validate
-from layersync_core.entrypoints import KNOWN_PLUGINS, PLUGINS, providers
+from layersync_core.entrypoints import PLUGINS, providers
 from layersync_core.errors import ConfigError
 from layersync_core.files import parse_json, read_json, replace_file
 from layersync_core.losses.plugins import third_parties
@@ -66,6 +66,7 @@ def read(mapping: Mapping[str, Any]) -> Settings:
         ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
     """
     given = spelling.canonical(mapping)
+    third_parties().check_spelling(given)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
     if not _switches(given):
@@ -76,7 +77,8 @@ def read(mapping: Mapping[str, Any]) -> Settings:
             )
         raise ConfigError(
             "no settings are given, so LayerSync would do nothing; add --layersync_enabled true "
-            "--layersync_student_block N --layersync_teacher_block N, or --config FILE"
+            "--layersync_student_block N --layersync_teacher_block N, or --config FILE with them"
+            f"{spelling.taken_for_the_hosts(given)}"
         )
     return Settings(config, validate(LaunchSettings, own), given)
 
@@ -123,8 +125,7 @@ def variables(settings: Settings, environment: Mapping[str, str], file: Callable
 def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
     claimed = {name for model in third_parties().config_models() for name in model.model_fields}
     # Unknown keys of a plugin travel as well, so that it can refuse them.
-    switches = {name.removesuffix("_enabled") for name in claimed if name.endswith("_enabled")}
-    prefixes = tuple(f"{name}_" for name in ("layersync", *KNOWN_PLUGINS, *switches))
+    prefixes = tuple({spelling.PREFIX, *third_parties().prefixes()})
     return {
         key: value for key, value in given.items() if key.startswith(prefixes) or key in claimed or key in HOSTS_KEYS
     }

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from layersync_core.attachment import Attachment
 from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Adapter, Block
-from layersync_core.session import Attachment, attach
+from layersync_core.session import attach
 from layersync_core.testing.probe import (
     find_tokens,
     look,

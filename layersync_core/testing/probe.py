@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
-from layersync_core.protocol import Adapter, Tokens
+from layersync_core.capture.forward import Forward, only_forward
+from layersync_core.protocol import Adapter
 
 SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")
 """Names under which models take the noisy sample, the likeliest first."""
@@ -31,7 +32,7 @@ class Seen:
     """
 
     states: dict[int, Tensor]
-    tokens: Tokens
+    tokens: Forward
     output: Any
 
 
@@ -42,8 +43,9 @@ def look(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any]) -> Seen:
     handle = adapter.capture(model, layers, buffer)
     try:
         output = model(**inputs)
-        tokens = handle.collect()
-        return Seen({layer: buffer[buffer.key(layer)] for layer in layers}, tokens, output)
+        forward = only_forward(handle)
+        handle.collect(forward)
+        return Seen({layer: buffer[buffer.key(layer)] for layer in layers}, forward, output)
     finally:
         handle.remove()
 

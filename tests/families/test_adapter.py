@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core import (
-    Block,
     BlockStack,
     BlockStackAdapter,
     CaptureError,
     ConfigError,
-    HiddenStateBuffer,
     ModelLayout,
     UnknownFamilyError,
     attach,
+    only_forward,
 )
 from layersync_core.capture.layout import ForwardCall, latent_grid
-from layersync_core.protocol import Adapter, CaptureHandle, Tokens
+from layersync_core.protocol import Adapter
 from tests.models import (
     TOY,
     Toy,
@@ -41,6 +38,7 @@ from tests.models import (
     toy_states,
     toy_term,
 )
+from tests.own_capture import OwnAdapter
 
 
 def test_a_model_of_ones_own_needs_an_adapter() -> None:
@@ -214,8 +212,9 @@ def test_a_grid_is_asked_for_only_when_somebody_wants_it() -> None:
         sync.loss()
         assert not calls
         model(toy_input())
-        assert sync.capture is not None
-        tokens = sync.capture.collect()
+        capture = sync._capture
+        assert capture is not None
+        capture.collect(tokens := only_forward(capture))
         assert (tokens.grid, tokens.grid, len(calls)) == ((1, 1, 5), (1, 1, 5), 1)
 
 
@@ -299,59 +298,6 @@ def test_grids_of_latents(shape: tuple[int, ...], patch: tuple[int, int, int], g
     find = latent_grid("latents", lambda model: patch)
     assert find(ForwardCall(SimpleNamespace(), {"latents": torch.zeros(shape)}, 2, 24)) == grid
     assert find(ForwardCall(SimpleNamespace(), {}, 2, 24)) is None
-
-
-class OwnHandle:
-    """A capture as somebody else might write it: it knows nothing of ours, and fills only what it must."""
-
-    def __init__(self, model: Toy, layers: Collection[int], buffer: HiddenStateBuffer) -> None:
-        self.enabled, self._held, self._buffer, self._off = True, {}, buffer, False
-        self._handles = [
-            model.blocks[layer].register_forward_hook(
-                lambda module, args, output, layer=layer: self._hold(layer, output)
-            )
-            for layer in layers
-        ]
-
-    def _hold(self, layer: int, output: Tensor) -> None:
-        if self.enabled and not self._off and torch.is_grad_enabled():
-            self._held[layer] = output
-
-    def collect(self) -> Tokens:
-        if not self._held:
-            raise CaptureError("nothing was captured")
-        for layer, state in self._held.items():
-            self._buffer[self._buffer.key(layer)] = state
-        return Tokens()
-
-    def discard(self) -> None:
-        self._held.clear()
-        self._buffer.clear()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._off = True
-        yield
-        self._off = False
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-class OwnAdapter:
-    """Written against the protocol alone."""
-
-    family, api_version, model_classes = "own", 1, ("Toy",)
-
-    def supports_hidden_states(self, model: nn.Module) -> bool:
-        return isinstance(model, Toy)
-
-    def list_blocks(self, model: nn.Module) -> list[Block]:
-        return [Block(index, f"blocks.{index}") for index in range(len(model.blocks))]
-
-    def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
-        return OwnHandle(model, layers, buffer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [False, True])

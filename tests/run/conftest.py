@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from layersync_core.run import patches
+from layersync_core.run import training as of_process
 from layersync_core.run.settings import VARIABLE
 from layersync_core.run.training import Training
 from tests.models import settings
@@ -56,14 +57,14 @@ def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Launch]:
         given = {**settings(1, 3, WEIGHT), "layersync_status_dir": str(tmp_path), **more}
         monkeypatch.setenv(VARIABLE, json.dumps(given))
         patches._installed.clear()
-        patches.training.cache_clear()
+        of_process.training.cache_clear()
         patches.install("torch")
         patches.install("accelerate")
-        return patches.training()
+        return of_process.training()
 
     yield launch
     patches._installed.clear()
-    patches.training.cache_clear()
+    of_process.training.cache_clear()
     optimizers._global_optimizer_pre_hooks.clear()
     optimizers._global_optimizer_pre_hooks.update(hooks)
     for state in (AcceleratorState, GradientState):

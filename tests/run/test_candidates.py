@@ -25,7 +25,7 @@ def test_experts_of_one_family_are_all_targets(launch: Launch) -> None:
         main_loss(model(**inputs)).backward()
         optimiser.step()
     assert_same_gradients(gradients(second), gradients_by_autograd(by_hand(untouched, inputs), untouched))
-    assert [line.split(" ")[0] for line in training.status.targets] == [
+    assert [line.split(" ")[0] for line in training.journal.status.targets] == [
         "DiTTransformer2DModel#1",
         "DiTTransformer2DModel#2",
     ]
@@ -49,7 +49,7 @@ def test_a_named_target_is_the_only_one(launch: Launch, target: str) -> None:
     (main_loss(dit(**dit_inputs)) + main_loss(wan(**wan_inputs))).backward()
     optimiser.step()
     assert_same_gradients(gradients(wan), gradients_by_autograd(by_hand(untouched, wan_inputs), untouched))
-    assert len(training.status.targets) == 1
+    assert len(training.journal.status.targets) == 1
 
 
 def test_a_target_that_is_not_there(launch: Launch) -> None:
@@ -92,7 +92,7 @@ def test_a_block_deeper_than_the_model_is_refused_when_the_optimiser_is_made(lau
     model, _ = build("dit")
     with pytest.raises(ConfigError, match="LayerSync could not find layer 99"):
         sgd(model)
-    assert "could not find layer 99" in training.status.error
+    assert "could not find layer 99" in training.journal.status.error
 
 
 def test_a_model_that_is_built_and_used_without_any_sign_before_its_forward(launch: Launch) -> None:
@@ -123,7 +123,7 @@ def test_models_from_before_the_start_are_found(launch: Launch) -> None:
     main_loss(model(**inputs)).backward()
     optimiser.step()
     assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
-    assert training.status.terms == 1
+    assert training.journal.status.terms == 1
 
 
 STRANGE = """

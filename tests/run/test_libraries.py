@@ -45,7 +45,7 @@ def test_accelerate(launch: Launch, divides: str) -> None:
             if divides == "accelerate" or number == 3:
                 optimiser.step()
     assert_same_gradients(gradients(model), expected)
-    assert (training.status.terms, training.status.steps) == (4, 1)
+    assert (training.journal.status.terms, training.journal.status.steps) == (4, 1)
 
 
 def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:

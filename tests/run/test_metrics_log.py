@@ -72,11 +72,11 @@ def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) 
     training = launch()
     model, inputs = build("dit")
     train(model, inputs, sgd(model), 60)
-    training._finish()
+    training.journal._finish()
     rows = [json.loads(line) for line in (tmp_path / "layersync_metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert all(row["layersync_loss"] == pytest.approx(-WEIGHT * row["layersync_similarity"]) for row in rows)
-    assert "layersync_metrics.jsonl" in training.status.tracker
+    assert "layersync_metrics.jsonl" in training.journal.status.tracker
 
 
 LATE_WRITER = """

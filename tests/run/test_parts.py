@@ -134,10 +134,10 @@ def test_crepa_by_a_key_of_the_batch(launch: Launch, tmp_path: Path) -> None:
         expected = gradients_by_autograd(by_hand(untouched, inputs) + term, untouched)
         optimiser.step()
         assert_same_gradients(gradients(model), expected, 1e-4)
-    assert training.status.terms == 3
+    assert training.journal.status.terms == 3
     assert {id(p) for p in part.parameters()} <= {id(p) for g in optimiser.param_groups for p in g["params"]}
-    assert "crepa block 2 of 4 (blocks.1), crepa_block_index 1" in training.status.targets[0]
-    assert "student block 1 of 4" in training.status.targets[0]
+    assert "crepa block 2 of 4 (blocks.1), crepa_block_index 1" in training.journal.status.targets[0]
+    assert "student block 1 of 4" in training.journal.status.targets[0]
 
 
 def test_crepa_without_pixels_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:

@@ -20,9 +20,9 @@ def test_the_schedule_goes_on_from_accelerates_checkpoint(launch: Launch, tmp_pa
     train(model, inputs, optimiser, 3)
     accelerator.save_state(str(tmp_path / "checkpoint"))
     train(model, inputs, optimiser, 2)
-    assert training.step == 5
+    assert training.steps.now == 5
     accelerator.load_state(str(tmp_path / "checkpoint"))
-    assert training.step == 3
+    assert training.steps.now == 3
 
 
 def test_a_checkpoint_without_our_state(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +35,7 @@ def test_a_checkpoint_without_our_state(launch: Launch, tmp_path: Path, capsys: 
     (folder / "layersync_state.safetensors").unlink()
     accelerator.load_state(str(folder))
     assert "the checkpoint has no layersync_state.safetensors" in capsys.readouterr().err
-    assert training.step == 0
+    assert training.steps.now == 0
 
 
 def test_a_schedule_without_our_state_is_an_error_unless_the_step_is_given(launch: Launch, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_given_start_step_stands_where_the_checkpoint_tells_nothing(launch: La
     accelerator.save_state(str(folder))
     (folder / "layersync_state.safetensors").unlink()
     accelerator.load_state(str(folder))
-    assert training.step == 4
+    assert training.steps.now == 4
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors"])

@@ -29,7 +29,7 @@ def test_a_step_whose_closure_trains_the_last_loss(launch: Launch, named: bool) 
     returned = optimiser.step(closure=closure) if named else optimiser.step(closure)
     assert isinstance(returned, Tensor)
     assert_same_gradients(gradients(model), expected)
-    assert (training.status.terms, training.status.steps) == (2, 1)
+    assert (training.journal.status.terms, training.journal.status.steps) == (2, 1)
 
 
 def test_a_closure_that_is_evaluated_often_is_one_step(launch: Launch) -> None:
@@ -47,7 +47,7 @@ def test_a_closure_that_is_evaluated_often_is_one_step(launch: Launch) -> None:
     for _ in range(2):
         optimiser.step(closure)
     assert_same_gradients(gradients(model), expected)
-    assert training.status.terms > training.status.steps == 2
+    assert training.journal.status.terms > training.journal.status.steps == 2
 
 
 def test_an_optimiser_of_another_model_may_step_first(launch: Launch) -> None:
@@ -64,7 +64,7 @@ def test_an_optimiser_of_another_model_may_step_first(launch: Launch) -> None:
         others.step()
         optimiser.step()
         assert_same_gradients(gradients(model), expected)
-    assert (training.status.terms, training.status.steps, training.status.idle) == (2, 2, 0)
+    assert (training.journal.status.terms, training.journal.status.steps, training.journal.status.idle) == (2, 2, 0)
 
 
 def test_an_optimiser_that_was_given_other_tensors_later_still_counts(launch: Launch) -> None:
@@ -75,7 +75,7 @@ def test_an_optimiser_that_was_given_other_tensors_later_still_counts(launch: La
     optimiser.param_groups[0]["params"] = [torch.zeros(3, requires_grad=True)]
     main_loss(model(**inputs)).backward()
     optimiser.step()
-    assert training.status.steps == 1
+    assert training.journal.status.steps == 1
 
 
 def test_steps_without_a_term_are_counted(launch: Launch) -> None:
@@ -91,7 +91,7 @@ def test_steps_without_a_term_are_counted(launch: Launch) -> None:
         ):
             parameter.grad = grad
         optimiser.step()
-    assert "1 of 3 steps with the term" in summary([training.status])
+    assert "1 of 3 steps with the term" in summary([training.journal.status])
 
 
 def test_an_optimiser_that_steps_inside_backward(launch: Launch) -> None:
@@ -116,7 +116,7 @@ def test_an_optimiser_that_steps_inside_backward(launch: Launch) -> None:
         seen.clear()
         main_loss(model(**inputs)).backward()
         assert_same_gradients(seen, expected)
-        assert training.step == number + 1
+        assert training.steps.now == number + 1
 
 
 def test_a_program_without_an_optimiser(launch: Launch) -> None:
@@ -124,7 +124,7 @@ def test_a_program_without_an_optimiser(launch: Launch) -> None:
     model, inputs = build("dit")
     for _ in range(3):
         main_loss(model(**inputs)).backward()
-    assert (training.status.terms, training.step) == (3, 3)
+    assert (training.journal.status.terms, training.steps.now) == (3, 3)
 
 
 def test_a_schedule_that_nobody_counts_is_an_error(launch: Launch) -> None:
@@ -142,16 +142,16 @@ def test_after_the_cut_off_nothing_is_captured(launch: Launch) -> None:
     untouched = copy.deepcopy(model)
     train(model, inputs, sgd(model), 4)
     assert_same_gradients(gradients(model), gradients_by_autograd(main_loss(untouched(**inputs)), untouched))
-    assert (training.status.terms, training.status.steps) == (2, 2)
-    assert not training.candidates.attached[0].capture.passes
+    assert (training.journal.status.terms, training.journal.status.steps) == (2, 2)
+    assert not training.candidates.attached[0].attached_to.forwards
 
 
 def test_a_run_that_starts_after_the_cut_off_is_no_error(launch: Launch) -> None:
     training = launch(layersync_cutoff_step=2, layersync_start_step=2)
     model, inputs = build("dit")
     train(model, inputs, sgd(model), 2)
-    assert training.status.over
-    assert not training.status.terms
+    assert training.journal.status.over
+    assert not training.journal.status.terms
 
 
 def test_steps_without_a_term_are_said(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,8 @@ def test_an_untouched_loop_trains_the_loss_plus_the_term(launch: Launch, case: s
     found = {name: grad.clone() for name, grad in gradients(model).items()}
     optimiser.step()
     assert_same_gradients(found, gradients_by_autograd(by_hand(untouched, inputs), untouched))
-    assert (training.status.terms, training.status.steps) == (1, 1)
-    assert "student block 1 of" in training.status.targets[0]
+    assert (training.journal.status.terms, training.journal.status.steps) == (1, 1)
+    assert "student block 1 of" in training.journal.status.targets[0]
 
 
 def test_the_term_is_added_at_every_step(launch: Launch) -> None:
@@ -49,7 +49,7 @@ def test_the_term_is_added_at_every_step(launch: Launch) -> None:
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert_same_gradients(grads, expected)
         optimiser.step()
-    assert training.status.steps == 3
+    assert training.journal.status.steps == 3
 
 
 def test_a_dummy_leaf_beside_the_loss_is_left_alone(launch: Launch) -> None:
@@ -62,7 +62,7 @@ def test_a_dummy_leaf_beside_the_loss_is_left_alone(launch: Launch) -> None:
     torch.zeros((), requires_grad=True).backward()
     optimiser.step()
     assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
-    assert training.status.terms == 1
+    assert training.journal.status.terms == 1
 
 
 def test_a_loss_that_is_detached_is_refused(launch: Launch) -> None:
@@ -238,23 +238,23 @@ def test_validation_and_an_ema_copy_are_left_alone(launch: Launch) -> None:
     output.square().mean().backward()
     optimiser.step()
     assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
-    assert len(training.status.targets) == 1
+    assert len(training.journal.status.targets) == 1
 
 
 def test_forwards_that_nobody_uses_keep_no_memory(launch: Launch) -> None:
     training = launch()
     model, inputs = build("dit")
     sgd(model)
-    capture = training.candidates.attached[0].capture
+    attached = training.candidates.attached[0].attached_to
     for _ in range(20):
         model(**inputs)
     gc.collect()
     model(**inputs)
-    assert not capture.passes
+    assert not attached.forwards
     output = model(**inputs)
-    assert len(capture.passes) == 1
+    assert len(attached.forwards) == 1
     del output
-    assert not capture.passes
+    assert not attached.forwards
 
 
 def test_a_frozen_model_leaves_no_forward_behind(launch: Launch) -> None:
@@ -263,8 +263,8 @@ def test_a_frozen_model_leaves_no_forward_behind(launch: Launch) -> None:
     sgd(model)
     model.requires_grad_(False)
     outputs = [model(**inputs) for _ in range(20)]
-    capture = training.candidates.attached[0].capture
-    assert not capture.passes
+    attached = training.candidates.attached[0].attached_to
+    assert not attached.forwards
     assert len(outputs) == 20
 
 
@@ -324,7 +324,7 @@ def test_compiled(launch: Launch, how: str) -> None:
         optimiser.step()
     expected = by_hand(untouched, inputs)
     assert_same_gradients(gradients(model), gradients_by_autograd(expected, untouched))
-    assert training.status.terms == 3
+    assert training.journal.status.terms == 3
 
 
 def test_lora_weights_outside_of_the_model(launch: Launch) -> None:
@@ -336,7 +336,7 @@ def test_lora_weights_outside_of_the_model(launch: Launch) -> None:
     (plain,) = torch.autograd.grad(loss, [lora], retain_graph=True)
     loss.backward()
     optimiser.step()
-    assert training.status.terms == 1
+    assert training.journal.status.terms == 1
     assert lora.grad is not None
     assert not torch.allclose(lora.grad, plain)
 

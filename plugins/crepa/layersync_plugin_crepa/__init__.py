@@ -30,10 +30,10 @@ def layersync_config_models() -> Sequence[type[BaseModel]]:
 @hookimpl
 def layersync_regularizers(config: LayerSyncConfig) -> Sequence[Regularizer]:
     """Return CREPA when it is enabled."""
-    from layersync_plugin_crepa.config import read
+    from layersync_plugin_crepa.config import CrepaConfig
 
-    settings = read(config.given)
-    if not settings.crepa_enabled:
+    settings = config.of(CrepaConfig)
+    if settings is None:
         return []
     from layersync_plugin_crepa.regularizer import Crepa
 

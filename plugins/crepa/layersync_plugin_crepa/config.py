@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core import BlockNumber, ConfigError, Steps, Weight, is_on, not_boolean, unknown_key, validate
+from layersync_core import BlockNumber, Steps, Weight, not_boolean
 
-PREFIX = "crepa_"
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
 Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
 
@@ -144,18 +142,3 @@ class CrepaConfig(BaseModel):
                 f"crepa_cutoff_step is {self.crepa_cutoff_step}, which is not after crepa_warmup_steps "
                 f"{self.crepa_warmup_steps}: the term would be cut off before it has its weight"
             )
-
-
-def read(given: Mapping[str, Any]) -> CrepaConfig:
-    """Read CREPA's keys out of a whole configuration.
-
-    Raises:
-        ConfigError: CREPA is enabled and a ``crepa_*`` key is unknown; or values that cannot work or contradict.
-    """
-    ours = {key: value for key, value in given.items() if key.startswith(PREFIX)}
-    if is_on(ours.get("crepa_enabled")):
-        for key in ours:
-            if key not in CrepaConfig.model_fields:
-                raise ConfigError(unknown_key(key, CrepaConfig.model_fields))
-    # While CREPA is off, what the host calls by such a name is the host's affair.
-    return validate(CrepaConfig, {key: value for key, value in ours.items() if key in CrepaConfig.model_fields})

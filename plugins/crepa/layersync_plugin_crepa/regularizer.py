@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersync_core import Block, CaptureError, ConfigError, States, Term
+from layersync_core import Block, CaptureError, ConfigError, RegularizerBase, States, Term
 from layersync_plugin_crepa.config import CrepaConfig
 from layersync_plugin_crepa.cutoff import SimilarityCutoff
 from layersync_plugin_crepa.encoder import Encoder
@@ -40,7 +40,7 @@ class Part(nn.Module):
         return projected
 
 
-class Crepa:
+class Crepa(RegularizerBase):
     """Align the frames of a block with the features of their own and their neighbours' frames.
 
     ``loss = -weight · mean over samples of Σ_f S_f / T``; see ``loss.py``.
@@ -58,7 +58,8 @@ class Crepa:
 
     def __init__(self, config: CrepaConfig, run_steps: Any = None) -> None:
         self._config = config
-        self.schedule = schedule_of(config, run_steps)
+        self._weights = schedule_of(config, run_steps)
+        self.schedule = self._weights if self._weights.varies else None
         self._rule = Rule(
             config.crepa_adjacent_distance,
             config.crepa_adjacent_tau,
@@ -81,7 +82,7 @@ class Crepa:
 
     def active(self, step: int) -> bool:
         """Return whether there is still a weight to come."""
-        return self.schedule.active(step) and not (self.module is not None and self.module.cutoff.over)
+        return self._weights.active(step) and not (self.module is not None and self.module.cutoff.over)
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
         """Resolve the blocks, make the projector, and return the layers to capture.
@@ -135,7 +136,7 @@ class Crepa:
         if states.sample_weight is not None:
             alignment_B = alignment_B * states.sample_weight.to(device)
         cut = part.cutoff(scores.similarity)
-        weight = self.schedule.at(step) * (1 - cut)
+        weight = self._weights.at(step) * (1 - cut)
         loss = -weight * alignment_B.mean()
         return Term(
             loss,

@@ -32,6 +32,11 @@ class WeightSchedule:
     power: float = 1.0
     cutoff_step: int = 0
 
+    @property
+    def varies(self) -> bool:
+        """Whether the weight depends on the step at all."""
+        return self.kind != "constant" or bool(self.warmup_steps or self.cutoff_step)
+
     def active(self, step: int) -> bool:
         """Return whether the term still has, or will have, a weight; False stops the capture too."""
         decayed = self.kind != "constant" and self.end_weight == 0 and step >= self.end_step

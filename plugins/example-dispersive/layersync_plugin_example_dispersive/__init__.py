@@ -12,11 +12,10 @@ from layersync_core import (
     ConfigError,
     LayerSyncConfig,
     Regularizer,
+    RegularizerBase,
     States,
     Term,
     hookimpl,
-    unknown_key,
-    validate,
 )
 
 
@@ -36,15 +35,11 @@ def layersync_config_models() -> Sequence[type[BaseModel]]:
 
 @hookimpl
 def layersync_regularizers(config: LayerSyncConfig) -> Sequence[Regularizer]:
-    own = {key: value for key, value in config.given.items() if key.startswith("dispersive_")}
-    for key in own:
-        if key not in DispersiveConfig.model_fields:
-            raise ConfigError(unknown_key(key, DispersiveConfig.model_fields))
-    settings = validate(DispersiveConfig, own)
-    return [Dispersive(settings)] if settings.dispersive_enabled else []
+    settings = config.of(DispersiveConfig)  # None while dispersive_enabled is off
+    return [Dispersive(settings)] if settings else []
 
 
-class Dispersive:
+class Dispersive(RegularizerBase):
     name, order = "dispersive", 150
 
     def __init__(self, config: DispersiveConfig) -> None:

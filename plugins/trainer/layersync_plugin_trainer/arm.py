@@ -138,6 +138,8 @@ def train_arm(
     if config.guidance_scale is not None and feed.null_label is None:
         raise ConfigError(f"guidance_scale has no effect: {type(model).__name__} has no null class here; leave it out")
     identity = _identity(source, model, config, accelerator.num_processes)
+    if config.compare:
+        identity["arm"] = name
     if resume is not None:
         checkpoints.check_identity(resume, identity)
     weights = list(model.parameters())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersync_core import ConfigError
+from layersync_plugin_trainer.claiming import is_empty
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -117,7 +118,7 @@ def locate(resume: str, folder: Path) -> Checkpoint | None:
         return verify(Path(resume))
     candidates = found(folder)
     if not candidates:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not is_empty(folder):
             raise ConfigError(f"{folder} is not empty but has no checkpoint to resume from; choose another output_dir")
         return None
     try:
@@ -147,20 +148,28 @@ def verify(folder: Path) -> Checkpoint:
     lacking = [key for key in ("step", "identity", "files") if key not in manifest]
     if lacking or not isinstance(manifest["files"], dict) or STATE not in manifest["files"]:
         raise ConfigError(f"{folder} is torn: its {MANIFEST} lacks {lacking[0] if lacking else STATE}")
+    step, identity = manifest["step"], manifest["identity"]
+    if type(step) is not int or step < 0 or not isinstance(identity, dict):
+        raise ConfigError(f"{folder} is damaged: its {MANIFEST} has step {step!r} and identity {identity!r}")
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    if unknown := present - manifest["files"].keys() - {MANIFEST}:
+        raise ConfigError(f"{folder} is damaged: its {MANIFEST} knows nothing of {', '.join(sorted(unknown))}")
     for name, expected in manifest["files"].items():
         if name in ("", ".", "..") or any(separator in name for separator in "/\\"):
             raise ConfigError(f"{folder} is damaged: its {MANIFEST} names {name!r}, which is no file of a checkpoint")
         if not isinstance(expected, dict) or expected.keys() != {"size", "crc32"}:
             raise ConfigError(f"{folder} is damaged: its {MANIFEST} has no size and checksum of {name}")
         file = folder / name
-        if not file.is_file():
+        if name not in present:
             raise ConfigError(f"{folder} is torn: {name} is missing")
         if file.stat().st_size != expected["size"]:
             raise ConfigError(f"{folder} is torn: {name} has {file.stat().st_size} bytes instead of {expected['size']}")
         if _fingerprint(file) != expected:
             raise ConfigError(f"{folder} is damaged: the content of {name} is not what was written")
     state = json.loads((folder / STATE).read_text())
-    return Checkpoint(folder, manifest["step"], manifest["identity"], state["settings"], state["history"])
+    if state["step"] != step:
+        raise ConfigError(f"{folder} is damaged: its {MANIFEST} says step {step}, its {STATE} {state['step']}")
+    return Checkpoint(folder, step, identity, state["settings"], state["history"])
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; give a folder")
+    _refuse_part_of_another(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,24 @@ def claimed(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # the run's files are there
                 for path in made:
                     path.rmdir()
+
+
+def _refuse_part_of_another(folder: Path) -> None:
+    """Refuse the folder of an arm whose comparison runs, and of a comparison one of whose arms runs by itself."""
+    arms = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    for beside in (folder.absolute().parent, *arms):
+        if not (beside / LOCK).is_file():
+            continue
+        try:
+            with FileLock(beside / LOCK, timeout=0):
+                pass
+        except Timeout:
+            raise ConfigError(
+                f"output_dir {folder} belongs together with {beside}, which is in use by {_holder(beside)}; wait for "
+                "it, or give another output_dir"
+            ) from None
+        except (NotImplementedError, OSError):  # not ours to lock
+            continue
 
 
 def is_empty(folder: Path) -> bool:

@@ -110,8 +110,11 @@ class Settings:
         own = TrainerConfig.model_fields
         claimed = {name for model in plugins().config_models() for name in model.model_fields}
         claimed.update(LayerSyncConfig.model_fields)
+        plugins().check_spelling(self.given)
+        # What belongs to a plugin that is not loaded is judged where the regularizers are asked for.
+        absent = tuple(plugins().absent_prefixes())
         for key in self.given:
-            if key not in own and key not in claimed:
+            if key not in own and key not in claimed and not key.startswith(absent):
                 raise ConfigError(unknown_key(key, sorted({*own, *claimed})) + taken_for_the_hosts(self.given))
         self.trainer = validate(TrainerConfig, {key: value for key, value in self.given.items() if key in own})
         self.regularizers = {key: value for key, value in self.given.items() if key not in own}

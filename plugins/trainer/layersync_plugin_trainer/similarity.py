@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from layersync_core import Adapter, HiddenStateBuffer
+from layersync_core import Adapter, HiddenStateBuffer, only_forward
 from layersync_plugin_trainer.data import Dataset, generator
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import Batch, draw
@@ -50,9 +50,10 @@ def block_states(model: nn.Module, adapter: Adapter, feed: Feed, batch: Batch) -
         # In training mode and with gradients, since only such a forward is captured.
         with torch.enable_grad():
             feed(model.train(), batch.noisy, batch.time, batch.labels)
-        tokens = handle.collect()
+        forward = only_forward(handle)
+        handle.collect(forward)
         states = [buffer[buffer.key(index)].detach().flatten(1, -2) for index in range(len(blocks))]
-        return states, tokens.real if tokens.target is None else tokens.target
+        return states, forward.real if forward.target is None else forward.target
     finally:
         handle.discard()
         handle.remove()

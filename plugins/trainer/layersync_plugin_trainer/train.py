@@ -123,18 +123,22 @@ def _resume_points(config: TrainerConfig) -> dict[str, Checkpoint]:
     if config.resume_from_checkpoint != "latest":
         point = locate(config.resume_from_checkpoint, folder)
         assert point is not None  # only latest may find nothing
-        if point.settings.get("compare") and Settings(point.settings).trainer.compare:
-            raise ConfigError(
-                f"{point.folder} is one arm of a comparison; resume both arms with --output_dir "
-                f"{point.folder.parent.parent} --resume_from_checkpoint latest"
-            )
-        return {"layersync": point}
+        return {"layersync": _no_arm(point)}
     arms = [name for name in ARMS if found(folder / name)]
     if arms and not found(folder):
         points = {name: locate("latest", folder / name) for name in arms}
         return {name: point for name, point in points.items() if point is not None}
     point = locate("latest", folder)
-    return {} if point is None else {"layersync": point}
+    return {} if point is None else {"layersync": _no_arm(point)}
+
+
+def _no_arm(point: Checkpoint) -> Checkpoint:
+    if point.settings.get("compare") and Settings(point.settings).trainer.compare:
+        raise ConfigError(
+            f"{point.folder} is one arm of a comparison; resume both arms with --output_dir "
+            f"{point.folder.parent.parent} --resume_from_checkpoint latest"
+        )
+    return point
 
 
 def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Settings, list[str]]:
@@ -150,6 +154,11 @@ def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Set
     if settings.regularizers and overlay(before.regularizers, settings.regularizers) != before.regularizers:
         shown = ", ".join(f"{key} {value}" for key, value in settings.regularizers.items())
         notes.append(f"regularizer settings change from here on: {shown}")
+    changed = [key for key in settings.regularizers if key.startswith("layersync_") and key != "layersync_enabled"]
+    if changed and not Settings(merged).enabled:
+        raise ConfigError(
+            f"LayerSync is off in {point.folder}, so {', '.join(changed)} would do nothing; add layersync_enabled: true"
+        )
     if "output_dir" not in settings.given:
         place = point.folder.parent
         merged["output_dir"] = str(place.parent if before.trainer.compare else place)

@@ -1,0 +1,92 @@
+"""One training forward as a value: hooks make it, a capture lists it, and whoever has a loss for it has it read."""
+
+# Shapes: B batch, S tokens, D channels, T frames, H rows, W columns
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from layersync_core.errors import CaptureError
+
+if TYPE_CHECKING:
+    from weakref import ref
+
+    from torch import Tensor
+
+    from layersync_core.protocol import CaptureHandle
+
+Grid = tuple[int, int, int]
+
+SECOND_FORWARD = (
+    "a second training forward ran before the states of the first were used, and nobody can know which one was meant: "
+    "call apply() after each training forward, and run further forwards under torch.no_grad() or "
+    "inside `with attachment.paused():`"
+)
+
+
+@dataclass(eq=False)
+class Forward:
+    """A training forward: what went in, what the asked blocks returned, and, once it is read, what those tokens are.
+
+    A capture of one's own fills ``outputs`` while the model runs, and the second group when the forward is collected.
+
+    Attributes:
+        outputs: ``layer index -> the object the block returned``, untouched.
+        args: Positional arguments of the model's forward or, where a trainer loops over blocks, of the first block.
+        kwargs: Its keyword arguments.
+        by_model: Opened by the model's own forward; otherwise by the first block of a trainer that loops over blocks.
+        finished: The model's forward has returned, so that hooks store nothing more.
+        embedded: What the patch embedder returned.
+        repeated: A block that ran twice in this forward.
+        end: What dies with the graph of the result, where a host has marked it; None where nobody has.
+
+        target: (B, S) bool, True for generated tokens; None when all are.
+        real: (B, S) bool, True for generated and reference tokens, False for padding; None when all are real.
+        tracked: ``layer index -> the tensor the block returned``, for judging gradients.
+        spans: ``layer index -> where the tokens stand in that tensor``.
+        video: The tokens have frames: without a grid they cannot be viewed by frame.
+        ask_grid: Tells ``grid``, which not every regularizer wants to know; None where nobody can.
+    """
+
+    outputs: dict[int, Any] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    by_model: bool = False
+    finished: bool = False
+    embedded: Any = None
+    repeated: int | None = None
+    end: ref[Any] | None = None
+
+    target: Tensor | None = None
+    real: Tensor | None = None
+    tracked: Mapping[int, Tensor] = field(default_factory=dict)
+    spans: Mapping[int, slice] = field(default_factory=dict)
+    video: bool = False
+    ask_grid: Callable[[], Grid | None] | None = None
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """(T, H, W) of the tokens in raster order; None where the model does not say."""
+        return None if self.ask_grid is None else self.ask_grid()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the graph of the result is gone, so that no loss can depend on it any more."""
+        return self.end is not None and self.end() is None
+
+
+def only_forward(capture: CaptureHandle) -> Forward:
+    """Return the one training forward that a capture holds.
+
+    Raises:
+        CaptureError: It holds none, or several.
+    """
+    held = capture.forwards
+    if len(held) > 1:
+        raise CaptureError(SECOND_FORWARD)
+    if not held:
+        raise CaptureError(f"no training forward was captured since the last step: {capture.why_none}")
+    return held[0]

@@ -1,0 +1,110 @@
+"""A regularizer that is enabled, with what it says beside the protocol and what it leaves out filled in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.protocol import Block, Regularizer, RegularizerBase, States, Term
+
+_OPTIONAL = ("module", "schedule", "active", "begin", "describe")
+# As alike as `activ` is to `active`; further away stands what somebody may well call a member of their own.
+_NEAR = 0.87
+
+
+@dataclass(frozen=True)
+class Enabled:
+    """A regularizer of one attachment.
+
+    Attributes:
+        item: The regularizer itself.
+        layers: The layers it wants.
+        module: Its trainable part, or None.
+        active: As in ``RegularizerBase``.
+        begin: As in ``RegularizerBase``.
+        describe: As in ``RegularizerBase``.
+        uses_steps: What it computes depends on the optimiser step, as far as it says.
+    """
+
+    item: Regularizer
+    layers: set[int]
+    module: nn.Module | None
+    active: Callable[[int], bool]
+    begin: Callable[[nn.Module], None]
+    describe: Callable[[], list[str]]
+    uses_steps: bool
+
+    @classmethod
+    def of(cls, item: Regularizer, blocks: Sequence[Block]) -> Enabled:
+        """Ask a regularizer for its layers, and take what else it says.
+
+        Raises:
+            ConfigError: It has a member that is nearly one of the optional ones, which nobody would call.
+            LayerSyncError: It asks for a layer that the model does not have.
+        """
+        _refuse_near_misses(item)
+        layers = item.layers(blocks)
+        unknown = sorted(set(layers) - set(range(len(blocks))))
+        if unknown:
+            raise LayerSyncError(
+                f"regularizer {item.name} asks for layer {', '.join(map(str, unknown))}; "
+                f"the layers of this model are 0 to {len(blocks) - 1}"
+            )
+        # What is left out is what the base does, with the schedule that this one has.
+        base = RegularizerBase()
+        base.schedule = getattr(item, "schedule", None)
+        given = cast("RegularizerBase", item)
+        return cls(
+            item,
+            layers,
+            getattr(item, "module", None),
+            given.active if hasattr(item, "active") else base.active,
+            given.begin if hasattr(item, "begin") else base.begin,
+            given.describe if hasattr(item, "describe") else base.describe,
+            base.schedule is not None or (hasattr(item, "active") and not hasattr(item, "schedule")),
+        )
+
+    @property
+    def pairs(self) -> Sequence[Any]:
+        """Its resolved pairs, where the loss is one of pairs."""
+        return getattr(self.item, "pairs", ())
+
+    def term(self, states: States, step: int) -> Term | None:
+        """Return this step's term, or None.
+
+        Raises:
+            LayerSyncError: It returned something else.
+        """
+        term = self.item.compute(states, step)
+        if term is None:
+            return None
+        if not isinstance(term, Term):
+            raise LayerSyncError(
+                f"regularizer {self.item.name} returned a {type(term).__name__}; expected a Term or None"
+            )
+        for name, value in (("loss", term.loss), *term.metrics.items()):
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise LayerSyncError(
+                    f"regularizer {self.item.name} returned {name} as {shape}; expected a scalar tensor"
+                )
+        return term
+
+
+def _refuse_near_misses(item: Regularizer) -> None:
+    own = {*getattr(item, "__dict__", {})}
+    for kind in type(item).__mro__:
+        if kind not in (object, RegularizerBase) and not kind.__module__.startswith("torch."):
+            own.update(vars(kind))
+    for name in sorted(own):
+        meant = difflib.get_close_matches(name, _OPTIONAL, n=1, cutoff=_NEAR)
+        if meant and name not in _OPTIONAL and meant[0] not in own:
+            raise ConfigError(
+                f"regularizer {item.name} has a member {name}, which nobody would ask for; the optional member is "
+                f"called {meant[0]} (rename yours where it is something else)"
+            )

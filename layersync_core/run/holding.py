@@ -1,0 +1,64 @@
+"""Which training forwards of a program are held: all that a loss may still depend on.
+
+A program cannot say which of its forwards are meant to be left alone; that shows when a loss comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from layersync_core import _compat
+from layersync_core.attachment import Attachment
+from layersync_core.capture.graph import mark
+from layersync_core.capture.hooks import hook
+from layersync_core.protocol import CaptureHandle
+
+# Forwards that nobody uses: those of compiled models have no mark that would die with them.
+_KEPT = 32
+
+
+def make_room(capture: CaptureHandle) -> None:
+    """Forget the oldest of too many forwards; the policy of a run."""
+    for forward in capture.forwards[: 1 - _KEPT]:
+        capture.discard(forward)
+
+
+def watch(attachment: Attachment, model: nn.Module, marked: Callable[[bool], None]) -> None:
+    """Mark the graph of what each training forward of an attached model returns, so that it can be found.
+
+    Args:
+        attachment: Of the model.
+        model: The model itself.
+        marked: Told of each forward whether it has a graph; one without is forgotten.
+    """
+    # A program that calls the blocks without the model ends its forward with the last of them.
+    last = model.get_submodule(attachment.blocks[-1].path)
+    for module in (model, last):
+        module.register_forward_hook(hook(partial(_mark, attachment, marked, module, module is model)))
+
+
+def _mark(
+    attachment: Attachment,
+    marked: Callable[[bool], None],
+    watched: nn.Module,
+    by_model: bool,
+    module: nn.Module,
+    args: Any,
+    output: Any,
+) -> None:
+    # A compiled graph has one node for all it returns, so the stored states tell as much as a mark would.
+    if torch.compiler.is_compiling() or module is not watched or _compat.inside_backward():
+        return
+    held = attachment.forwards
+    if not held or held[-1].by_model is not by_model or held[-1].end is not None:
+        return
+    # Whatever this forward left behind is of no use without its graph, and would be all that is left of it.
+    held[-1].end = mark(output, held[-1].outputs.clear)
+    marked(held[-1].end is not None)
+    if held[-1].end is None:
+        attachment.forget(held[-1])

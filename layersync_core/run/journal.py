@@ -1,0 +1,95 @@
+"""What one process of a run tells: its status file, lines that are said once, and why it stopped."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from layersync_core.errors import LayerSyncError
+from layersync_core.run import ranks
+from layersync_core.run.metrics_log import MetricsLog
+from layersync_core.run.showing import say_error
+from layersync_core.run.status import Status, say, summary
+
+_SECONDS = 5
+
+
+class Journal:
+    """Of one process.
+
+    Args:
+        folder: Where status and metrics files go; None where no parent waits for them.
+        last_names: Gives names of models for the last status file, where nothing was trained.
+    """
+
+    def __init__(self, folder: str | None, last_names: Callable[[], Iterable[str]]) -> None:
+        self.log = MetricsLog(folder)
+        self.status = Status()
+        self.seen: dict[str, None] = {}
+        self._last_names = last_names
+        self._said: set[str] = set()
+        self._written = 0.0
+        self.write()
+        atexit.register(self._finish)
+
+    def fail(self, error: LayerSyncError) -> NoReturn:
+        """Stop the program: tell the parent why, and raise."""
+        if not self.status.error:
+            self.status.error = str(error)
+            self.write()
+            say_error(error)  # now: the program may catch it
+        raise error
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Tell the parent of an error of ours that ends the context."""
+        try:
+            yield
+        except LayerSyncError as error:
+            self.fail(error)
+
+    def say_once(self, key: str, message: str) -> None:
+        """Say a line, unless one was said under this key."""
+        if key not in self._said:
+            self._said.add(key)
+            say(message)
+
+    def target(self, line: str, accumulation: str) -> None:
+        """Note a model that is trained, and say so the first time."""
+        if line in self.status.targets:
+            return
+        self.status.targets.append(line)
+        self.status.rank = ranks.rank()
+        if self.status.rank == 0:
+            say(f"{line}, {accumulation}")
+
+    def write_now_and_then(self) -> None:
+        """Write the status file: early, since a program may be killed; then rarely, since it waits for figures."""
+        if self.status.terms <= 2 or time.monotonic() - self._written > _SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the status file."""
+        self._written = time.monotonic()
+        self.status.tracker = self.log.where
+        self.status.first, self.status.last = _finite(self.log.first.peek()), _finite(self.log.last.peek())
+        self.status.write(self.log.folder)
+
+    def _finish(self) -> None:
+        with suppress(RuntimeError):  # a device that failed is the program's own error
+            self.log.close()
+            self.log.first.wait()
+            self.log.last.wait()
+        if not self.status.terms and not self.status.seen:
+            self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
+        self.write()
+        if self.log.folder is None and self.status.terms and not self.status.error and ranks.rank() == 0:
+            say(summary([self.status]))  # no parent will
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

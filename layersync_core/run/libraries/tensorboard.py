@@ -1,0 +1,35 @@
+"""tensorboard without accelerate: metrics stand beside the program's own scalars."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+from layersync_core.replacing import wrap_once
+from layersync_core.run.metrics_log import MetricsLog
+from layersync_core.run.training import training
+
+WATCHES = ("torch.utils.tensorboard",)
+
+
+def take_hold() -> None:
+    """Take hold of its writer."""
+    follow(training().journal.log)
+
+
+def follow(log: MetricsLog) -> None:
+    """Log where a writer that is there by now logs."""
+    tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
+    if tensorboard is not None:
+        wrap_once(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))
+
+
+def _add_scalar(
+    log: MetricsLog, original: Any, writer: Any, tag: str, value: Any, global_step: Any = None, *args: Any, **more: Any
+) -> Any:
+    done = original(writer, tag, value, global_step, *args, **more)
+    if log.waiting:
+        for name, mean in log.take("tensorboard").items():
+            original(writer, name, mean, global_step)
+    return done

@@ -1,0 +1,113 @@
+"""torch: models that are built or compiled, optimisers and their steps, and every loss that nobody else takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from layersync_core import _compat
+from layersync_core.replacing import wrap_once
+from layersync_core.run.nesting import inside, is_inside
+from layersync_core.run.showing import exception_hook
+from layersync_core.run.training import training
+
+WATCHES = ("torch",)
+
+
+def take_hold() -> None:
+    """Take hold of what every training passes."""
+    exception_hook()
+    training()
+    wrap_once(nn.Module, "__init__", _building)
+    wrap_once(nn.Module, "__setstate__", _building)
+    wrap_once(torch, "compile", _compiling)
+    wrap_once(torch.optim.Optimizer, "__init__", _optimising)
+    wrap_once(torch.autograd, "backward", _backward)
+    wrap_once(torch.amp.GradScaler, "scale", _scaling)
+    register_optimizer_step_pre_hook(_stepping)
+
+
+# Models.
+
+
+def _building(original: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    original(module, *args, **kwargs)
+    if not torch.compiler.is_compiling():
+        training().build(module)
+
+
+def _compiling(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # A graph that is compiled before the hooks are there would never run them.
+    training().prepare()
+    return original(*args, **kwargs)
+
+
+def _optimising(original: Callable[..., Any], optimiser: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    original(optimiser, *args, **kwargs)
+    training().optimise(optimiser)
+
+
+# Losses.
+
+
+def _backward(original: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+    # Inside a running backward it is a checkpoint that recomputes.
+    if is_inside() or _compat.inside_backward():
+        return original(tensors, grad_tensors, *args, **kwargs)
+    add = training().add_terms
+    if grad_tensors is None:
+        totals = add(tensors) if isinstance(tensors, Tensor) else [add(tensor) for tensor in tensors]
+        return original(totals, None, *args, **kwargs)
+    roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
+    factors = [grad_tensors] if isinstance(grad_tensors, Tensor) else [*grad_tensors]
+    if len(roots) == len(factors):
+        for number, (root, factor) in enumerate(zip(roots, factors, strict=True)):
+            roots[number], factors[number] = _scaled_with_term(root, factor)
+    return original(roots, factors, *args, **kwargs)
+
+
+def _scaled_with_term(loss: Any, factor: Any) -> tuple[Any, Any]:
+    """Return a loss with its term, and what its gradient begins with."""
+    if not isinstance(factor, Tensor) or factor.numel() != 1 or loss.numel() != 1:
+        return training().add_terms(loss), factor
+    total = training().add_terms(loss, factor=factor)
+    return (loss, factor) if total is loss else (total, None)
+
+
+def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+    if not is_inside():
+        if isinstance(outputs, Tensor):
+            outputs = training().add_terms(outputs)
+        else:
+            outputs = [training().add_terms(output) for output in outputs]
+    with inside():  # a list is scaled one by one
+        return original(scaler, outputs)
+
+
+# Steps.
+
+
+def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    named = "closure" in kwargs
+    closure = kwargs["closure"] if named else next(iter(args[1:]), None)
+    if not callable(closure):
+        training().before_step(optimiser)
+        return None
+    counted = False
+
+    def before_update() -> Any:
+        # The closure runs forward and backward, in Lightning for the last loss of the step, elsewhere for all.
+        nonlocal counted
+        loss = closure()
+        if not counted:
+            training().before_step(optimiser)
+        counted = True
+        return loss
+
+    if named:
+        return args, {**kwargs, "closure": before_update}
+    return (args[0], before_update, *args[2:]), kwargs

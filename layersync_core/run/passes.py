@@ -1,0 +1,39 @@
+"""Which training forwards of a program a loss depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from layersync_core.capture.forward import Forward
+from layersync_core.capture.graph import reached, tensors_in
+from layersync_core.run.candidates import Candidate
+
+# Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
+_NODES = 20_000
+
+
+def forwards_of(loss: Tensor, candidates: Iterable[Candidate]) -> dict[Candidate, list[Forward]]:
+    """Return the forwards that a loss depends on, in order."""
+    owners: dict[Forward, Candidate] = {}
+    keys: dict[Any, list[Forward]] = {}
+    for candidate in candidates:
+        for forward in candidate.attached_to.forwards:
+            end = forward.end() if forward.end is not None else None
+            if end is not None:
+                keys.setdefault(end, []).append(forward)
+            elif forward.end is None:
+                for state in tensors_in(tuple(forward.outputs.values())):
+                    if state.grad_fn is not None:
+                        keys.setdefault(state.grad_fn, []).append(forward)
+            owners[forward] = candidate
+    if not keys:
+        return {}
+    hit = {forward for key in reached(loss, keys.keys(), _NODES) for forward in keys[key]}
+    found: dict[Candidate, list[Forward]] = {}
+    for forward, candidate in owners.items():
+        if forward in hit:
+            found.setdefault(candidate, []).append(forward)
+    return found

@@ -1,0 +1,105 @@
+"""The state of attachments in a file: the schedule's step and the trainable parts, beside a host's own checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layersync_core.errors import ConfigError
+
+STATE_FILE = "layersync_state.safetensors"
+_VERSION = 2
+# An earlier trainer wrote the step and the parts' names here, and only tensors into the file above.
+_EARLIER = "layersync_state.json"
+
+State = dict[str, Any]
+"""What ``Attachment.state_dict`` returns."""
+
+
+def save_states(folder: Path, states: Mapping[str, State]) -> None:
+    """Write the states of attachments into a folder; a file that is there is replaced at once.
+
+    Args:
+        folder: Of a checkpoint.
+        states: By a name for each attachment; "" where there is one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    about: dict[str, Any] = {}
+    tensors = {}
+    for name, state in states.items():
+        about[name] = {"step": state["step"], "modules": list(state["modules"])}
+        for module, values in state["modules"].items():
+            for key, value in values.items():
+                tensors[f"{name}/{module}/{key}"] = value.detach().cpu().contiguous()
+    temporary = folder / f"{STATE_FILE}.tmp"
+    save_file(tensors, temporary, metadata={"layersync": json.dumps({"version": _VERSION, "states": about})})
+    temporary.replace(folder / STATE_FILE)
+
+
+def load_states(folder: Path) -> dict[str, State] | None:
+    """Read the states that a folder has, of this version or an earlier one; None where it has none.
+
+    Raises:
+        ConfigError: The file cannot be read, or is of a version that is not known.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return None
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("layersync")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if text is None:
+            about = json.loads((folder / _EARLIER).read_text())
+            return _of_trainer(about, tensors)
+        about = json.loads(text)
+        return {1: _of_run, _VERSION: _current}[about["version"]](about, tensors)
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{path} is no state file of this version of layersync") from None
+    except Exception as error:  # safetensors has an exception of its own for a file cut short
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _current(about: Any, tensors: Mapping[str, Any]) -> dict[str, State]:
+    states = {
+        name: _state(entry["step"], {module: {} for module in entry["modules"]})
+        for name, entry in about["states"].items()
+    }
+    for key, value in tensors.items():
+        name, module, parameter = key.split("/", 2)
+        states[name]["modules"][module][parameter] = value
+    return states
+
+
+def _of_run(about: Any, tensors: Mapping[str, Any]) -> dict[str, State]:
+    """Read version 1: one step for all, and tensors such as ``WanModel#1/crepa.linear.weight``."""
+    states: dict[str, State] = {}
+    for key, value in tensors.items():
+        name, path = key.split("/", 1)
+        module, parameter = path.split(".", 1)
+        modules = states.setdefault(name, _state(about["step"], {}))["modules"]
+        modules.setdefault(module, {})[parameter] = value
+    return states or {"": _state(about["step"], {})}
+
+
+def _of_trainer(about: Any, tensors: Mapping[str, Any]) -> dict[str, State]:
+    """Read the trainer's earlier form: tensors such as ``crepa/linear.weight``, the rest in JSON."""
+    state = _state(about["step"], {module: {} for module in about["modules"]})
+    for key, value in tensors.items():
+        module, parameter = key.split("/", 1)
+        state["modules"][module][parameter] = value
+    return {"": state}
+
+
+def _state(step: Any, modules: dict[str, dict[str, Any]]) -> State:
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise KeyError("step")
+    return {"version": 1, "step": step, "modules": modules}
