@@ -254,7 +254,8 @@ class Attachment:
             forward = only_forward(capture)
         capture.collect(forward)
         states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._judged)
-        check_batch(weight_B, len(next(iter(self._buffer.values()))))
+        if weight_B is not None:
+            check_batch(weight_B, len(next(iter(self._buffer.values()))))
         return states
 
     def _terms(self, active: list[Enabled], states: HiddenStates, step: int) -> list[Tensor]:
@@ -269,8 +270,7 @@ class Attachment:
             if term is None:
                 continue
             for name, value in term.metrics.items():
-                self._meter.claim(name, states.reader)
-                self._meter.add(name, value)
+                self._meter.add(name, value, states.reader)
             terms.append(term.loss)
         return terms
 

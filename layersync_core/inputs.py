@@ -63,9 +63,9 @@ def sample_weights(weight: Any) -> Tensor | None:
     return weight_B
 
 
-def check_batch(weight: Tensor | None, batch: int) -> None:
+def check_batch(weight: Tensor, batch: int) -> None:
     """Raise ConfigError unless there is a weight for each of B samples."""
-    if weight is not None and len(weight) != batch:
+    if len(weight) != batch:
         raise ConfigError(
             f"sample_weight has {len(weight)} weights, but the training forward was of {batch} samples; give each "
             "sample one"

@@ -33,7 +33,7 @@ class Meter:
         Raises:
             LayerSyncError: It is another's, LayerSync's or the host's.
         """
-        holder = self._owners.setdefault(name, owner)
+        holder = self._owners.get(name, owner)
         if name in _HOSTS:
             holder = "the trainer"
         elif name.startswith(f"{_BUILT_IN}_"):
@@ -42,9 +42,12 @@ class Meter:
             raise LayerSyncError(
                 f"regularizer {owner} returned a metric {name!r}, which is a name of {holder}; call it {owner}_{name}"
             )
+        self._owners[name] = owner
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a value to the mean of a name."""
+    def add(self, name: str, value: Tensor, owner: str) -> None:
+        """Add a value to the mean of a name, which ``claim`` gives to an owner."""
+        if self._owners.get(name) != owner:
+            self.claim(name, owner)
         # Nobody may see a change that is made in place later to the one that was given or read.
         value = value.detach().to(torch.float32, copy=True)
         self._sums[name] = self._sums[name] + value if name in self._sums else value

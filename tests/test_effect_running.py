@@ -101,7 +101,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     (tmp_path / "broken" / FILE).write_text('{"scale": ')
     assert "not valid JSON" in refusal("--output_dir", "broken")
     (tmp_path / "file").write_text("")
-    assert "cannot write to file" in refusal("--output_dir", "file")
+    assert "output_dir file is a file" in refusal("--output_dir", "file")
     assert "--processes is 0" in refusal("--processes", "0")
     absent = tmp_path / "absent" / "skimage.py"
     absent.parent.mkdir()

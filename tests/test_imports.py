@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -79,3 +80,20 @@ def test_every_name_of_the_face_is_there() -> None:
 
 def test_type_checkers_read_the_same_names() -> None:
     assert face.FILE.read_text() == face.stub()
+
+
+PRIVATE = re.compile(
+    r"torch\._|\._C\b|runpy\._|\._saved_|distributed_c10d|(?<!self)\._version\b|\._forward_(pre_)?hooks"
+)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "layersync_core").rglob("*.py")), ids=lambda path: path.name)
+def test_what_is_private_to_torch_stands_in_one_module(path: Path) -> None:
+    code = [line for line in path.read_text().splitlines() if PRIVATE.search(line) and "call torch._dynamo" not in line]
+    assert path.name == "_compat.py" or "testing" in path.parts or not code
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "layersync_core").rglob("*.py")), ids=lambda path: path.name)
+def test_modules_are_short_or_say_why(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300 or "# Longer than others: " in text

@@ -62,14 +62,13 @@ def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
         wanted: Marks and nodes to look for.
         limit: Nodes to look at, at most.
     """
-    marked = any(isinstance(item, Mark) for item in wanted)
     found: set[Any] = set()
     queue = deque([loss.grad_fn] if loss.grad_fn is not None else [])
     seen = {*queue}
     while queue and limit and len(found) < len(wanted):
         limit -= 1
         node: Any = queue.popleft()
-        here = [item for item in (node, *(notes(node).get(_KEY, ()) if marked else ())) if item in wanted]
+        here = [item for item in (node, *notes(node).get(_KEY, ())) if item in wanted]
         if here:
             found.update(here)
             continue

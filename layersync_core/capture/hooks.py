@@ -70,7 +70,7 @@ class Capture:
         """The whole training forwards that are held and that a loss may still depend on, in order."""
         current = self._open
         held = [*self._held, current] if current is not None and self._whole(current) else self._held
-        return [forward for forward in held if not forward.dead]
+        return [forward for forward in held if not forward.dead] if held else []
 
     @property
     def why_none(self) -> str:
@@ -165,9 +165,8 @@ class Capture:
 
     def _begin(self, new: Forward) -> None:
         current = self._open
-        self._held = [forward for forward in self._held if not forward.dead]
-        if current is not None and self._whole(current):
-            self._held.append(current)
+        if current is not None:
+            self._held = [held for held in (*self._held, current) if not held.dead and self._whole(held)]
             self._open = None
         self.policy(self)
         self._open, self._skipped = new, ""

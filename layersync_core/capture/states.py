@@ -95,6 +95,7 @@ class HiddenStates:
     def measured_tokens(self, layer: int, name: str) -> Tensor:
         """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
         self.trainable_tokens(layer)
-        self._meter.claim(name, self.reader)
+        owner = self.reader
+        self._meter.claim(name, owner)
         span = self._forward.spans.get(layer, slice(None))
-        return measured(self._tracked(layer), span, lambda ratio: self._meter.add(name, ratio))
+        return measured(self._tracked(layer), span, lambda ratio: self._meter.add(name, ratio, owner))

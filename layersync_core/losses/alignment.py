@@ -6,6 +6,8 @@ dtype. Here nothing but two numbers a token is saved beside the two inputs, all 
 the tokens in pieces, so that no float copy of a whole activation ever exists.
 """
 
+# Longer than others: the two passes of one function and their arithmetic are read together.
+
 from __future__ import annotations
 
 import contextlib

@@ -101,7 +101,7 @@ def _refuse_near_misses(item: Regularizer) -> None:
     for kind in type(item).__mro__:
         if kind not in (object, RegularizerBase) and not kind.__module__.startswith("torch."):
             own.update(vars(kind))
-    for name in sorted(own):
+    for name in sorted(name for name in own if not name.startswith("_")):
         meant = difflib.get_close_matches(name, _OPTIONAL, n=1, cutoff=_NEAR)
         if meant and name not in _OPTIONAL and meant[0] not in own:
             raise ConfigError(

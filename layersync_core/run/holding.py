@@ -38,15 +38,15 @@ def watch(attachment: Attachment, model: nn.Module, marked: Callable[[bool], Non
     """
     # A program that calls the blocks without the model ends its forward with the last of them.
     last = model.get_submodule(attachment.blocks[-1].path)
-    for module in (model, last):
-        module.register_forward_hook(hook(partial(_mark, attachment, marked, module, module is model)))
+    end_of_blocks = last.register_forward_hook(hook(partial(_mark, attachment, marked, last, None)))
+    model.register_forward_hook(hook(partial(_mark, attachment, marked, model, end_of_blocks.remove)))
 
 
 def _mark(
     attachment: Attachment,
     marked: Callable[[bool], None],
     watched: nn.Module,
-    by_model: bool,
+    by_model: Callable[[], None] | None,
     module: nn.Module,
     args: Any,
     output: Any,
@@ -55,10 +55,13 @@ def _mark(
     if torch.compiler.is_compiling() or module is not watched or _compat.inside_backward():
         return
     held = attachment.forwards
-    if not held or held[-1].by_model is not by_model or held[-1].end is not None:
+    if not held or held[-1].end is not None or held[-1].by_model is not (by_model is not None):
         return
+    forward = held[-1]
     # Whatever this forward left behind is of no use without its graph, and would be all that is left of it.
-    held[-1].end = mark(output, held[-1].outputs.clear)
-    marked(held[-1].end is not None)
-    if held[-1].end is None:
-        attachment.forget(held[-1])
+    forward.end = mark(output, forward.outputs.clear)
+    marked(forward.end is not None)
+    if forward.end is None:
+        attachment.forget(forward)
+    if by_model is not None:
+        by_model()  # the model's own forward runs, so the end of its blocks need not be looked at

@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from layersync_core.errors import LayerSyncError
 from layersync_core.run import ranks
@@ -36,6 +36,13 @@ class Journal:
         self.write()
         atexit.register(self._finish)
 
+    def __enter__(self) -> None:
+        """Begin a context in which an error of ours is told to the parent."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, LayerSyncError):
+            self.fail(error)
+
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
         if not self.status.error:
@@ -44,14 +51,6 @@ class Journal:
             say_error(error)  # now: the program may catch it
         raise error
 
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Tell the parent of an error of ours that ends the context."""
-        try:
-            yield
-        except LayerSyncError as error:
-            self.fail(error)
-
     def say_once(self, key: str, message: str) -> None:
         """Say a line, unless one was said under this key."""
         if key not in self._said:
@@ -59,9 +58,7 @@ class Journal:
             say(message)
 
     def target(self, line: str, accumulation: str) -> None:
-        """Note a model that is trained, and say so the first time."""
-        if line in self.status.targets:
-            return
+        """Note a model that is trained, and say so."""
         self.status.targets.append(line)
         self.status.rank = ranks.rank()
         if self.status.rank == 0:

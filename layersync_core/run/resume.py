@@ -24,5 +24,5 @@ def write(folder: Path, training: Training) -> None:
 
 def read(folder: Path, training: Training) -> None:
     """Go on where the state file of a checkpoint says."""
-    with training.journal.failures():
+    with training.journal:
         training.resumed(load_states(folder))

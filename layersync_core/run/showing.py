@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from layersync_core import replacing
 from layersync_core.errors import LayerSyncError, LayerSyncWarning
 from layersync_core.run.status import say
 
 _HERE = os.path.dirname(__file__)
+# Whatever stands between a program and a library that it calls.
+_OURS = (_HERE + os.sep, replacing.__file__)
 
 
 def exception_hook() -> None:
@@ -67,6 +70,6 @@ def show_as_without_us(error: BaseException) -> None:
 
 
 def _skip(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == _HERE:
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
     return trace

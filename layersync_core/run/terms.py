@@ -60,7 +60,7 @@ class Terms:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return loss, None
         # A program may call backward under no_grad: that concerns its forwards, not the sum that is differentiated.
-        with torch.enable_grad():
+        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             noted = notes(loss.grad_fn)
             term = noted.get(_TERM)  # a second backward through one loss counts twice, so does its term
             found = {} if term is not None else forwards_of(loss, self._candidates.attached)

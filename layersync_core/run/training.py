@@ -59,13 +59,13 @@ class Training:
     def prepare(self, modules: Sequence[Any] = ()) -> None:
         """Attach to the models that are there by now: one of them is wrapped or compiled."""
         self.journal.seen.update({type(item).__name__: None for item in modules if isinstance(item, nn.Module)})
-        with self.journal.failures(), one_line_warnings():
+        with self.journal, one_line_warnings():
             self.candidates.scan()
 
     def optimise(self, optimiser: torch.optim.Optimizer) -> None:
         """Attach before training starts, and give the optimiser the trainable parts of the regularizers."""
         self.prepare()
-        with self.journal.failures():
+        with self.journal:
             self.candidates.require_one()
         self.steps.optimiser(optimiser)
         for candidate in self.candidates.attached:
@@ -73,21 +73,20 @@ class Training:
 
     def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
-        with self.journal.failures():
+        with self.journal:
             result, used = self.terms.add(loss, self.steps.now, divides, factor)
             if used == []:
                 return result  # the same loss again, counted already
             self.steps.loss(has_term=used is not None)
-        for candidate in used or ():
-            if candidate in self.terms.targets:
-                self.journal.target(_describe(candidate), self._accumulation.describe())
+        for candidate in self.terms.targets[len(self.journal.status.targets) :]:
+            self.journal.target(_describe(candidate), self._accumulation.describe())
         if used and not self.journal.status.steps:
             self._read_metrics()  # as long as no step of an optimiser was seen, it may be a program without one
         return result
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Count an optimiser's step that is about to be taken, and check what must hold before the first."""
-        with self.journal.failures():
+        with self.journal:
             first = not self.terms.checked
             if not self.steps.before_step(optimiser):
                 return
@@ -105,7 +104,7 @@ class Training:
         Args:
             states: By name of the model, as ``state`` gave them.
         """
-        with self.journal.failures():
+        with self.journal:
             if states is not None:
                 self.steps.now = max((state["step"] for state in states.values()), default=0)
                 self._saved = states

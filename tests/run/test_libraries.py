@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layersync_core.errors import CaptureError
 from layersync_core.run import patches
+from layersync_core.run.startup.sitecustomize import WATCHED
 from tests.curves import read_curves
 from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd
 from tests.run.inside import Launch, by_hand, main_loss, micro_batches, sgd
@@ -136,3 +137,10 @@ def test_lightnings_own_loop_is_trained_and_logged(tmp_path: Path) -> None:
     assert [loss for _, loss in curves["layersync_loss"]] == pytest.approx(
         [-0.5 * value for _, value in curves["layersync_similarity"]]
     )
+
+
+def test_the_start_up_hook_watches_what_the_libraries_ask_for() -> None:
+    asked = [name for library in patches.LIBRARIES for name in library.WATCHES]
+    assert len(asked) == len(set(asked))
+    assert set(asked) == WATCHED
+    assert {*patches._TAKES_HOLD} == WATCHED
