@@ -179,7 +179,9 @@ def test_compiled_and_checkpointed(reentrant: bool) -> None:
 def test_a_torch_that_cannot_compile_hooked_checkpoints_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_OPTION", "an_option_that_this_torch_does_not_have")
     model = toy(reentrant=False)
-    with attached(model), pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+    # Whatever another test left attached has set the option.
+    clean = torch._dynamo.config.patch({OPTION: False})
+    with clean, attached(model), pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
         whole(model)(toy_input())
 
 
