@@ -23,7 +23,7 @@ def save_states(folder: Path, states: Mapping[str, State]) -> None:
 
     Args:
         folder: Of a checkpoint.
-        states: By a name for each attachment; "" where there is one.
+        states: By a name for each attachment; "" for the only one.
 
     Raises:
         OSError: It cannot be written.
@@ -36,7 +36,8 @@ def save_states(folder: Path, states: Mapping[str, State]) -> None:
         about[name] = {"step": state["step"], "modules": list(state["modules"])}
         for module, values in state["modules"].items():
             for key, value in values.items():
-                tensors[f"{name}/{module}/{key}"] = value.detach().cpu().contiguous()
+                place = f"{name}/{module}/{key}" if name else f"{module}/{key}"
+                tensors[place] = value.detach().cpu().contiguous()
     temporary = folder / f"{STATE_FILE}.tmp"
     save_file(tensors, temporary, metadata={"layersync": json.dumps({"version": _VERSION, "states": about})})
     temporary.replace(folder / STATE_FILE)
@@ -74,7 +75,8 @@ def _current(about: Any, tensors: Mapping[str, Any]) -> dict[str, State]:
         for name, entry in about["states"].items()
     }
     for key, value in tensors.items():
-        name, module, parameter = key.split("/", 2)
+        name, rest = ("", key) if "" in states else key.split("/", 1)
+        module, parameter = rest.split("/", 1)
         states[name]["modules"][module][parameter] = value
     return states
 

@@ -1,8 +1,8 @@
 """Checkpoint folders: written beside their place and renamed, with a manifest that tells a torn one from a whole one.
 
 ``checkpoint-<step>/`` holds accelerate's state (weights, optimiser, schedule, random generators), LayerSync's own
-state in JSON and safetensors, ``trainer_state.json`` (settings and metrics so far), and, written last,
-``manifest.json`` with the size and checksum of every file and the identity of the run.
+state, ``trainer_state.json`` (settings and metrics so far), and, written last, ``manifest.json`` with the size and
+checksum of every file and the identity of the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersync_core import ConfigError
+from layersync_core import ConfigError, load_states, save_states
 from layersync_plugin_trainer.claiming import is_empty
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 FORMAT = "layersync-checkpoint-1"
 MANIFEST, STATE = "manifest.json", "trainer_state.json"
-SYNC_JSON, SYNC_TENSORS = "layersync_state.json", "layersync_state.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -73,7 +72,7 @@ def write(
     accelerator.save_state(str(partial), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write_sync(sync, partial)
+        save_states(partial, {"": sync.state_dict()})
         state = {"step": step, "settings": dict(settings), "history": history}
         (partial / STATE).write_text(json.dumps(state, indent=1))
         files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
@@ -90,16 +89,11 @@ def write(
 
 def restore(accelerator: Accelerator, sync: Attachment, checkpoint: Checkpoint) -> None:
     """Load weights, optimiser, schedule, random generators and LayerSync's state from a whole checkpoint."""
-    from safetensors.torch import load_file
-
-    state = json.loads((checkpoint.folder / SYNC_JSON).read_text())
-    tensors = load_file(checkpoint.folder / SYNC_TENSORS)
-    modules: dict[str, dict[str, Any]] = {name: {} for name in state.pop("modules")}
-    for key, value in tensors.items():
-        name, _, parameter = key.partition("/")
-        modules[name][parameter] = value
+    states = load_states(checkpoint.folder)
+    if states is None:
+        raise ConfigError(f"{checkpoint.folder} has no state of LayerSync; choose another output_dir")
     # First, since it says what does not fit; an optimiser would only count weights.
-    sync.load_state_dict({**state, "modules": modules})
+    sync.load_state_dict(states[""])
     # Weights that are not trained (a LoRA's base model) are not in the file.
     accelerator.load_state(str(checkpoint.folder), strict=False)
 
@@ -214,20 +208,6 @@ def _difference(before: Any, now: Any) -> str:
         shown = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names[:2])
         return f"differs in {len(names)} place(s): {shown}"
     return f"was {before!r}, is {now!r}"
-
-
-def _write_sync(sync: Attachment, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = sync.state_dict()
-    modules = state.pop("modules")
-    tensors = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, module in modules.items()
-        for key, value in module.items()
-    }
-    (folder / SYNC_JSON).write_text(json.dumps({**state, "modules": sorted(modules)}))
-    save_file(tensors, folder / SYNC_TENSORS)
 
 
 def _fingerprint(file: Path) -> dict[str, int]:
