@@ -39,7 +39,7 @@ FACE = {
     "losses.alignment": ("alignment_loss",),
     "losses.hookspecs": ("hookimpl",),
     "losses.pairing": ("suggest_pair",),
-    "protocol": ("Adapter", "Block", "CaptureHandle", "Regularizer", "States", "Term"),
+    "protocol": ("Adapter", "Block", "CaptureHandle", "Modality", "Regularizer", "States", "Term", "Tiny"),
     "replacing": ("wrap_once",),
     "session": ("Attachment", "attach", "plugins"),
     "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),

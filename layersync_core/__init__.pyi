@@ -37,9 +37,11 @@ from layersync_core.losses.pairing import suggest_pair as suggest_pair
 from layersync_core.protocol import Adapter as Adapter
 from layersync_core.protocol import Block as Block
 from layersync_core.protocol import CaptureHandle as CaptureHandle
+from layersync_core.protocol import Modality as Modality
 from layersync_core.protocol import Regularizer as Regularizer
 from layersync_core.protocol import States as States
 from layersync_core.protocol import Term as Term
+from layersync_core.protocol import Tiny as Tiny
 from layersync_core.replacing import wrap_once as wrap_once
 from layersync_core.session import Attachment as Attachment
 from layersync_core.session import attach as attach

@@ -1,4 +1,4 @@
-"""What others implement (Adapter, Regularizer), and the small data they exchange.
+"""What others implement (Adapter, Tiny, Regularizer), and the small data they exchange.
 
 Importing this module imports no torch: entry points of adapters and plugins are read without it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +22,9 @@ API_VERSION = 1
 
 TokenSet = Literal["target", "all"]
 """Which tokens count: the generated ones, or reference tokens (edit models) as well."""
+
+Modality = Literal["image", "video", "audio"]
+"""What a sample shows: an image of C, H, W, a clip of C, T, H, W or a sound of C, L."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,46 @@ class Adapter(Protocol):
 
     def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
         """Start capturing the given layers into the buffer."""
+
+
+class Tiny(Protocol):
+    """What an adapter's module ``tiny`` has: a model of a few thousand weights, and how that model is fed.
+
+    ``layersync list-supported --check`` needs the two functions, ``layersync train`` all of it.
+
+    Optional: ``grid``, the sizes of the axes that stand in a parenthesis of ``axes``, such as ``(4, 4)``; ``channels``,
+    how many of the first channels are noisy, where those of a condition follow them in one tensor; ``labels``, the name
+    of the class labels among the inputs, (B,) integers, and with it ``classes(model) -> int``, how many classes a model
+    knows; ``prediction(output, sample) -> Tensor``, what a forward returned, shaped like the sample that it was given,
+    where it returned no tensor of that shape.
+    """
+
+    @property
+    def modality(self) -> Modality:
+        """What a sample shows."""
+
+    @property
+    def sample(self) -> str:
+        """Name of the noisy sample among the inputs."""
+
+    @property
+    def axes(self) -> str:
+        """Axes of the noisy sample: B batch, C channels, T frames, H height, W width, L positions of a sound.
+
+        ``BCHW``, ``BCTHW``, ``BTHWC`` or another order; without B, as in ``CTHW``, the model takes a list of samples.
+        An image may have a T of one frame. Axes in a parenthesis are one: ``B(THW)C`` is a sequence of tokens, the rows
+        of the first frame first, and in ``B(HW)(C22)`` a token is 2x2 pixels, as in Flux.
+        """
+
+    @property
+    def timestep(self) -> str:
+        """Name of the timestep among the inputs."""
+
+    def tiny_model(self) -> nn.Module:
+        """Return the model with random weights."""
+
+    def example_inputs(self, model: nn.Module, batch_size: int) -> dict[str, Any]:
+        """Return random arguments of the model's forward by name."""
 
 
 @runtime_checkable
