@@ -133,7 +133,7 @@ def train_arm(
     set_seed(config.seed)
     model = source.build(config).to(device)
     feed = Feed(source.tiny, model, config.seed)
-    dataset = data.load(feed.layout.modality, feed.layout.shape, feed.classes if feed.label_name else None)
+    dataset = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
     check_forward(feed, model)
     if config.guidance_scale is not None and feed.null_label is None:
         raise ConfigError(f"guidance_scale has no effect: {type(model).__name__} has no null class here; leave it out")
@@ -153,7 +153,7 @@ def train_arm(
         device=str(device),
         processes=accelerator.num_processes,
         pairs=[],
-        conditional=feed.label_name is not None,
+        conditional=feed.classes is not None,
     )
     if config.compare and accelerator.is_main_process:
         outcome.similarity["before"] = layer_similarity(model, source.adapter, feed, dataset, config.seed, device)
