@@ -34,10 +34,14 @@ from layersync_core.files import replace_file as replace_file
 from layersync_core.losses.alignment import alignment_loss as alignment_loss
 from layersync_core.losses.hookspecs import hookimpl as hookimpl
 from layersync_core.losses.pairing import suggest_pair as suggest_pair
+from layersync_core.metrics import check_term as check_term
 from layersync_core.protocol import Adapter as Adapter
+from layersync_core.protocol import Batch as Batch
 from layersync_core.protocol import Block as Block
 from layersync_core.protocol import CaptureHandle as CaptureHandle
 from layersync_core.protocol import Modality as Modality
+from layersync_core.protocol import Objective as Objective
+from layersync_core.protocol import Predict as Predict
 from layersync_core.protocol import Regularizer as Regularizer
 from layersync_core.protocol import States as States
 from layersync_core.protocol import Term as Term

@@ -22,8 +22,8 @@ from layersync_core.inputs import check_batch, check_main_loss, sample_weights, 
 from layersync_core.losses import layersync
 from layersync_core.losses.parts import TrainedParts
 from layersync_core.losses.plugins import Plugins
-from layersync_core.metrics import Meter, total
-from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Regularizer, Term
+from layersync_core.metrics import Meter, check_term, total
+from layersync_core.protocol import API_VERSION, Adapter, Block, CaptureHandle, Objective, Regularizer
 from layersync_core.spelling import PREFIX
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def attach(
     *,
     family: str | None = None,
     adapter: Adapter | None = None,
+    objective: Objective | None = None,
 ) -> Attachment:
     """Attach LayerSync, and every other enabled regularizer, to a model.
 
@@ -51,9 +52,11 @@ def attach(
         config: Settings; a mapping is read by ``LayerSyncConfig.from_mapping``.
         family: Family to use instead of the one that the model's class tells.
         adapter: Adapter for a model of one's own, instead of an installed one.
+        objective: What the caller's loop computes its main loss with, as ``plugins().objective`` returned it.
 
     Raises:
-        ConfigError: The settings are wrong or do not fit the model, or the model has an attachment already.
+        ConfigError: The settings are wrong or do not fit the model, or enable an objective that the caller does not
+            run, or the model has an attachment already.
         UnsupportedFamilyError: The model's family is refused.
         AdapterNotInstalledError: The family is known but its adapter is missing or broken.
         UnknownFamilyError: No installed adapter describes the model.
@@ -63,6 +66,11 @@ def attach(
     if not isinstance(config, LayerSyncConfig):
         config = LayerSyncConfig.from_mapping(config)
     regularizers = plugins().regularizers(config)
+    if objective is None and (enabled := plugins().objective(config)) is not None:
+        raise ConfigError(
+            f"objective {enabled.name} replaces the main loss, which attach() and layersync run leave to the program; "
+            "only layersync train can run it: use that, or switch it off"
+        )
     root = unwrap(model)
     if not isinstance(root, nn.Module):
         raise ConfigError(f"attach() takes a torch module; got a {type(root).__name__}")
@@ -284,12 +292,7 @@ class Attachment:
         term = item.compute(states, step)
         if term is None:
             return None
-        if not isinstance(term, Term):
-            raise LayerSyncError(f"regularizer {item.name} returned a {type(term).__name__}; expected a Term or None")
-        for name, value in (("loss", term.loss), *term.metrics.items()):
-            if not isinstance(value, Tensor) or value.ndim:
-                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise LayerSyncError(f"regularizer {item.name} returned {name} as {shape}; expected a scalar tensor")
+        check_term(term, f"regularizer {item.name}")
         for name, value in term.metrics.items():
             self._meter.claim(name, item.name)
             self._meter.add(name, value)

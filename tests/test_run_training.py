@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -1124,6 +1124,22 @@ def test_crepa_by_a_key_of_the_batch(launch: Launch, tmp_path: Path) -> None:
     assert {id(p) for p in part.parameters()} <= {id(p) for g in optimiser.param_groups for p in g["params"]}
     assert "crepa block 2 of 4 (blocks.1), crepa_block_index 1" in training.status.targets[0]
     assert "student block 1 of 4" in training.status.targets[0]
+
+
+def test_an_objective_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:
+    class Plugin:
+        @hookimpl
+        def layersync_objectives(self, config: LayerSyncConfig) -> Sequence[Any]:
+            return [SimpleNamespace(name="other")]
+
+    plugins().manager.register(Plugin(), name="objective")
+    try:
+        launch()
+        model, _ = build("dit")
+        with pytest.raises(ConfigError, match=r"objective other replaces the main loss.* layersync run leave to the"):
+            sgd(model)
+    finally:
+        plugins().manager.unregister(name="objective")
 
 
 def test_crepa_without_pixels_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:

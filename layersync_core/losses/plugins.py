@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from layersync_core.config import LayerSyncConfig
-    from layersync_core.protocol import Regularizer
+    from layersync_core.protocol import Objective, Regularizer
 
 
 class Plugins:
@@ -89,6 +89,21 @@ class Plugins:
                 f"with {LOAD_VARIABLE}"
             )
         return items
+
+    def objective(self, config: LayerSyncConfig) -> Objective | None:
+        """Return the enabled objective, new each time; None where the main loss stays what it is.
+
+        Raises:
+            ConfigError: Two are enabled.
+        """
+        groups = self.manager.hook.layersync_objectives(config=config)
+        items = sorted((item for group in groups for item in group), key=lambda item: item.name)
+        if len(items) > 1:
+            raise ConfigError(
+                f"objectives {' and '.join(item.name for item in items)} are enabled, and each would replace the main "
+                "loss; switch all but one of them off"
+            )
+        return items[0] if items else None
 
     def _prefixes(self) -> set[str]:
         fields = [name for model in self.config_models() for name in getattr(model, "model_fields", ())]
