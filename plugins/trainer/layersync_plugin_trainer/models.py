@@ -15,6 +15,7 @@ from layersync_core import (
     Adapter,
     Block,
     ConfigError,
+    Objective,
     Tiny,
     attach,
     build_on_meta,
@@ -110,9 +111,9 @@ def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, A
     return settings.over_default(student.index + 1, teacher.index + 1)
 
 
-def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str) -> None:
+def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str, main: Objective) -> None:
     """Attach to a model and take everything off again, for the start-up errors alone."""
-    attach(model, regularizers, family=family).remove()
+    attach(model, regularizers, family=family, objective=main).remove()
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
