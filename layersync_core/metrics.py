@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layersync_core.errors import LayerSyncError
+from layersync_core.protocol import Term
 
 _BUILT_IN = "layersync"
 _HOSTS = ("loss", "step")
@@ -17,6 +19,21 @@ def total(values: Sequence[Tensor]) -> Tensor:
     """Return the sum of scalars on the first one's device: models split over several have terms on several."""
     first, *others = values
     return sum((value.to(first.device) for value in others), first)
+
+
+def check_term(term: Any, owner: str) -> None:
+    """Raise LayerSyncError unless a regularizer or an objective returned a Term of scalar tensors.
+
+    Args:
+        term: What it returned.
+        owner: Its kind and name, for the error.
+    """
+    if not isinstance(term, Term):
+        raise LayerSyncError(f"{owner} returned a {type(term).__name__}; expected a Term")
+    for name, value in (("loss", term.loss), *term.metrics.items()):
+        if not isinstance(value, Tensor) or value.ndim:
+            shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise LayerSyncError(f"{owner} returned {name} as {shape}; expected a scalar tensor")
 
 
 class Meter:

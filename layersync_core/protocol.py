@@ -1,4 +1,4 @@
-"""What others implement (Adapter, Regularizer), and the small data they exchange.
+"""What others implement (Adapter, Tiny, Regularizer, Objective), and the small data they exchange.
 
 Importing this module imports no torch: entry points of adapters and plugins are read without it.
 """
@@ -23,6 +23,9 @@ API_VERSION = 1
 
 TokenSet = Literal["target", "all"]
 """Which tokens count: the generated ones, or reference tokens (edit models) as well."""
+
+Modality = Literal["image", "video", "audio"]
+"""What a sample shows: an image of C, H, W, a clip of C, T, H, W or a sound of C, L."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Term:
-    """A regularizer's contribution to one step.
+    """A regularizer's contribution to one step, or an objective's main loss of one batch.
 
     Attributes:
-        loss: Scalar tensor, weight included, to be added to the main loss.
-        metrics: Names and scalar tensors to log; they are detached and averaged by the attachment.
+        loss: Scalar tensor, weight included.
+        metrics: Names and scalar tensors to log; whoever reads the term detaches and averages them.
     """
 
     loss: Tensor
@@ -147,6 +150,46 @@ class Adapter(Protocol):
 
     def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
         """Start capturing the given layers into the buffer."""
+
+
+class Tiny(Protocol):
+    """What an adapter's module ``tiny`` has: a model of a few thousand weights, and how that model is fed.
+
+    ``layersync list-supported --check`` needs the two functions, ``layersync train`` all of it.
+
+    Optional: ``grid``, the sizes of the axes that stand in a parenthesis of ``axes``, such as ``(4, 4)``; ``channels``,
+    how many of the first channels are noisy, where those of a condition follow them in one tensor; ``labels``, the name
+    of the class labels among the inputs, (B,) integers, and with it ``classes(model) -> int``, how many classes a model
+    knows; ``prediction(output, sample) -> Tensor``, what a forward returned, shaped like the sample that it was given,
+    where it returned no tensor of that shape.
+    """
+
+    @property
+    def modality(self) -> Modality:
+        """What a sample shows."""
+
+    @property
+    def sample(self) -> str:
+        """Name of the noisy sample among the inputs."""
+
+    @property
+    def axes(self) -> str:
+        """Axes of the noisy sample: B batch, C channels, T frames, H height, W width, L positions of a sound.
+
+        ``BCHW``, ``BCTHW``, ``BTHWC`` or another order; without B, as in ``CTHW``, the model takes a list of samples.
+        An image may have a T of one frame. Axes in a parenthesis are one: ``B(THW)C`` is a sequence of tokens, the rows
+        of the first frame first, and in ``B(HW)(C22)`` a token is 2x2 pixels, as in Flux.
+        """
+
+    @property
+    def timestep(self) -> str:
+        """Name of the timestep among the inputs."""
+
+    def tiny_model(self) -> nn.Module:
+        """Return the model with random weights."""
+
+    def example_inputs(self, model: nn.Module, batch_size: int) -> dict[str, Any]:
+        """Return random arguments of the model's forward by name."""
 
 
 @runtime_checkable

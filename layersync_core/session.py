@@ -16,6 +16,7 @@ from layersync_core.families.registry import get_adapter, resolve
 from layersync_core.families.unwrap import unwrap
 from layersync_core.losses import layersync
 from layersync_core.losses.plugins import Plugins
+from layersync_core.objective import Objective
 from layersync_core.protocol import API_VERSION, Adapter
 from layersync_core.spelling import PREFIX
 
@@ -34,6 +35,7 @@ def attach(
     *,
     family: str | None = None,
     adapter: Adapter | None = None,
+    objective: Objective | None = None,
     policy: Policy = exactly_one,
 ) -> Attachment:
     """Attach LayerSync, and every other enabled regularizer, to a model.
@@ -43,10 +45,12 @@ def attach(
         config: Settings; a mapping is read by ``LayerSyncConfig.from_mapping``.
         family: Family to use instead of the one that the model's class tells.
         adapter: Adapter for a model of one's own, instead of an installed one.
+        objective: What the caller's loop computes its main loss with, as ``plugins().objective`` returned it.
         policy: For hosts that find the forward of a loss themselves and name it, ``loss(forward=…)``.
 
     Raises:
-        ConfigError: The settings are wrong or do not fit the model, or the model has an attachment already.
+        ConfigError: The settings are wrong or do not fit the model, or enable an objective that the caller does not
+            run, or the model has an attachment already.
         UnsupportedFamilyError: The model's family is refused.
         AdapterNotInstalledError: The family is known but its adapter is missing or broken.
         UnknownFamilyError: No installed adapter describes the model.
@@ -56,6 +60,11 @@ def attach(
     if not isinstance(config, LayerSyncConfig):
         config = LayerSyncConfig.from_mapping(config)
     regularizers = plugins().regularizers(config)
+    if objective is None and (enabled := plugins().objective(config)) is not None:
+        raise ConfigError(
+            f"objective {enabled.name} replaces the main loss, which attach() and layersync run leave to the program; "
+            "only layersync train can run it: use that, or switch it off"
+        )
     root = unwrap(model)
     if not isinstance(root, nn.Module):
         raise ConfigError(f"attach() takes a torch module; got a {type(root).__name__}")

@@ -53,7 +53,7 @@ def _exam() -> Exam:
 
 
 def test_the_model_is_not_told_the_class_that_a_probe_looks_for(exam: Exam) -> None:
-    model = exam.task.build()
+    model = exam.task.tiny_model()
     samples, labels = exam.data.samples[:8], exam.data.labels[:8]
     one = exam._states(model, samples, labels, 0.2, "probe")
     other = exam._states(model, samples, labels.roll(1), 0.2, "probe")
@@ -114,7 +114,7 @@ def test_the_cut_off_is_at_a_third() -> None:
 
 
 def test_without_stop_gradient_both_blocks_are_pulled(exam: Exam) -> None:
-    model = exam.task.build()
+    model = exam.task.tiny_model()
     sync = training.BothWays(model, exam.adapter, PAPER, 0.3)
     batch = training.Batches(exam.data, 0, 4).whole(0)
     kept = {}

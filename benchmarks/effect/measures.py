@@ -139,7 +139,7 @@ class Exam:
             probe=probes,
             cka=[[round(linear_cka(one, two), 5) for two in tokens] for one in tokens],
             frechet=self.judge.distance(drawn),
-            accuracy=self.judge.accuracy(drawn, classes) if self.task.conditional else None,
+            accuracy=self.judge.accuracy(drawn, classes) if self.task.labels else None,
         )
 
     def _probes(self, train: list[Tensor], rest: list[Tensor]) -> list[float]:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layersync_core import Modality
 from layersync_plugin_trainer.data import SOURCES, Dataset, split
 
 HELD_OUT = 0.221
@@ -21,38 +21,48 @@ WIDTH, BLOCKS = 96, 12
 
 @dataclass(frozen=True)
 class Task:
-    """A model and its data.
+    """A model and its data; it tells the trainer how the model is fed, as an adapter's ``tiny`` module does.
 
     Attributes:
         title: For the table.
         family: Of the model's adapter.
         shape: Of one sample, (C, H, W) or (C, T, H, W).
-        build: Returns the model with new weights.
-        inputs: Returns forward arguments for so many samples, as an adapter's ``tiny`` module does.
+        tiny_model: Returns the model with new weights.
+        example_inputs: Returns forward arguments for so many samples.
         source: Returns name, samples in [-1, 1] and classes for a shape.
         batch_size: Samples a step; 2048 tokens in each task.
-        conditional: The model is told the class.
+        labels: Name of the class labels among the inputs; None where the model is not told the class.
     """
 
     title: str
     family: str
     shape: tuple[int, ...]
-    build: Callable[[], nn.Module]
-    inputs: Callable[[nn.Module, int], dict[str, Any]]
+    tiny_model: Callable[[], nn.Module]
+    example_inputs: Callable[[nn.Module, int], dict[str, Any]]
     source: Callable[[tuple[int, ...]], tuple[str, Tensor, Tensor]]
     batch_size: int
-    conditional: bool = True
+    labels: str | None = None
+    sample: str = "hidden_states"
+    timestep: str = "timestep"
+
+    @property
+    def modality(self) -> Modality:
+        """What a sample shows."""
+        return "image" if len(self.shape) == 3 else "video"
+
+    @property
+    def axes(self) -> str:
+        """Axes of the noisy sample."""
+        return "BCHW" if self.modality == "image" else "BCTHW"
+
+    def classes(self, model: nn.Module) -> int:
+        """Return how many classes a DiT knows."""
+        config: Any = model.config
+        return int(config.num_embeds_ada_norm)
 
     def data(self) -> Dataset:
         """Return the samples, split."""
         return split(*self.source(self.shape), HELD_OUT)
-
-    def tiny(self) -> ModuleType:
-        """Return the model in the form in which the trainer is fed any family."""
-        module = ModuleType(f"{__name__}.{self.family}")
-        modality = "image" if len(self.shape) == 3 else "video"
-        vars(module).update(modality=modality, tiny_model=self.build, example_inputs=self.inputs)
-        return module
 
 
 def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
@@ -77,7 +87,13 @@ def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
             "class_labels": torch.arange(count) % classes,
         }
 
-    return {"family": "dit", "shape": (1, size, size), "build": build, "inputs": inputs}
+    return {
+        "family": "dit",
+        "shape": (1, size, size),
+        "tiny_model": build,
+        "example_inputs": inputs,
+        "labels": "class_labels",
+    }
 
 
 def _wan() -> nn.Module:
@@ -121,11 +137,10 @@ TASKS: Mapping[str, Task] = {
         title="moving shapes (Wan)",
         family="wan",
         shape=(1, 4, 8, 8),
-        build=_wan,
-        inputs=_wan_inputs,
+        tiny_model=_wan,
+        example_inputs=_wan_inputs,
         source=SOURCES["video"],
         batch_size=32,
-        conditional=False,
     ),
 }
 """Digits: scikit-learn's, 8x8. Faces: scikit-image's ``lfw_subset``, 16x16. Shapes: clips of 4 frames of 8x8."""

@@ -71,7 +71,7 @@ def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
     data = task.data()
     if scale.data:
         data = replace(data, samples=data.samples[: scale.data], labels=data.labels[: scale.data])
-    return Exam(task, data, get_adapter(task.family), Feed(task.tiny(), task.build()), scale, device)
+    return Exam(task, data, get_adapter(task.family), Feed(task, task.tiny_model()), scale, device)
 
 
 def train(job: Job, scale: Scale) -> Record:
@@ -93,7 +93,7 @@ def train(job: Job, scale: Scale) -> Record:
     )
     began = time.perf_counter()
     set_seed(job.seed)
-    model = Source(exam.task.family, exam.adapter, exam.task.tiny()).build(config).to(accelerator.device)
+    model = Source(exam.task.family, exam.adapter, exam.task).build(config).to(accelerator.device)
     # Copied before anything is attached, so that the copy is a bare model.
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA)).eval()
     pair = arm.pair_of(job.seed)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.metrics import check_term
 from layersync_core.protocol import Block, Regularizer, RegularizerBase, States, Term
 
 _OPTIONAL = ("module", "schedule", "active", "begin", "describe")
@@ -83,16 +84,7 @@ class Enabled:
         term = self.item.compute(states, step)
         if term is None:
             return None
-        if not isinstance(term, Term):
-            raise LayerSyncError(
-                f"regularizer {self.item.name} returned a {type(term).__name__}; expected a Term or None"
-            )
-        for name, value in (("loss", term.loss), *term.metrics.items()):
-            if not isinstance(value, Tensor) or value.ndim:
-                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise LayerSyncError(
-                    f"regularizer {self.item.name} returned {name} as {shape}; expected a scalar tensor"
-                )
+        check_term(term, f"regularizer {self.item.name}")
         return term
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from layersync_core.config import LayerSyncConfig
+    from layersync_core.objective import Objective
     from layersync_core.protocol import Regularizer
 
 hookspec = pluggy.HookspecMarker("layersync")
@@ -23,6 +24,14 @@ class Hooks:
     @hookspec
     def layersync_regularizers(self, config: LayerSyncConfig) -> Sequence[Regularizer]:  # type: ignore[empty-body]
         """Return the regularizers that the configuration enables; ``config.given`` has every key of the user."""
+
+    @hookspec
+    def layersync_objectives(self, config: LayerSyncConfig) -> Sequence[Objective]:  # type: ignore[empty-body]
+        """Return the objectives that the configuration enables, new ones for every model; one replaces the main loss.
+
+        ``layersync train`` runs it. ``attach`` and ``layersync run`` add to the loss of somebody else's program: a
+        configuration that enables one is refused there.
+        """
 
     @hookspec
     def layersync_config_models(self) -> Sequence[type[BaseModel]]:  # type: ignore[empty-body]

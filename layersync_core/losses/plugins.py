@@ -22,6 +22,7 @@ from layersync_core.spelling import PREFIX, is_on, refuse_other_case
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from layersync_core.objective import Objective
     from layersync_core.protocol import Regularizer
 
 
@@ -113,6 +114,21 @@ class Plugins:
         """Return the prefixes of the keys of plugins that are known or installed but not loaded."""
         loaded = {*self._entries.values()} - {self._entries.get(name) for name in (*self.broken, *self._left_out)}
         return {f"{name}_" for name in {*KNOWN_PLUGINS, *self._entries.values()} - loaded}
+
+    def objective(self, config: LayerSyncConfig) -> Objective | None:
+        """Return the enabled objective, new each time; None where the main loss stays what it is.
+
+        Raises:
+            ConfigError: Two are enabled.
+        """
+        groups = self.manager.hook.layersync_objectives(config=config)
+        items = sorted((item for group in groups for item in group), key=lambda item: item.name)
+        if len(items) > 1:
+            raise ConfigError(
+                f"objectives {' and '.join(item.name for item in items)} are enabled, and each would replace the main "
+                "loss; switch all but one of them off"
+            )
+        return items[0] if items else None
 
     def config_models(self) -> list[type[BaseModel]]:
         """Return the pydantic models of every claimed key, the built-in ones' first."""

@@ -113,7 +113,7 @@ def test_layers_that_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
-        (1.0, "returned a float; expected a Term or None"),
+        (1.0, "returned a float; expected a Term"),
         (Term(torch.ones(2)), r"returned loss as shape \(2,\); expected a scalar"),
         (Term(torch.ones(()), {"m": 3}), "returned m as a int; expected a scalar"),  # type: ignore[dict-item]
     ],

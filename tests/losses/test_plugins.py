@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from layersync_core import ConfigError, LayerSyncConfig, attach
+from layersync_core import ConfigError, LayerSyncConfig, Objective, attach
 from layersync_core.cli import main
 from layersync_core.losses import layersync
 from layersync_core.losses.layersync import LayerSync
@@ -52,6 +52,25 @@ def layersync_regularizers(config):
             raise ConfigError(unknown_key(key, NormConfig.model_fields))
     settings = validate(NormConfig, mine)
     return [Norm(settings)] if settings.norm_enabled else []
+"""
+# An objective that trains the model to predict nothing; {name} stands for its name.
+OBJECTIVE = """
+from pydantic import BaseModel
+from layersync_core import Term, is_on
+
+class Config(BaseModel):
+    {name}_enabled: bool = False
+
+class Nothing:
+    name = "{name}"
+    def compute(self, predict, batch, step):
+        return Term(predict(batch.noisy, batch.time, batch.labels).square().mean())
+
+@hookimpl
+def layersync_config_models(): return [Config]
+
+@hookimpl
+def layersync_objectives(config): return [Nothing()] if is_on(config.given.get("{name}_enabled")) else []
 """
 HELLO = """
 @hookimpl
@@ -197,6 +216,47 @@ class TestRegularizer:
         install(fakes.plugin("somebodys-norm", NORM, "norm2"))
         with pytest.raises(ConfigError, match="two regularizers are called norm"):
             load().regularizers(read(norm_enabled=True))
+
+
+class TestObjective:
+    @pytest.fixture(autouse=True)
+    def two(self, install: Install) -> None:
+        for name in ("nothing", "naught"):
+            install(fakes.plugin(f"layersync-plugin-{name}", OBJECTIVE.replace("{name}", name), name))
+
+    def test_is_new_each_time_and_off_until_it_is_enabled(self) -> None:
+        loaded = load()
+        one, other = (loaded.objective(read(nothing_enabled="true")) for _ in range(2))
+        assert isinstance(one, Objective)
+        assert one.name == "nothing"
+        assert one is not other
+        assert loaded.objective(read()) is None
+        assert loaded.objective(read(nothing_enabled=False)) is None
+
+    def test_two_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"objectives naught and nothing are enabled, .* switch all but one"):
+            load().objective(read(nothing_enabled=True, naught_enabled=True))
+
+    @pytest.mark.parametrize("given", [GOOD, {}], ids=["with LayerSync", "alone"])
+    def test_attach_cannot_offer_it(self, given: dict[str, Any]) -> None:
+        model = instance(DIT)
+        before = fakes.hooks(model)
+        with pytest.raises(ConfigError, match=r"objective nothing replaces .* only layersync train can") as error:
+            attach(model, given | {"nothing_enabled": True})
+        assert "\n" not in str(error.value)
+        assert fakes.hooks(model) == before
+        attach(model, GOOD | {"nothing_enabled": False}).remove()
+
+    def test_a_loop_that_runs_it_attaches(self) -> None:
+        objective = plugins().objective(read(nothing_enabled=True))
+        with attach(instance(DIT), GOOD | {"nothing_enabled": True}, objective=objective) as sync:
+            assert str(sync.student) == "block 2 of 6 (transformer_blocks.1)"
+
+    def test_check_says_so(self, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*files, "--nothing_enabled"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "objective nothing replaces the main loss" in line
+        assert "layersync run" in line
 
 
 @pytest.mark.parametrize("value", [True, "true", 1])

@@ -6,13 +6,14 @@ import copy
 import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from layersync_core import CaptureError, LayerSyncConfig, Schedule, Term, hookimpl
+from layersync_core import CaptureError, ConfigError, LayerSyncConfig, Schedule, Term, hookimpl
 from layersync_core.run import candidates
 from layersync_core.session import plugins
 from tests.fakes import Distribution
@@ -27,7 +28,7 @@ from tests.models import (
     toy_input,
     toy_states,
 )
-from tests.run.inside import WEIGHT, Launch, main_loss, train
+from tests.run.inside import WEIGHT, Launch, main_loss, sgd, train
 
 OWN = "from tests.own_capture import OwnAdapter\nadapter = OwnAdapter()\n"
 
@@ -164,3 +165,19 @@ def test_one_without_a_schedule_needs_no_steps(launch: Launch) -> None:
     for _ in range(101):
         main_loss(model(**inputs)).backward()
     assert training.journal.status.terms == 101
+
+
+def test_an_objective_is_refused_when_the_optimiser_is_made(launch: Launch) -> None:
+    class Plugin:
+        @hookimpl
+        def layersync_objectives(self, config: LayerSyncConfig) -> Sequence[Any]:
+            return [SimpleNamespace(name="other")]
+
+    plugins().manager.register(Plugin(), name="objective")
+    try:
+        launch()
+        model, _ = build("dit")
+        with pytest.raises(ConfigError, match=r"objective other replaces the main loss.* layersync run leave to the"):
+            sgd(model)
+    finally:
+        plugins().manager.unregister(name="objective")

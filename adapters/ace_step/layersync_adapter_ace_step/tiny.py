@@ -8,7 +8,11 @@ import torch
 from diffusers import AceStepTransformer1DModel
 from torch import nn
 
-modality = "audio"
+from layersync_core import Modality
+
+modality: Modality = "audio"
+sample, axes = "hidden_states", "BLC"
+timestep = "timestep"
 
 
 def tiny_model() -> nn.Module:

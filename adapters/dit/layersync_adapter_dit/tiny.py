@@ -8,7 +8,12 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "hidden_states", "BCHW"
+timestep = "timestep"
+labels = "class_labels"
 
 
 def tiny_model() -> nn.Module:
@@ -33,3 +38,9 @@ def example_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
         "timestep": torch.randint(0, 1000, (batch_size,)),
         "class_labels": torch.randint(0, 10, (batch_size,)),
     }
+
+
+def classes(model: nn.Module) -> int:
+    """Return how many classes a DiT knows."""
+    config: Any = model.config
+    return int(config.num_embeds_ada_norm)

@@ -8,7 +8,11 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
 
-modality = "video"
+from layersync_core import Modality
+
+modality: Modality = "video"
+sample, axes = "hidden_states", "BCTHW"
+timestep = "timestep"
 _CHANNELS, _TEXT, _IMAGE = 4, 12, 8
 _SIZE: dict[str, Any] = {
     "in_channels": _CHANNELS,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import Kandinsky5Transformer3DModel
-from torch import Tensor, nn
+from torch import nn
 
-modality = "video"
-_CHANNELS = 4
+from layersync_core import Modality
+
+modality: Modality = "video"
+sample, axes = "hidden_states", "BTHWC"
+timestep = "timestep"
+channels = 4  # of 9; the conditioning latents and their mask follow
 
 
 def tiny_model() -> nn.Module:
@@ -19,8 +22,8 @@ def tiny_model() -> nn.Module:
     The modulations are zero when new, so that every block is the identity: here they are random.
     """
     model: nn.Module = Kandinsky5Transformer3DModel(
-        in_visual_dim=_CHANNELS,
-        out_visual_dim=_CHANNELS,
+        in_visual_dim=channels,
+        out_visual_dim=channels,
         in_text_dim=12,
         in_text_dim2=8,
         time_dim=16,
@@ -50,28 +53,10 @@ def example_inputs(model: nn.Module, batch_size: int, text: int = 5, rows: int =
     sizes = (3, rows // 2, columns // 2)
     return {
         # The noisy latents, the conditioning ones and their mask.
-        "hidden_states": torch.randn(batch_size, 3, rows, columns, 2 * _CHANNELS + 1),
+        "hidden_states": torch.randn(batch_size, 3, rows, columns, 2 * channels + 1),
         "encoder_hidden_states": torch.randn(batch_size, text, 12),
         "timestep": torch.rand(batch_size) * 1000,
         "pooled_projections": torch.randn(batch_size, 8),
         "visual_rope_pos": [torch.arange(size) for size in sizes],
         "text_rope_pos": torch.arange(text),
     }
-
-
-def sample_of(inputs: Mapping[str, Any]) -> Tensor:
-    """Return the noisy latents (B, C, T, H, W) among the channels of the input, which is (B, T, H, W, 2·C + 1)."""
-    latents: Tensor = inputs["hidden_states"][..., :_CHANNELS]
-    return latents.movedim(-1, 1)
-
-
-def with_sample(inputs: Mapping[str, Any], sample: Tensor) -> dict[str, Any]:
-    """Return inputs with other noisy latents (B, C, T, H, W), and the same conditioning ones."""
-    rest = inputs["hidden_states"][..., _CHANNELS:]
-    return {**inputs, "hidden_states": torch.cat([sample.movedim(1, -1), rest], dim=-1)}
-
-
-def prediction(output: Any, sample: Tensor) -> Tensor:
-    """Return the model's output (B, T, H, W, C) as (B, C, T, H, W)."""
-    predicted: Tensor = output.sample
-    return predicted.movedim(-1, 1)

@@ -8,8 +8,13 @@ import torch
 from diffusers import LongCatImageTransformer2DModel
 from torch import Tensor, nn
 
-modality = "image"
+from layersync_core import Modality
+
 _ROWS = 4  # of 2x2 patches
+modality: Modality = "image"
+sample, axes = "hidden_states", "B(HW)(C22)"
+grid = _ROWS, _ROWS
+timestep = "timestep"
 
 
 def tiny_model() -> nn.Module:

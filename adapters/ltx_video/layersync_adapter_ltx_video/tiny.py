@@ -8,8 +8,12 @@ import torch
 from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
-modality = "video"
-_GRID = 3, 2, 4
+from layersync_core import Modality
+
+modality: Modality = "video"
+sample, axes = "hidden_states", "B(THW)C"
+grid = 3, 2, 4
+timestep = "timestep"
 _CHANNELS, _TEXT = 4, 12
 
 
@@ -60,7 +64,7 @@ def example_inputs(model: nn.Module, batch_size: int, text: int = 5, references:
         text: Text tokens.
         references: Reference videos of the same size; their tokens stand first in LTX-Video, last in LTX-2.
     """
-    frames, rows, columns = _GRID
+    frames, rows, columns = grid
     inputs: dict[str, Any] = {
         "hidden_states": torch.randn(batch_size, (1 + references) * frames * rows * columns, _CHANNELS),
         "encoder_hidden_states": torch.randn(batch_size, text, _TEXT),
@@ -83,9 +87,9 @@ def example_inputs(model: nn.Module, batch_size: int, text: int = 5, references:
 
 
 def _coordinates(model: Any, batch_size: int) -> Tensor:
-    frames, rows, columns = _GRID
+    frames, rows, columns = grid
     if "LTX2" in type(model).__name__:
         bounds: Tensor = model.rope.prepare_video_coords(batch_size, frames, rows, columns, torch.device("cpu"))
         return bounds
-    axes = torch.meshgrid(*(torch.arange(float(size)) for size in _GRID), indexing="ij")
-    return torch.stack(axes).flatten(1).expand(batch_size, -1, -1)
+    positions = torch.meshgrid(*(torch.arange(float(size)) for size in grid), indexing="ij")
+    return torch.stack(positions).flatten(1).expand(batch_size, -1, -1)

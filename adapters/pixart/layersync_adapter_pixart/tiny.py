@@ -8,7 +8,11 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "hidden_states", "BCHW"
+timestep = "timestep"
 
 
 def tiny_model() -> nn.Module:

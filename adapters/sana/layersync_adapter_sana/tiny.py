@@ -8,7 +8,11 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "hidden_states", "BCHW"
+timestep = "timestep"
 _CHANNELS, _TEXT = 4, 12
 _SIZE: dict[str, Any] = {
     "in_channels": _CHANNELS,

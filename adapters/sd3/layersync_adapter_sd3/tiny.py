@@ -8,7 +8,11 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "hidden_states", "BCHW"
+timestep = "timestep"
 _SIZE: dict[str, Any] = {
     "sample_size": 8,
     "patch_size": 2,

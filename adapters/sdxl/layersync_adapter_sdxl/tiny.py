@@ -8,7 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "sample", "BCHW"
+timestep = "timestep"
 
 
 def tiny_model() -> nn.Module:

@@ -8,7 +8,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-modality = "video"
+from layersync_core import Modality
+
+modality: Modality = "video"
+sample, axes = "hidden_states", "BCTHW"
+timestep = "timestep"
 _SIZE: dict[str, Any] = {
     "num_attention_heads": 2,
     "attention_head_dim": 12,

@@ -9,7 +9,11 @@ import torch
 from diffusers import ZImageTransformer2DModel
 from torch import nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "x", "CTHW"
+timestep = "t"
 
 
 def tiny_model() -> nn.Module:

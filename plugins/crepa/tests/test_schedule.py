@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from layersync_core import ConfigError
+from layersync_core import ConfigError, LayerSyncConfig
 from layersync_plugin_crepa.config import CrepaConfig
 from layersync_plugin_crepa.cutoff import SimilarityCutoff
 from layersync_plugin_crepa.schedule import WeightSchedule, schedule_of
@@ -18,7 +18,12 @@ BACKBONE = {"crepa_enabled": True, "crepa_block_index": 0, "crepa_feature_source
 
 
 def schedule(run_steps: Any = None, **more: Any) -> WeightSchedule:
-    return schedule_of(CrepaConfig(**BACKBONE, **{f"crepa_{key}": value for key, value in more.items()}), run_steps)
+    return schedule_of(
+        LayerSyncConfig.from_mapping({**BACKBONE, **{f"crepa_{key}": value for key, value in more.items()}}).of(
+            CrepaConfig
+        ),
+        run_steps,
+    )
 
 
 def test_the_default_is_constant() -> None:

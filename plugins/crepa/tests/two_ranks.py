@@ -46,7 +46,7 @@ def backward(
     torch.manual_seed(dist.get_rank())  # projectors that differ until the ranks agree on one
     with attach(model, config, family=family) as sync:
         if not averaged:
-            sync._parts.remove()
+            sync.parts.remove()
         sync.apply(0.01 * sample_of(model(**inputs)).square().mean()).backward()
         part = nn.ModuleDict(sync.modules())
         return gradients(model), gradients(part), copy.deepcopy(part.state_dict())

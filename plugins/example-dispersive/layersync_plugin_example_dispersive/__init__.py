@@ -7,16 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from layersync_core import (
-    Block,
-    ConfigError,
-    LayerSyncConfig,
-    Regularizer,
-    RegularizerBase,
-    States,
-    Term,
-    hookimpl,
-)
+from layersync_core import Block, ConfigError, LayerSyncConfig, Regularizer, RegularizerBase, States, Term, hookimpl
 
 
 class DispersiveConfig(BaseModel):

@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layersync_core import ConfigError, attach
+from layersync_core import ConfigError, Objective, attach
 from layersync_plugin_trainer import checkpoint as checkpoints
 from layersync_plugin_trainer import data, models, objective
 from layersync_plugin_trainer.config import Settings, TrainerConfig
@@ -39,6 +39,7 @@ class Outcome:
     Attributes:
         name: ``layersync`` or ``vanilla``.
         family: Id of the model's family.
+        objective: What the main loss is.
         blocks: Text of each resolved pair, such as ``block 3 of 10 (transformer_blocks.2)``.
         history: Logged metrics, each with its ``step``.
         data: The training data.
@@ -57,6 +58,7 @@ class Outcome:
 
     name: str
     family: str
+    objective: str
     blocks: list[dict[str, str]]
     history: list[dict[str, float]]
     data: data.Dataset
@@ -107,6 +109,7 @@ def train_arm(
     name: str,
     settings: Settings,
     regularizers: dict[str, Any],
+    main: Objective,
     source: models.Source,
     folder: Path,
     resume: checkpoints.Checkpoint | None,
@@ -119,6 +122,7 @@ def train_arm(
         name: ``layersync`` or ``vanilla``.
         settings: The run's settings.
         regularizers: The arm's own regularizers' settings.
+        main: What the main loss is computed by.
         source: Where the model comes from.
         folder: The arm's output folder.
         resume: Whole checkpoint to continue from.
@@ -133,7 +137,7 @@ def train_arm(
     set_seed(config.seed)
     model = source.build(config).to(device)
     feed = Feed(source.tiny, model, config.seed)
-    dataset = data.load(feed.layout.modality, feed.layout.shape, feed.classes if feed.label_name else None)
+    dataset = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
     check_forward(feed, model)
     if config.guidance_scale is not None and feed.null_label is None:
         raise ConfigError(f"guidance_scale has no effect: {type(model).__name__} has no null class here; leave it out")
@@ -146,6 +150,7 @@ def train_arm(
     outcome = Outcome(
         name=name,
         family=source.family,
+        objective=main.name,
         blocks=[],
         history=list(resume.history) if resume else [],
         data=dataset,
@@ -155,17 +160,16 @@ def train_arm(
         device=str(device),
         processes=accelerator.num_processes,
         pairs=[],
-        conditional=feed.label_name is not None,
+        conditional=feed.classes is not None,
     )
     if config.compare and accelerator.is_main_process:
         outcome.similarity["before"] = layer_similarity(model, source.adapter, feed, dataset, config.seed, device)
-    # A schedule may end with the run.
     scheduled = {**regularizers, "max_train_steps": config.max_train_steps}
-    with attach(model, scheduled, family=source.family) as sync:
+    with attach(model, scheduled, family=source.family, objective=main) as sync:
         outcome.blocks = [{"student": str(pair.student), "teacher": str(pair.teacher)} for pair in sync.pairs]
         outcome.pairs = [(pair.student.index, pair.teacher.index) for pair in sync.pairs]
         _announce(accelerator, outcome, sync.describe(), config)
-        trainer = prepare(accelerator, model, sync, feed, config)
+        trainer = prepare(accelerator, model, sync, feed, config, main)
         if resume is not None:
             checkpoints.restore(accelerator, sync, resume)
             trainer.global_step, trainer.history = resume.step, outcome.history
@@ -250,8 +254,15 @@ def _finish(
     models.export(model, folder / "model", config.rank is not None)
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, sync: Any, feed: Feed, config: TrainerConfig) -> Trainer:
-    """Return a trainer with optimiser and schedule, everything prepared by accelerate."""
+def prepare(
+    accelerator: Accelerator,
+    model: nn.Module,
+    sync: Any,
+    feed: Feed,
+    config: TrainerConfig,
+    main: Objective | None = None,
+) -> Trainer:
+    """Return a trainer with optimiser and schedule, everything prepared by accelerate; flow matching by default."""
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     parameters += [weight for weight in sync.modules().parameters() if weight.requires_grad]
     # The fused update reads no step count back to the host.
@@ -268,7 +279,8 @@ def prepare(accelerator: Accelerator, model: nn.Module, sync: Any, feed: Feed, c
     if config.rank is not None:
         accelerator.register_save_state_pre_hook(_only_trained(parameters))
     wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    return Trainer(accelerator, wrapped, sync, feed, optimizer, scheduler, parameters, config.max_grad_norm)
+    main = main or objective.FlowMatching()
+    return Trainer(accelerator, wrapped, sync, feed, optimizer, scheduler, parameters, config.max_grad_norm, main)
 
 
 def _only_trained(parameters: list[nn.Parameter]) -> Any:
@@ -301,6 +313,7 @@ def _announce(accelerator: Accelerator, outcome: Outcome, attached: list[str], c
     shape = "x".join(str(size) for size in outcome.data.samples.shape[1:])
     accelerator.print(f"{outcome.name}: {outcome.model_class}, {total:,} weights{lora}, on {outcome.device}")
     accelerator.print(f"data: {len(outcome.data.samples)} {outcome.data.name} of {shape}")
+    accelerator.print(f"objective: {outcome.objective}")
     for line in attached:
         accelerator.print(line)
 

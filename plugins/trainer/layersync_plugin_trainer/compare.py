@@ -54,7 +54,7 @@ def _figure(file: Path, arms: list[Outcome]) -> None:
     top, bottom = parts
     curves: Any = top.subplots(1, 2)
     for axes, name, label in (
-        (curves[0], "loss", "loss (velocity MSE)"),
+        (curves[0], "loss", f"loss ({arms[0].objective})"),
         (curves[1], "layersync_similarity", "layersync_similarity (mean cosine)"),
     ):
         for arm in arms:

@@ -8,7 +8,12 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
-modality = "image"
+from layersync_core import Modality
+
+modality: Modality = "image"
+sample, axes = "hidden_states", "BCHW"
+timestep = "timestep"
+labels = "class_labels"
 CLASSES = 10
 
 
@@ -34,3 +39,8 @@ def example_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
         "class_labels": torch.arange(batch_size) % CLASSES,
     }
     return dict(values)
+
+
+def classes(model: nn.Module) -> int:
+    """Return the number of digits."""
+    return CLASSES

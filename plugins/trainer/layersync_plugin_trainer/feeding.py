@@ -1,12 +1,4 @@
-"""Feed noisy samples to any family's forward, knowing only its ``tiny_model`` and ``example_inputs``.
-
-An adapter's ``tiny`` module may help where the rules here do not fit, with any of:
-
-- ``modality``: "image", "video" or "audio";
-- ``sample_of(inputs) -> Tensor``: the noisy sample among the forward's arguments;
-- ``with_sample(inputs, sample) -> dict``: the arguments with another sample;
-- ``prediction(output, sample) -> Tensor``: what the forward returned, shaped like the sample.
-"""
+"""Feed noisy samples to any family's forward, as its ``tiny`` module declares it."""
 
 # Shapes: B batch
 
@@ -14,24 +6,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from layersync_core import ConfigError
-from layersync_plugin_trainer.layout import Layout, layout_of
+from layersync_core import ConfigError, Tiny
+from layersync_plugin_trainer.layout import OWN_LOOP, layout_of, name_of
 
-SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")
-TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas")
-LABEL_NAMES = ("class_labels", "y", "labels", "label")
-CLASS_COUNTS = ("num_embeds_ada_norm", "num_classes", "num_class_embeds")
+DECLARED = {
+    "modality": '"image", "video" or "audio"',
+    "sample": "the name of the noisy sample among the example inputs",
+    "axes": 'its axes, such as "BCHW"',
+    "timestep": "the name of the timestep",
+    "tiny_model": "a function that returns the model",
+    "example_inputs": "a function of model and batch_size that returns the arguments of its forward",
+    "grid": "the sizes of the axes in the first parenthesis of axes",
+    "classes": "a function of the model that returns how many labels it knows",
+}
+"""What the trainer reads in a tiny module, and what to write there where it is missing."""
 LABEL_EMBEDDERS = ("LabelEmbedding", "LabelEmbedder")
-OWN_LOOP = "train it in a loop of your own with layersync_core.attach"
+
+
+def declared(family: str, module: ModuleType) -> Tiny:
+    """Return a family's tiny module, which has what the trainer needs.
+
+    Raises:
+        ConfigError: It lacks something.
+    """
+    axes, labels = getattr(module, "axes", ""), getattr(module, "labels", None)
+    spared = {"grid": "(" not in axes.replace("(C22)", ""), "classes": labels is None}
+    missing = [name for name in DECLARED if not spared.get(name) and not hasattr(module, name)]
+    if missing:
+        raise ConfigError(
+            f"family {family}: {module.__name__} lacks {', '.join(missing)}, without which layersync train cannot feed "
+            f"its model; write there {'; '.join(f'{name} = {DECLARED[name]}' for name in missing)}"
+        )
+    return cast(Tiny, module)
 
 
 class Feed:
     """What goes into one model's forward, and what comes out.
+
+    Attributes:
+        layout: How plain samples become the model's.
+        time_scale: What the model calls the end of time, 1 or 1000.
+        classes: How many classes the model knows; None where it is not told any.
+        null_label: The class that stands for none of them; None where there is none.
 
     Args:
         tiny: A family's tiny module.
@@ -39,23 +60,31 @@ class Feed:
         seed: Makes ``example_inputs`` give the same conditions every time.
 
     Raises:
-        ConfigError: The example inputs do not fit the model, or no sample or timestep is found among them.
+        ConfigError: The example inputs do not fit the model, or are not what the tiny module says of them.
     """
 
-    def __init__(self, tiny: ModuleType, model: nn.Module, seed: int = 0) -> None:
-        self._tiny, self._model, self._seed = tiny, model, seed
+    def __init__(self, tiny: Tiny, model: nn.Module, seed: int = 0) -> None:
+        self._model, self._seed = model, seed
+        self._tiny = cast(Any, tiny)  # what it may have beside the protocol is looked up by name
+        self._labels: str | None = getattr(tiny, "labels", None)
+        self._in_one = tiny.axes.startswith("B")
         self._cache: dict[tuple[int, str], dict[str, Any]] = {}
         example = self._example(2)
-        self.sample_name = "" if hasattr(tiny, "sample_of") else _find_sample(example)
-        self.time_name = _find(example, TIME_NAMES, "timestep")
-        sample = self.sample_of(example)
-        self.layout: Layout = layout_of(sample, example, getattr(tiny, "modality", None))
-        time = self._drawn(8)[self.time_name]
+        kinds: dict[str, Any] = {tiny.sample: Tensor if self._in_one else list, tiny.timestep: Tensor}
+        for name, kind in (kinds | ({self._labels: Tensor} if self._labels else {})).items():
+            if not isinstance(example.get(name), kind):
+                given = ", ".join(f"{key} ({type(value).__name__})" for key, value in example.items())
+                raise ConfigError(
+                    f"{name_of(tiny)} declares {name!r} as a {kind.__name__} (axes {tiny.axes}), but its "
+                    f"example_inputs are {given or '(none)'}; correct what it declares"
+                )
+        sample = example[tiny.sample]
+        self.layout = layout_of(tiny, sample if self._in_one else sample[0][None])
+        time = self._drawn(8)[tiny.timestep]
         # Integers, or values above 1, mean that the model counts time from 0 to 1000.
         self.time_scale = 1000 if not time.is_floating_point() or float(time.max()) > 1 else 1
-        self.classes = _classes(model)
-        self.label_name = _find_labels(example) if self.classes else None
-        self.null_label = _null_label(model, self.classes) if self.label_name else None
+        self.classes: int | None = self._tiny.classes(model) if self._labels else None
+        self.null_label = _null_label(model, self.classes)
 
     def __call__(self, model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         """Return the model's prediction for noisy samples.
@@ -70,28 +99,22 @@ class Feed:
             (B, *shape).
         """
         sample = self.layout.to_model(noisy)
-        inputs = self.with_sample(self._on(len(noisy), noisy.device), sample)
-        inputs[self.time_name] = self._time(inputs[self.time_name], time)
-        if self.label_name is not None:
-            inputs[self.label_name] = labels.to(inputs[self.label_name].dtype)
-        return self.layout.from_model(self.prediction(model(**inputs), sample))
+        inputs = self._on(len(noisy), noisy.device)
+        inputs[self._tiny.sample] = self._beside_conditions(sample, inputs[self._tiny.sample])
+        inputs[self._tiny.timestep] = self._time(inputs[self._tiny.timestep], time)
+        if self._labels is not None:
+            inputs[self._labels] = labels.to(inputs[self._labels].dtype)
+        return self.layout.from_model(self._prediction(model(**inputs), sample))
 
-    def sample_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the noisy sample among forward arguments; a list of equal samples is stacked."""
-        if hasattr(self._tiny, "sample_of"):
-            found: Tensor = self._tiny.sample_of(inputs)
-            return found
-        value = inputs[self.sample_name]
-        return torch.stack(list(value)) if isinstance(value, (list, tuple)) else value
+    def _beside_conditions(self, sample: Tensor, example: Any) -> Any:
+        """Return a sample as the model takes it: with the example's conditions in further channels, or as a list."""
+        if not self._in_one:
+            return [*sample.unbind()]
+        axis, noisy = self.layout.channel, sample.shape[self.layout.channel]
+        rest = example.shape[axis] - noisy
+        return torch.cat([sample, example.narrow(axis, noisy, rest)], axis) if rest else sample
 
-    def with_sample(self, inputs: Mapping[str, Any], sample: Tensor) -> dict[str, Any]:
-        """Return forward arguments with another sample."""
-        if hasattr(self._tiny, "with_sample"):
-            return dict(self._tiny.with_sample(inputs, sample))
-        listed = isinstance(inputs[self.sample_name], (list, tuple))
-        return {**inputs, self.sample_name: list(sample.unbind()) if listed else sample}
-
-    def prediction(self, output: Any, sample: Tensor) -> Tensor:
+    def _prediction(self, output: Any, sample: Tensor) -> Tensor:
         """Return what a forward predicts: the first tensor shaped like the sample.
 
         Twice the channels are a prediction and a variance, as in the original DiT: the first half counts.
@@ -102,15 +125,13 @@ class Feed:
         if hasattr(self._tiny, "prediction"):
             found: Tensor = self._tiny.prediction(output, sample)
             return found
-        seen = []
+        seen, axis = [], self.layout.channel
+        doubled = [size * 2 if place == axis else size for place, size in enumerate(sample.shape)]
         for value in _tensors(output):
             if value.shape == sample.shape:
                 return value
-            channel = 2 if sample.dim() == 3 else 1
-            doubled = list(sample.shape)
-            doubled[channel] *= 2
             if list(value.shape) == doubled:
-                return value.chunk(2, dim=channel)[0]
+                return value.chunk(2, dim=axis)[0]
             seen.append(str(tuple(value.shape)))
         raise ConfigError(
             f"the model returned {', '.join(seen) or 'no tensor'} for a sample of shape {tuple(sample.shape)}; its "
@@ -138,7 +159,7 @@ class Feed:
                 return dict(self._tiny.example_inputs(self._model, count))
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                where = f"{self._tiny.__name__}.example_inputs does not fit {type(self._model).__name__}"
+                where = f"{name_of(self._tiny)}.example_inputs does not fit {type(self._model).__name__}"
                 raise ConfigError(f"{where} ({reason}); {OWN_LOOP}") from error
 
     def _time(self, example: Tensor, time: Tensor) -> Tensor:
@@ -171,57 +192,11 @@ def check_forward(feed: Feed, model: nn.Module) -> None:
             ) from error
 
 
-def _find(inputs: Mapping[str, Any], names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if isinstance(inputs.get(name), Tensor):
-            return name
-    raise ConfigError(f"no {what} among the inputs {', '.join(inputs)}; it is looked for as {', '.join(names)}")
-
-
-def _find_sample(inputs: Mapping[str, Any]) -> str:
-    def size(value: Any) -> int:
-        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
-            return value[0].numel() * len(value) if len({item.shape for item in value}) == 1 else 0
-        floating = isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 3
-        return value.numel() if floating else 0
-
-    named = [name for name in SAMPLE_NAMES if size(inputs.get(name))]
-    if named:
-        return named[0]
-    found = max(inputs, key=lambda name: size(inputs[name]), default="")
-    if not found or not size(inputs[found]):
-        raise ConfigError(
-            f"no noisy sample among the inputs {', '.join(inputs) or '(none)'}; it is looked for as "
-            f"{', '.join(SAMPLE_NAMES)}, then as the largest floating tensor; a tiny module may define sample_of"
-        )
-    return found
-
-
-def _find_labels(inputs: Mapping[str, Any]) -> str | None:
-    for name in LABEL_NAMES:
-        value = inputs.get(name)
-        if isinstance(value, Tensor) and value.dim() == 1 and not value.is_floating_point():
-            return name
-    return None
-
-
-def _classes(model: nn.Module) -> int | None:
-    config = getattr(model, "config", None)
-    for name in CLASS_COUNTS:
-        count = config.get(name) if isinstance(config, Mapping) else getattr(config, name, getattr(model, name, None))
-        if isinstance(count, int) and count > 0:
-            return count
-    return None
-
-
 def _null_label(model: nn.Module, classes: int | None) -> int | None:
     # DiT's label embedder has one row more than there are classes: the row for no class.
-    for module in model.modules():
-        if type(module).__name__ in LABEL_EMBEDDERS and getattr(module.embedding_table, "num_embeddings", 0) == (
-            (classes or 0) + 1
-        ):
-            return classes
-    return None
+    tables = [module.embedding_table for module in model.modules() if type(module).__name__ in LABEL_EMBEDDERS]
+    rows = {getattr(table, "num_embeddings", 0) for table in tables}
+    return classes if classes and classes + 1 in rows else None
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 COLOURS = {"layersync": "#0072B2", "vanilla": "#D55E00"}  # told apart by colour-blind readers too
 AXES = {
-    "loss": "loss\n(velocity MSE)",
     "layersync_loss": "layersync_loss\n(−weight · similarity)",
     "layersync_similarity": "layersync_similarity\n(mean cosine)",
 }
@@ -41,14 +40,16 @@ def draw_samples(file: Path, modality: str, panels: Mapping[str, Tensor], labels
     figure.savefig(file, dpi=DPI)
 
 
-def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
+def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], title: str, objective: str) -> None:
     """Draw every logged metric over optimiser steps, one panel a metric and one line an arm.
 
     Args:
         file: PNG to write.
         arms: Name of an arm and its logged metrics, each with its ``step``.
         title: Of the figure.
+        objective: What the main loss is.
     """
+    labels = AXES | {"loss": f"loss\n({objective})"}
     names = list(dict.fromkeys(key for rows in arms.values() for row in rows for key in row if key != "step"))
     figure = Figure(figsize=(8, 1.2 + 2.1 * max(1, len(names))), layout="constrained")
     panels: Any = figure.subplots(max(1, len(names)), 1, sharex=True, squeeze=False)[:, 0]
@@ -58,7 +59,7 @@ def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], t
             if points:
                 marker = "o" if len(points) < 3 else None
                 axes.plot(*zip(*points, strict=True), label=arm, color=COLOURS.get(arm), linewidth=1.6, marker=marker)
-        axes.set_ylabel(AXES.get(name, name))
+        axes.set_ylabel(labels.get(name, name))
         axes.grid(alpha=0.3)
         if len(arms) > 1:
             axes.legend(frameon=False)

@@ -1,19 +1,21 @@
-"""Between plain samples (images, clips, waves) and the tensor that a model calls its sample."""
+"""Between plain samples (images, clips, sounds) and the tensor that a model calls its sample."""
 
-# Shapes: B batch, C channels, T frames, H height, W width, L audio positions, S tokens, D channels of a token
+# Shapes: B batch, C channels, T frames, H height, W width, L positions of a sound
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from torch import Tensor
 
-from layersync_core import ConfigError
+from layersync_core import ConfigError, Modality, Tiny
 
-Modality = Literal["image", "video", "audio"]
+OWN_LOOP = "train it in a loop of your own with layersync_core.attach"
+_PLAIN = {"image": "CHW", "video": "CTHW", "audio": "CL"}
+_AXES = "CTHhWwL"
+"""Every axis in its order in a plain sample; h and w are the rows and columns inside a token."""
 
 
 @dataclass(frozen=True)
@@ -23,87 +25,74 @@ class Layout:
     Attributes:
         modality: What a sample shows.
         shape: Of one plain sample: (C, H, W), (C, T, H, W) or (C, L).
-        kind: ``plain`` (as it is), ``frame`` (an image as a clip of one frame), ``tokens`` (B, S, D), one token a
-            position, ``packed`` (B, S, D), one token for 2x2 pixels as in Flux.
+        split: The same sizes with those axes apart that stand apart in the model's sample.
+        order: Which of these comes first in the model's sample, which second, and so on.
+        merged: Sizes of the model's sample without B.
+        channel: Where C stands in the model's sample, B included.
     """
 
     modality: Modality
     shape: tuple[int, ...]
-    kind: Literal["plain", "frame", "tokens", "packed"]
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    merged: tuple[int, ...]
+    channel: int
 
     def to_model(self, plain: Tensor) -> Tensor:
         """Return plain samples (B, *shape) as the model wants them."""
-        if self.kind == "frame":
-            return plain[:, :, None]
-        if self.kind == "tokens":
-            return plain.flatten(2).transpose(1, 2)
-        if self.kind == "packed":
-            b, c, h, w = plain.shape
-            tokens = plain.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-            return tokens.reshape(b, h * w // 4, c * 4)
-        return plain
+        apart = plain.reshape(-1, *self.split).permute(0, *(1 + axis for axis in self.order))
+        return apart.reshape(-1, *self.merged)
 
     def from_model(self, value: Tensor) -> Tensor:
         """Return the model's arrangement as plain samples (B, *shape); the inverse of ``to_model``."""
-        if self.kind == "frame":
-            return value[:, :, 0]
-        if self.kind == "tokens":
-            return value.transpose(1, 2).reshape(value.shape[0], *self.shape)
-        if self.kind == "packed":
-            c, h, w = self.shape
-            pixels = value.reshape(value.shape[0], h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
-            return pixels.reshape(value.shape[0], c, h, w)
-        return value
+        apart = value.reshape(-1, *(self.split[axis] for axis in self.order))
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return apart.permute(0, *(1 + axis for axis in back)).reshape(-1, *self.shape)
 
 
-def layout_of(sample: Tensor, inputs: Mapping[str, Any], hint: str | None = None) -> Layout:
-    """Tell the arrangement from an example.
-
-    4-D is an image (B, C, H, W); 5-D a clip (B, C, T, H, W), an image when T is 1. 3-D is tokens: of a clip or an
-    image where the inputs say ``num_frames``, ``height`` and ``width``; else of a square image when their number is
-    a square (2x2 pixels a token when D is divisible by 4); else audio.
+def layout_of(tiny: Tiny, sample: Tensor) -> Layout:
+    """Read the arrangement that a tiny module declares.
 
     Args:
-        sample: The example's sample.
-        inputs: All inputs of the example.
-        hint: ``modality`` of the family's tiny module; needed where the rules above would be wrong.
+        tiny: The module.
+        sample: The noisy sample among its example inputs, with B in front.
 
     Raises:
-        ConfigError: The sample has another number of dimensions, or the hint does not fit it.
+        ConfigError: The sample has other sizes, or its axes are not those of its modality.
     """
-    sizes = tuple(sample.shape[1:])
-    layout: Layout | None = None
-    if len(sizes) == 3:
-        layout = Layout("image", sizes, "plain")
-    elif len(sizes) == 4:
-        image = sizes[1] == 1
-        layout = Layout("image", (sizes[0], *sizes[2:]), "frame") if image else Layout("video", sizes, "plain")
-    elif len(sizes) == 2:
-        layout = _token_layout(*sizes, inputs, hint)
-    if layout is None or hint not in (None, layout.modality):
-        said = f" as {hint}" if hint else ""
+    grid, channels = getattr(tiny, "grid", ()), getattr(tiny, "channels", None)
+    axes = tiny.axes.removeprefix("B").replace("22", "hw")
+    groups = ["".join(group) for group in re.findall(r"\((\w+)\)|(\w)", axes)]
+    merged: list[int] = []
+    sizes: dict[str, int] = {}
+    for group, size in zip(groups, sample.shape[1:], strict=False):
+        merged.append(channels if channels and group == "C" else size)
+        inner = (size // 4, 2, 2) if group == "Chw" else grid if len(group) > 1 else merged[-1:]
+        sizes.update(zip(group, inner, strict=False))
+    letters, plain = "".join(groups), _PLAIN.get(tiny.modality, "")
+    still = {"T"} if tiny.modality == "image" and sizes.get("T") == 1 else set()
+    if (
+        len(groups) != sample.dim() - 1
+        or len(letters) != len(sizes)
+        or {*sizes} - {"h", "w"} - still != {*plain}
+        or merged != [math.prod(sizes[axis] for axis in group) for group in groups]
+    ):
+        said = f"{tiny.modality} with axes {tiny.axes}{f' and grid {grid}' if grid else ''}"
         raise ConfigError(
-            f"a sample of shape {tuple(sample.shape)} cannot be read{said}; image is (B, C, H, W), video "
-            "(B, C, T, H, W), tokens (B, S, D); a tiny module may define modality, sample_of and with_sample"
+            f"{name_of(tiny)} declares its sample as {said}, but this model's has shape {tuple(sample.shape)}; an "
+            f"image has C, H, W, video C, T, H, W, audio C, L: correct axes and grid there, or {OWN_LOOP}"
         )
-    return layout
+    split = [axis for axis in _AXES if axis in sizes]
+    return Layout(
+        modality=tiny.modality,
+        shape=tuple(sizes[axis] * sizes.get(axis.lower(), 1) for axis in plain),
+        split=tuple(sizes[axis] for axis in split),
+        order=tuple(split.index(axis) for axis in letters),
+        merged=tuple(merged),
+        channel=1 + next(place for place, group in enumerate(groups) if "C" in group),
+    )
 
 
-def _token_layout(tokens: int, width: int, inputs: Mapping[str, Any], hint: str | None) -> Layout | None:
-    if hint == "audio":
-        return Layout("audio", (width, tokens), "tokens")
-    frames, rows, columns = (_size(inputs.get(name)) for name in ("num_frames", "height", "width"))
-    if frames and rows and columns and frames * rows * columns == tokens and hint != "image":
-        return Layout("video", (width, frames, rows, columns), "tokens")
-    if rows and columns and rows * columns == tokens:
-        return Layout("image", (width, rows, columns), "tokens")
-    side = math.isqrt(tokens)
-    if side * side == tokens and tokens > 1:
-        if width % 4 == 0:
-            return Layout("image", (width // 4, 2 * side, 2 * side), "packed")
-        return Layout("image", (width, side, side), "tokens")
-    return None if hint else Layout("audio", (width, tokens), "tokens")
-
-
-def _size(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+def name_of(tiny: Tiny) -> str:
+    """Return what to call a tiny module in an error."""
+    return getattr(tiny, "__name__", type(tiny).__name__)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from layersync_core import LayerSyncError, Objective, Term, check_term
 from layersync_plugin_trainer.feeding import Feed
-from layersync_plugin_trainer.objective import Batch, flow_loss
+from layersync_plugin_trainer.objective import Batch, Fed
 from layersync_plugin_trainer.stopping import Stop
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Trainer:
         scheduler: The prepared learning-rate schedule.
         parameters: What is trained, for clipping.
         max_grad_norm: Gradients are clipped to this norm.
+        objective: Computes the main loss.
         global_step: Optimiser steps done.
         history: What was logged: ``step`` and the metrics.
     """
@@ -44,37 +46,48 @@ class Trainer:
     scheduler: Any
     parameters: list[nn.Parameter]
     max_grad_norm: float
+    objective: Objective
     global_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    _losses: list[Tensor] = field(default_factory=list)
+    _seen: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def step(self, batches: Iterator[Batch]) -> None:
         """Do one optimiser step: a forward and a backward for each batch, then the update.
 
         Nothing here waits for the device; the metrics stay on it until ``read_metrics``.
+
+        Raises:
+            LayerSyncError: A plugin's objective returned no main loss, or did not say which forward is the main pass.
         """
-        total = torch.zeros((), device=self.accelerator.device)
-        count = 0
         for batch in batches:
             batch = batch.to(self.accelerator.device)
             with self.accelerator.accumulate(self.model):
-                loss = flow_loss(self.model, self.feed, batch)
-                self.accelerator.backward(self.sync.apply(loss, step=self.global_step))
+                main = self._main(batch)
+                self.accelerator.backward(self.sync.apply(main.loss, step=self.global_step))
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients:
                     self.scheduler.step()
                 self.optimizer.zero_grad()
-            total += loss.detach()
-            count += 1
-        self._losses.append(total / count)
+            for name, value in {"loss": main.loss, **main.metrics}.items():
+                self._seen.setdefault(name, []).append(value.detach())
         self.global_step += 1
+
+    def _main(self, batch: Batch) -> Term:
+        name = self.objective.name
+        main = self.objective.compute(Fed(self.model, self.feed, self.sync), batch, self.global_step)
+        check_term(main, f"objective {name}")
+        # Else it could be taken for the loss, or for a regularizer's.
+        if wrong := [metric for metric in main.metrics if not metric.startswith(f"{name}_")]:
+            raise LayerSyncError(f"objective {name} returned a metric {wrong[0]!r}; call it {name}_{wrong[0]}")
+        return main
 
     def read_metrics(self) -> dict[str, float]:
         """Return the means since the last reading, over steps, accumulation and ranks: the one wait for the device."""
-        tensors = {"loss": torch.stack(self._losses).mean(), **self.sync.metrics()}
-        self._losses.clear()
+        seen = {name: torch.stack(values).mean() for name, values in self._seen.items()}
+        tensors = {**seen, **self.sync.metrics()}
+        self._seen.clear()
         values = torch.stack([value.detach().float().to(self.accelerator.device) for value in tensors.values()])
         means = self.accelerator.reduce(values, reduction="mean").tolist()
         return dict(zip(tensors, means, strict=True))

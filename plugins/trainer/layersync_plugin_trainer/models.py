@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ from layersync_core import (
     Adapter,
     Block,
     ConfigError,
+    Objective,
+    Tiny,
     attach,
     build_on_meta,
     find_model_config,
@@ -27,7 +27,7 @@ from layersync_core import (
     suggest_pair,
 )
 from layersync_plugin_trainer.config import Settings, TrainerConfig
-from layersync_plugin_trainer.feeding import LABEL_EMBEDDERS
+from layersync_plugin_trainer.feeding import LABEL_EMBEDDERS, declared
 
 DEFAULT_FAMILY = "dit"
 
@@ -41,13 +41,13 @@ class Source:
     Attributes:
         family: Id of its family.
         adapter: The family's adapter.
-        tiny: Module with ``example_inputs``, and ``tiny_model`` when there is no folder.
+        tiny: How it is fed, and the model itself where there is no folder.
         folder: Local diffusers folder of the model itself; None for a tiny model.
     """
 
     family: str
     adapter: Adapter
-    tiny: ModuleType
+    tiny: Tiny
     folder: Path | None = None
 
     def build(self, config: TrainerConfig) -> nn.Module:
@@ -71,12 +71,12 @@ class Source:
             ConfigError: The folder's config does not build its class.
         """
         if self.folder is None:
-            return self.tiny.tiny_model()  # type: ignore[no-any-return]
+            return self.tiny.tiny_model()
         return build_on_meta(read_model_config(self.folder))  # type: ignore[no-any-return]
 
     def _whole(self) -> nn.Module:
         if self.folder is None:
-            return self.tiny.tiny_model()  # type: ignore[no-any-return]
+            return self.tiny.tiny_model()
         kind = _diffusers_class(read_model_config(self.folder))
         try:
             return kind.from_pretrained(self.folder, local_files_only=True, torch_dtype=torch.float32)  # type: ignore[no-any-return]
@@ -89,17 +89,20 @@ def find_source(config: TrainerConfig) -> Source:
     """Tell where the model comes from.
 
     Raises:
-        LayerSyncError: The family or the folder is unknown, refused, not installed, or ships no tiny model.
+        LayerSyncError: The family or the folder is unknown, refused, not installed, or ships no tiny model, or one that
+            does not say how it is fed.
     """
     if config.model is not None:
         file = find_model_config(config.model)
         adapter = get_adapter(config.family) if config.family else resolve(read_model_config(file))
-        return Source(adapter.family, adapter, load_tiny(adapter.family), file.parent)
+        return Source(adapter.family, adapter, declared(adapter.family, load_tiny(adapter.family)), file.parent)
     family = config.family or DEFAULT_FAMILY
     adapter = get_adapter(family)
     if family == DEFAULT_FAMILY:
-        return Source(family, adapter, import_module("layersync_plugin_trainer.digits_dit"))
-    return Source(family, adapter, load_tiny(family))
+        from layersync_plugin_trainer import digits_dit
+
+        return Source(family, adapter, digits_dit)
+    return Source(family, adapter, declared(family, load_tiny(family)))
 
 
 def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, Any]:
@@ -108,9 +111,9 @@ def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, A
     return settings.over_default(student.index + 1, teacher.index + 1)
 
 
-def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str) -> None:
+def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str, main: Objective) -> None:
     """Attach to a model and take everything off again, for the start-up errors alone."""
-    attach(model, regularizers, family=family).remove()
+    attach(model, regularizers, family=family, objective=main).remove()
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:

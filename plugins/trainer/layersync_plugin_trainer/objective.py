@@ -7,12 +7,17 @@ Lipman et al., arXiv 2210.02747; Ma et al., arXiv 2401.08740 (linear path). t = 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import layersync_core
+from layersync_core import Attachment, LayerSyncConfig, Objective, Predict, Term, plugins
 from layersync_plugin_trainer.data import Dataset, generator, positions
 from layersync_plugin_trainer.feeding import Feed
 
@@ -101,10 +106,52 @@ def draw(clean: Tensor, labels: Tensor, source: torch.Generator) -> Batch:
     return Batch(clean, noise, torch.rand(len(clean), generator=source), labels)
 
 
-def flow_loss(model: nn.Module, feed: Feed, batch: Batch) -> Tensor:
+def flow_loss(predict: Callable[[Tensor, Tensor, Tensor], Tensor], batch: layersync_core.Batch) -> Tensor:
     """Return the mean squared error of the predicted velocity, a scalar."""
-    velocity = feed(model, batch.noisy, batch.time, batch.labels)
+    velocity = predict(batch.noisy, batch.time, batch.labels)
     return torch.nn.functional.mse_loss(velocity.float(), batch.noise - batch.clean)
+
+
+class FlowMatching:
+    """The objective that trains where no plugin brings another."""
+
+    name = "flow matching"
+
+    def compute(self, predict: Predict, batch: layersync_core.Batch, step: int) -> Term:
+        """Return the flow-matching loss."""
+        return Term(flow_loss(predict, batch))
+
+
+def enabled(settings: Mapping[str, Any]) -> Objective:
+    """Return the objective that the plugins' settings enable, else flow matching; new each time.
+
+    Raises:
+        ConfigError: Two are enabled, or a setting is wrong.
+    """
+    return plugins().objective(LayerSyncConfig.from_mapping(settings)) or FlowMatching()
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A model in training as an objective calls it, see ``layersync_core.Predict``.
+
+    Attributes:
+        model: The model, wrapped.
+        feed: How it is fed.
+        sync: Its attachment.
+    """
+
+    model: nn.Module
+    feed: Feed
+    sync: Attachment
+
+    def __call__(self, noisy: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        """Return the model's prediction, (B, *shape)."""
+        return self.feed(self.model, noisy, time, labels)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the forwards inside the context alone."""
+        return self.sync.paused()
 
 
 @torch.no_grad()
@@ -112,7 +159,7 @@ def held_out_loss(model: nn.Module, feed: Feed, data: Dataset, seed: int, device
     """Return the flow-matching loss on samples that training never saw, always with the same noise and times."""
     batch = draw(data.held_out, data.held_out_labels, generator(seed, "held out"))
     parts = [batch[start : start + 64].to(device) for start in range(0, len(batch.time), 64)]
-    weighted = [flow_loss(model, feed, part) * len(part.time) for part in parts]
+    weighted = [flow_loss(partial(feed, model), part) * len(part.time) for part in parts]
     return float(torch.stack(weighted).sum()) / len(batch.time)
 
 

@@ -38,7 +38,7 @@ def write_arm(folder: Path, outcome: Outcome, settings: Settings, regularizers: 
     drawn = "samples of the model" if outcome.conditional else "samples of the model, which is not told the class"
     panels = {f"real {outcome.data.name}": real, drawn: outcome.samples}
     draw_samples(folder / "samples.png", outcome.layout_modality, panels, outcome.sample_labels, title)
-    draw_curves(folder / "curves.png", {outcome.name: outcome.history}, title)
+    draw_curves(folder / "curves.png", {outcome.name: outcome.history}, title, outcome.objective)
     run = run_record(outcome, settings, regularizers, elapsed)
     (folder / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
 
@@ -69,6 +69,7 @@ def run_record(outcome: Outcome, settings: Settings, regularizers: dict[str, Any
             **regularizers,
         },
         "family": outcome.family,
+        "objective": outcome.objective,
         "adapter": {"distribution": adapter.distribution, "version": adapter.version} if adapter else None,
         "model": {
             "class": outcome.model_class,

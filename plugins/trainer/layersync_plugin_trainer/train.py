@@ -72,12 +72,14 @@ def _train_in(
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
-    from layersync_plugin_trainer import arm, models, report
+    from layersync_plugin_trainer import arm, models, objective, report
 
     source = models.find_source(config)
     outline = source.outline()
     regularizers = models.regularizer_settings(settings, source.adapter.list_blocks(outline))
-    models.check_attachable(outline, {**regularizers, "max_train_steps": config.max_train_steps}, source.family)
+    # A schedule may end with the run.
+    scheduled = {**regularizers, "max_train_steps": config.max_train_steps}
+    models.check_attachable(outline, scheduled, source.family, objective.enabled(scheduled))
     outline_size = sum(weight.numel() for weight in outline.parameters())
     del outline
     outcomes = []
@@ -94,8 +96,9 @@ def _train_in(
                 accelerator.print(note)
             notes.clear()
             wanted = {"layersync_enabled": False} if name == "vanilla" else regularizers
+            main = objective.enabled(scheduled)  # of both arms
             outcome = arm.train_arm(
-                name, settings, wanted, source, place, resume.get(name), accelerator, _resume_command(folder)
+                name, settings, wanted, main, source, place, resume.get(name), accelerator, _resume_command(folder)
             )
             outcomes.append(outcome)
             if accelerator.is_main_process:

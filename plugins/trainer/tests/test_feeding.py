@@ -6,36 +6,49 @@ import pytest
 import torch
 from torch import nn
 
-from layersync_core import ConfigError
-from layersync_plugin_trainer.feeding import Feed, check_forward
-from layersync_plugin_trainer.layout import Layout, layout_of
+from layersync_core import ConfigError, list_families, load_tiny
+from layersync_plugin_trainer import digits_dit
+from layersync_plugin_trainer.feeding import Feed, check_forward, declared
+from layersync_plugin_trainer.layout import layout_of
+
+
+def tiny(example=lambda batch_size: images(batch_size), **declarations) -> ModuleType:
+    """A tiny module for ``Echo``: images (B, 3, 8, 8) called x, and a timestep called t."""
+    module = ModuleType("tiny")
+    vars(module).update(modality="image", sample="x", axes="BCHW", timestep="t", tiny_model=lambda: Echo())
+    vars(module).update(example_inputs=lambda model, batch_size: example(batch_size), **declarations)
+    return module
+
+
+def images(batch_size, **more):
+    return {"x": torch.randn(batch_size, 3, 8, 8), "t": torch.rand(batch_size), **more}
 
 
 @pytest.mark.parametrize(
-    ("shape", "inputs", "hint", "expected"),
+    ("modality", "axes", "grid", "shape", "plain"),
     [
-        ((2, 3, 8, 6), {}, None, Layout("image", (3, 8, 6), "plain")),
-        ((2, 4, 5, 8, 6), {}, None, Layout("video", (4, 5, 8, 6), "plain")),
-        ((2, 4, 1, 8, 6), {}, None, Layout("image", (4, 8, 6), "frame")),
-        ((2, 16, 12), {}, None, Layout("image", (3, 8, 8), "packed")),
-        ((2, 16, 7), {}, None, Layout("image", (7, 4, 4), "tokens")),
-        ((2, 15, 12), {}, None, Layout("audio", (12, 15), "tokens")),
-        ((2, 16, 12), {}, "audio", Layout("audio", (12, 16), "tokens")),
-        (
-            (2, 24, 8),
-            {"num_frames": 2, "height": 3, "width": 4},
-            None,
-            Layout("video", (8, 2, 3, 4), "tokens"),
-        ),
-        ((2, 12, 8), {"height": 3, "width": 4}, None, Layout("image", (8, 3, 4), "tokens")),
+        ("image", "BCHW", None, (2, 3, 8, 6), (3, 8, 6)),
+        ("image", "BHWC", None, (2, 8, 6, 3), (3, 8, 6)),
+        ("video", "BCTHW", None, (2, 4, 5, 8, 6), (4, 5, 8, 6)),
+        ("video", "BTCHW", None, (2, 5, 4, 8, 6), (4, 5, 8, 6)),
+        ("image", "BCTHW", None, (2, 4, 1, 8, 6), (4, 8, 6)),
+        ("image", "CTHW", None, (2, 4, 1, 8, 6), (4, 8, 6)),
+        ("image", "B(HW)(C22)", (4, 4), (2, 16, 12), (3, 8, 8)),
+        ("image", "B(HW)(C22)", (3, 4), (2, 12, 8), (2, 6, 8)),
+        ("image", "B(HW)C", (4, 4), (2, 16, 12), (12, 4, 4)),
+        ("image", "B(HW)C", (3, 4), (2, 12, 8), (8, 3, 4)),
+        ("video", "B(THW)C", (2, 3, 4), (2, 24, 8), (8, 2, 3, 4)),
+        ("audio", "BLC", None, (2, 16, 12), (12, 16)),
+        ("audio", "BCL", None, (2, 12, 16), (12, 16)),
     ],
 )
-def test_layouts_are_told_and_inverted(shape, inputs, hint, expected):
-    layout = layout_of(torch.zeros(shape), inputs, hint)
-    assert layout == expected
-    plain = torch.randn(2, *layout.shape)
-    assert layout.to_model(plain).shape == shape
-    assert torch.equal(layout.from_model(layout.to_model(plain)), plain)
+def test_layouts_are_read_and_inverted(modality, axes, grid, shape, plain):
+    more = {"grid": grid} if grid else {}
+    layout = layout_of(tiny(modality=modality, axes=axes, **more), torch.zeros(shape))
+    assert (layout.modality, layout.shape) == (modality, plain)
+    drawn = torch.randn(2, *plain)
+    assert layout.to_model(drawn).shape == shape
+    assert torch.equal(layout.from_model(layout.to_model(drawn)), drawn)
 
 
 def test_packing_is_that_of_flux():
@@ -43,13 +56,82 @@ def test_packing_is_that_of_flux():
 
     plain = torch.randn(2, 4, 6, 6)
     theirs = FluxPipeline._pack_latents(plain, 2, 4, 6, 6)
-    assert torch.equal(Layout("image", (4, 6, 6), "packed").to_model(plain), theirs)
+    layout = layout_of(tiny(axes="B(HW)(C22)", grid=(3, 3)), theirs)
+    assert torch.equal(layout.to_model(plain), theirs)
 
 
-@pytest.mark.parametrize(("shape", "hint"), [((2, 3), None), ((2, 3, 8, 8), "video"), ((2, 15, 8), "image")])
-def test_a_sample_that_cannot_be_read_is_refused(shape, hint):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        layout_of(torch.zeros(shape), {}, hint)
+def test_the_tokens_of_a_clip_are_its_frames_row_by_row():
+    plain = torch.randn(2, 5, 2, 3, 4)
+    layout = layout_of(tiny(modality="video", axes="B(THW)C", grid=(2, 3, 4)), torch.zeros(2, 24, 5))
+    assert torch.equal(layout.to_model(plain), plain.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("modality", "axes", "grid", "shape"),
+    [
+        ("image", "BCHW", (), (2, 3)),
+        ("video", "BCHW", (), (2, 3, 8, 8)),
+        ("image", "BCTHW", (), (2, 3, 2, 8, 8)),
+        ("image", "BCHW", (), (2, 3, 2, 8, 8)),
+        ("image", "BCHWC", (), (2, 3, 8, 8, 3)),
+        ("image", "BCHX", (), (2, 3, 8, 8)),
+        ("image", "B(HW)C", (4, 4), (2, 15, 8)),
+        ("image", "B(HW)C", (4,), (2, 16, 8)),
+        ("image", "B(HW)(C22)", (4, 4), (2, 16, 7)),
+        ("picture", "BCHW", (), (2, 3, 8, 8)),
+    ],
+)
+def test_a_sample_that_is_not_what_was_declared_is_refused(modality, axes, grid, shape):
+    with pytest.raises(ConfigError, match=f"tiny declares its sample as {modality} with axes ") as caught:
+        layout_of(tiny(modality=modality, axes=axes, grid=grid), torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+PLAIN = {
+    "ace_step": ("audio", (8, 18)),
+    "cosmos": ("video", (4, 3, 8, 6)),
+    "dit": ("image", (1, 8, 8)),
+    "hunyuan_video": ("video", (4, 3, 4, 6)),
+    "kandinsky5_video": ("video", (4, 3, 4, 6)),
+    "ltx_video": ("video", (4, 3, 2, 4)),
+    "sana": ("image", (4, 4, 8)),
+    "sdxl": ("image", (4, 16, 16)),
+    "wan": ("video", (4, 3, 8, 8)),
+}
+"""Of the families whose sample is no image of (4, 8, 8)."""
+
+
+@pytest.mark.parametrize("family", list_families())
+def test_every_family_says_how_it_is_fed(family):
+    module = declared(family, load_tiny(family))
+    model = module.tiny_model()
+    feed = Feed(module, model)
+    check_forward(feed, model)
+    assert (feed.layout.modality, feed.layout.shape) == PLAIN.get(family, ("image", (4, 8, 8)))
+    assert feed.classes == (10 if family == "dit" else None)
+
+
+def test_the_trainers_own_module_says_so_too():
+    assert declared("dit", digits_dit) is digits_dit
+    assert declared("mine", tiny()).axes == "BCHW"
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (tiny(axes="B(HW)C"), "family mine: tiny lacks grid, .* write there grid = the sizes"),
+        (tiny(labels="y"), "family mine: tiny lacks classes, .* write there classes = a function of the model"),
+        (
+            ModuleType("mine.tiny"),
+            "mine.tiny lacks modality, sample, axes, timestep, tiny_model, example_inputs, .*; sample = the name of",
+        ),
+    ],
+)
+def test_a_module_that_lacks_something_is_refused(module, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        declared("mine", module)
+    assert "\n" not in str(caught.value)
 
 
 class Echo(nn.Module):
@@ -64,18 +146,6 @@ class Echo(nn.Module):
         self.inputs = inputs
         sample = next(iter(inputs.values()))
         return self.output(torch.stack(list(sample)) if isinstance(sample, list) else sample)
-
-
-def tiny(example, **more) -> ModuleType:
-    module = ModuleType("tiny")
-    module.example_inputs = lambda model, batch_size: example(batch_size)
-    for name, value in more.items():
-        setattr(module, name, value)
-    return module
-
-
-def images(batch_size, **more):
-    return {"x": torch.randn(batch_size, 3, 8, 8), "t": torch.rand(batch_size), **more}
 
 
 def feed_once(module, model, size=3):
@@ -130,22 +200,33 @@ def test_time_of_each_token_is_expanded():
     assert model.inputs["t"][1].unique().tolist() == [0.5]
 
 
-def test_labels_go_in_where_the_model_has_classes():
+def test_labels_go_in_where_they_are_declared():
     model = Echo()
-    module = tiny(lambda n: images(n, y=torch.zeros(n, dtype=torch.long)))
-    feed_once(module, model)
-    assert model.inputs["y"].tolist() == [0, 0, 0]  # the model does not say how many classes it knows
-    model.num_classes = 10
-    feed_once(module, model)
+    example = lambda n: images(n, y=torch.zeros(n, dtype=torch.long))  # noqa: E731
+    feed, *_ = feed_once(tiny(example), model)
+    assert model.inputs["y"].tolist() == [0, 0, 0]
+    assert feed.classes is None
+    feed, *_ = feed_once(tiny(example, labels="y", classes=lambda model: 10), model)
     assert model.inputs["y"].tolist() == [0, 1, 2]
+    assert (feed.classes, feed.null_label) == (10, None)
 
 
 def test_a_list_of_samples_is_one_batch():
     model = Echo(lambda sample: list(sample.unbind()))
-    _, noisy, out = feed_once(
-        tiny(lambda n: {"x": [torch.randn(4, 1, 8, 8) for _ in range(n)], "t": torch.rand(n)}), model
-    )
+    example = lambda n: {"x": [torch.randn(4, 1, 8, 8) for _ in range(n)], "t": torch.rand(n)}  # noqa: E731
+    _, noisy, out = feed_once(tiny(example, axes="CTHW"), model)
     assert isinstance(model.inputs["x"], list)
+    assert torch.equal(out, noisy)
+
+
+def test_conditions_in_further_channels_stay():
+    model = Echo(lambda sample: sample[..., :3])
+    example = lambda n: {"x": torch.randn(n, 2, 8, 8, 7), "t": torch.rand(n)}  # noqa: E731
+    feed, noisy, out = feed_once(tiny(example, modality="video", axes="BTHWC", channels=3), model)
+    assert feed.layout.shape == (3, 2, 8, 8)
+    assert torch.equal(model.inputs["x"][..., :3], noisy.permute(0, 2, 3, 4, 1))
+    assert model.inputs["x"][..., 3:].abs().min() > 0
+    assert torch.equal(model.inputs["x"][0, ..., 3:], model.inputs["x"][2, ..., 3:])
     assert torch.equal(out, noisy)
 
 
@@ -159,38 +240,34 @@ def test_a_list_of_samples_is_one_batch():
     ],
 )
 def test_the_prediction_is_found(output):
-    _, noisy, out = feed_once(tiny(images), Echo(output))
+    _, noisy, out = feed_once(tiny(), Echo(output))
     assert torch.equal(out, noisy)
 
 
 def test_a_model_that_predicts_nothing_of_that_shape_is_refused():
     model = Echo(lambda sample: sample[:, :, :4])
     with pytest.raises(ConfigError, match=r"returned \(2, 3, 4, 8\) for a sample of shape \(2, 3, 8, 8\)"):
-        check_forward(Feed(tiny(images), model), model)
+        check_forward(Feed(tiny(), model), model)
 
 
-def test_an_unusual_name_is_found_by_size_and_none_is_an_error():
-    model = Echo()
-    module = tiny(lambda n: {"zt": torch.randn(n, 3, 8, 8), "t": torch.rand(n), "small": torch.randn(n, 2, 2)})
-    assert Feed(module, model).sample_name == "zt"
-    with pytest.raises(ConfigError, match="no noisy sample among the inputs t"):
-        Feed(tiny(lambda n: {"t": torch.rand(n)}), model)
-    with pytest.raises(ConfigError, match="no timestep among the inputs x"):
-        Feed(tiny(lambda n: {"x": torch.randn(n, 3, 8, 8)}), model)
+@pytest.mark.parametrize(
+    ("declarations", "said"),
+    [
+        ({"sample": "zt"}, r"tiny declares 'zt' as a Tensor .* example_inputs are x \(Tensor\), t \(Tensor\)"),
+        ({"timestep": "sigma"}, "tiny declares 'sigma' as a Tensor"),
+        ({"labels": "y", "classes": lambda model: 10}, "tiny declares 'y' as a Tensor"),
+        ({"axes": "CHW"}, r"tiny declares 'x' as a list \(axes CHW\)"),
+    ],
+)
+def test_a_name_that_is_not_among_the_inputs_is_refused(declarations, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        Feed(tiny(**declarations), Echo())
+    assert "\n" not in str(caught.value)
 
 
-def test_a_tiny_module_may_override_everything():
-    last = tiny(
-        lambda n: {"x": torch.randn(n, 2, 8, 8, 3), "t": torch.rand(n)},  # channels last
-        modality="video",
-        sample_of=lambda inputs: inputs["x"].permute(0, 4, 1, 2, 3),
-        with_sample=lambda inputs, sample: inputs | {"x": sample.permute(0, 2, 3, 4, 1)},
-        prediction=lambda output, sample: output.permute(0, 4, 1, 2, 3),
-    )
-    model = Echo()
-    feed, noisy, out = feed_once(last, model)
-    assert feed.layout == Layout("video", (3, 2, 8, 8), "plain")
-    assert model.inputs["x"].shape == (3, 2, 8, 8, 3)
+def test_a_tiny_module_may_read_the_prediction_itself():
+    module = tiny(prediction=lambda output, sample: output["patches"].reshape(sample.shape))
+    _, noisy, out = feed_once(module, Echo(lambda sample: {"patches": sample.flatten(1)}))
     assert torch.equal(out, noisy)
 
 
@@ -204,7 +281,7 @@ def test_example_inputs_that_fail_are_the_users_error():
 
 
 def test_drawing_examples_leaves_the_random_generator_alone():
-    model, module = Echo(), tiny(images)
+    model, module = Echo(), tiny()
     before = torch.get_rng_state()
     Feed(module, model)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
-from layersync_plugin_trainer import data, digits_dit, objective
+from layersync_plugin_trainer import data, objective
 from layersync_plugin_trainer.feeding import Feed
 
 
@@ -46,24 +49,25 @@ class Oracle(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.target = target
 
-    def forward(self, x, t):
+    def forward(self, x, t, y):
         time = t.reshape(-1, 1, 1, 1)
         return (x - self.target) / time.clamp(min=1e-3)
 
 
-def oracle_feed(model):
-    module = type(digits_dit)("tiny")
-    module.example_inputs = lambda model, n: {"x": torch.randn(n, 1, 8, 8), "t": torch.rand(n)}
+def feed_of(model, **more):
+    module = ModuleType("tiny")
+    inputs = lambda model, n: {"x": torch.randn(n, 1, 8, 8), "t": torch.rand(n), "y": torch.zeros(n)}  # noqa: E731
+    vars(module).update(modality="image", sample="x", axes="BCHW", timestep="t", example_inputs=inputs, **more)
     return Feed(module, model)
 
 
 def test_the_exact_velocity_has_no_loss_and_samples_to_the_data():
     target = torch.rand(1, 8, 8) * 2 - 1
     model = Oracle(target)
-    feed = oracle_feed(model)
+    feed = feed_of(model)
     clean = target.expand(16, 1, 8, 8)
     batch = objective.Batch(clean, torch.randn(clean.shape), torch.rand(16).clamp(min=0.01), torch.zeros(16))
-    assert objective.flow_loss(model, feed, batch) < 1e-8
+    assert objective.flow_loss(partial(feed, model), batch) < 1e-8
     drawn = objective.sample(model, feed, torch.zeros(3), 10, 0, torch.device("cpu"))
     torch.testing.assert_close(drawn, target.expand(3, 1, 8, 8), atol=1e-4, rtol=0)
 
@@ -78,11 +82,7 @@ def test_guidance_extrapolates_from_the_null_class():
             return torch.where(y == 10, 1.0, 2.0).reshape(-1, 1, 1, 1).expand_as(x)
 
     model = Labelled()
-    module = type(digits_dit)("tiny")
-    module.example_inputs = lambda model, n: images(n) | {"y": torch.zeros(n, dtype=torch.long)}
-    images = lambda n: {"x": torch.randn(n, 1, 8, 8), "t": torch.rand(n)}  # noqa: E731
-    model.num_classes = 10
-    feed = Feed(module, model)
+    feed = feed_of(model, labels="y", classes=lambda model: 10)
     feed.null_label = 10
     arguments = (model, feed, torch.tensor([3]), 1, 0, torch.device("cpu"))
     plain, guided = objective.sample(*arguments), objective.sample(*arguments, 3.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_a_run_leaves_everything(train):
     for name in ("loss=", "layersync_loss=", "layersync_similarity="):
         assert name in result.err
     written = {path.suffix for path in (folder / "checkpoint-4").glob("layersync*")}
-    assert written == {".json", ".safetensors"}
+    assert written == {".safetensors"}
 
 
 def test_it_learns(train):
@@ -127,6 +128,19 @@ def test_start_up_errors_take_one_line_and_leave_nothing(train, settings, text):
     result = train(**settings)
     assert result.code == 2
     assert text in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not result.folder.exists()
+
+
+def test_a_family_that_does_not_say_how_it_is_fed(train, monkeypatch):
+    from layersync_plugin_trainer import models
+
+    module = ModuleType("somebodys.tiny")
+    module.tiny_model = module.example_inputs = lambda *_: pytest.fail("the module was used")
+    monkeypatch.setattr(models, "load_tiny", lambda family: module)
+    result = train(family="wan")
+    assert result.code == 2
+    assert "family wan: somebodys.tiny lacks modality, sample, axes, timestep, without which" in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert not result.folder.exists()
 
@@ -320,7 +334,7 @@ def test_old_checkpoints_go_when_there_is_a_limit(train):
 def test_a_failed_write_leaves_the_last_checkpoint_whole(train, tmp_path, monkeypatch):
     from layersync_plugin_trainer import checkpoint
 
-    real, calls = checkpoint._write_sync, []
+    real, calls = checkpoint.save_states, []
 
     def fail_later(*arguments):
         calls.append(1)
