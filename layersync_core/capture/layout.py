@@ -111,10 +111,23 @@ class ModelLayout:
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model has one of the class names, and the blocks that the layout describes."""
+        return not self.misfit(model)
+
+    def misfit(self, model: nn.Module) -> str:
+        """Return why the layout does not fit the model, in a clause; empty where it does."""
         if class_names(model).isdisjoint(self.model_classes):
-            return False
+            return f"model_classes names {', '.join(self.model_classes)} and not {type(model).__name__}"
         found = self.blocks(model)
-        return bool(found) and (not self.block_class or self.block_class in class_names(found[0][2]))
+        if found:
+            kinds = class_names(found[0][2])
+            fits = not self.block_class or self.block_class in kinds
+            return "" if fits else f"{found[0][1]} is a {type(found[0][2]).__name__} and no {self.block_class}"
+        missing = [
+            stack.path for stack in self._stacks_of(model) if not hasattr(module_at(model, stack.path), "__iter__")
+        ]
+        lists = [name for name, module in model.named_modules() if "ModuleList" in class_names(module)]
+        where = f"no list of blocks at {', '.join(missing)}" if missing else "no blocks in stacks"
+        return f"it has {where} (lists in it: {', '.join(lists) or 'none'})"
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
