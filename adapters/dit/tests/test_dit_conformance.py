@@ -4,14 +4,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layersync_adapter_dit import adapter, tiny
 from layersync_core.testing import AdapterConformance
 
 
 class TestDiTTransformer2DModel(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "dit"
     depth = 6
 
 
@@ -75,7 +72,7 @@ class DiT(Root):
 
 
 class TestSiT(AdapterConformance):
-    adapter = adapter
+    family = "dit"
     tiny_model = SiT
     depth = 4
 

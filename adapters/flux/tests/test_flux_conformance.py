@@ -15,15 +15,13 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestFlux(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "flux"
     depth = 6
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class TestKontext(TestFlux):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    example_inputs = partial(tiny.example_inputs, references=1)
 
 
 def attached_loss(model: nn.Module, inputs: dict[str, Any], tokens: str, teacher: int) -> Tensor:
@@ -112,7 +110,7 @@ class FluxTransformer2DModel(nn.Module):
 
 
 class TestFluxOfOlderDiffusers(TestFlux):
-    tiny_model = staticmethod(FluxTransformer2DModel)
+    tiny_model = FluxTransformer2DModel
     longer_text = None
 
 
@@ -199,15 +197,18 @@ def original_inputs(model: nn.Module, batch_size: int, references: int = 0) -> d
 
 
 class TestOriginalFlux(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(Flux)
-    example_inputs = staticmethod(original_inputs)
+    family = "flux"
+    tiny_model = Flux
+    example_inputs = original_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"txt": torch.randn(2, 9, 12), "txt_ids": torch.zeros(2, 9, 3)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"txt": torch.randn(2, 9, 12), "txt_ids": torch.zeros(2, 9, 3)}
 
 
 class TestOriginalKontext(TestOriginalFlux):
-    example_inputs = staticmethod(partial(original_inputs, references=1))
+    example_inputs = partial(original_inputs, references=1)
 
     def test_references_count_only_when_asked(self) -> None:
         model = lively(Flux())
@@ -312,11 +313,14 @@ def diffsynth_inputs(model: nn.Module, batch_size: int, references: int = 0, tex
 
 
 class TestFluxDiT(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(FluxDiT)
-    example_inputs = staticmethod(diffsynth_inputs)
+    family = "flux"
+    tiny_model = FluxDiT
+    example_inputs = diffsynth_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"prompt_emb": torch.randn(2, 30, 12)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"prompt_emb": torch.randn(2, 30, 12)}
 
     # Re-entrant, the first block would run without gradients, so that nothing tells training from validation.
     @pytest.mark.parametrize("mode", ["non-reentrant", "no early stop"])
@@ -325,7 +329,7 @@ class TestFluxDiT(AdapterConformance):
 
 
 class TestKontextOfFluxDiT(TestFluxDiT):
-    example_inputs = staticmethod(partial(diffsynth_inputs, references=1))
+    example_inputs = partial(diffsynth_inputs, references=1)
 
     @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(8)), ("all", slice(None))])
     def test_references_count_only_when_asked(self, tokens: str, counted: slice) -> None:

@@ -28,19 +28,17 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestWan(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "wan"
+    longer_text = _longer_text
     depth = 4
 
 
 class TestWanVACE(TestWan):
-    tiny_model = staticmethod(tiny.tiny_vace)
+    tiny_model = tiny.tiny_vace
 
 
 class TestWanAnimate(TestWan):
-    tiny_model = staticmethod(tiny.tiny_animate)
+    tiny_model = tiny.tiny_animate
 
 
 def _i2v() -> nn.Module:
@@ -60,8 +58,8 @@ def _i2v_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
 
 
 class TestWanI2V(TestWan):
-    tiny_model = staticmethod(_i2v)
-    example_inputs = staticmethod(_i2v_inputs)
+    tiny_model = _i2v
+    example_inputs = _i2v_inputs
 
 
 class TestWanTokenTimesteps(TestWan):
@@ -210,21 +208,21 @@ def _diffsynth_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
 
 
 class TestOriginalWan(TestWan):
-    tiny_model = staticmethod(WanModel)
-    example_inputs = staticmethod(partial(_original_inputs, seq_len=18))
+    tiny_model = WanModel
+    example_inputs = partial(_original_inputs, seq_len=18)
 
 
 class TestOriginalWanPadded(TestOriginalWan):
-    example_inputs = staticmethod(_original_inputs)
+    example_inputs = _original_inputs
 
 
 class TestOriginalWanVACE(TestOriginalWan):
-    tiny_model = staticmethod(VaceWanModel)
+    tiny_model = VaceWanModel
 
 
 class TestDiffSynthWan(TestWan):
-    tiny_model = staticmethod(_diffsynth)
-    example_inputs = staticmethod(_diffsynth_inputs)
+    tiny_model = _diffsynth
+    example_inputs = _diffsynth_inputs
 
 
 SETTINGS = {
