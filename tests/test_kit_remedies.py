@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layersync_core import BlockStack, BlockStackAdapter
 from layersync_core.testing import AdapterConformance
+from layersync_core.testing.arguments import sample_name
 from tests.kits import ORDER, SAMPLE, SHAPE, TEXT, WIDTH, DualBlock, Mixer, advised, failures
 
 
@@ -181,6 +182,17 @@ def test_what_may_be_references_is_told_so() -> None:
     assert "follow other and not latents: the last 5 of 14 tokens; if they are reference images, give" in message
     generated = first_adapter(target=lambda call: torch.arange(call.tokens) < 9)
     assert failures(kit, generated, SAMPLE) == []
+
+
+def test_a_sample_of_an_unusual_name_can_be_said() -> None:
+    kit = newcomer("image+reference", sample="other", text=())
+    (message,) = failures(kit, first_adapter(), SAMPLE)
+    assert "follow latents and not other: the first 9 of 14 tokens" in message
+    with pytest.raises(
+        AssertionError, match=r"none is a float tensor of 3 axes; say in the test which it is, sample ="
+    ):
+        sample_name({"t": torch.ones(2), "zt": torch.ones(2, 4)})
+    assert sample_name({"prompt": torch.ones(2, 50, 6), "zt": torch.ones(2, 9, 4)}) == "zt"
 
 
 def test_a_text_that_outweighs_the_sample_is_told_so() -> None:

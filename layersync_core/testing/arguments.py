@@ -18,27 +18,31 @@ TEXT_NAMES = ("encoder_hidden_states", "txt", "context", "caption", "text", "pro
 
 
 def sample_name(inputs: Mapping[str, Any]) -> str:
-    """Return the name of the noisy sample among a forward's arguments.
+    """Return the name of the noisy sample among a forward's arguments: a usual one, or that of the largest tensor.
 
     Raises:
         AssertionError: None of the arguments looks like one.
     """
-    for name in (*SAMPLE_NAMES, *sorted(inputs, key=lambda name: -_size(inputs[name]))):
+    largest = sorted(inputs, key=lambda name: (_usual_for_text(name), -_size(inputs[name])))
+    for name in (*SAMPLE_NAMES, *largest):
         if _size(inputs.get(name)):
             return name
-    raise AssertionError(f"no noisy sample among the inputs {', '.join(inputs)}: none is a float tensor of 3 axes")
+    raise AssertionError(
+        f"no noisy sample among the inputs {', '.join(inputs)}: none is a float tensor of 3 axes; say in the test "
+        'which it is, sample = "…"'
+    )
 
 
-def text_names(inputs: Mapping[str, Any], longer: Mapping[str, Any] | None = None) -> list[str]:
+def text_names(inputs: Mapping[str, Any], sample: str, longer: Mapping[str, Any] | None = None) -> list[str]:
     """Return the names of the arguments that are known to hold text, by their usual names or by being longer.
 
     Args:
         inputs: A forward's arguments.
+        sample: Name of the noisy sample among them.
         longer: The same with more text tokens; None where the text cannot be made longer.
     """
-    sample = sample_name(inputs)
     others = [name for name in inputs if name != sample]
-    usual = [name for name in others if any(part in name for part in TEXT_NAMES)]
+    usual = [name for name in others if _usual_for_text(name)]
     if longer is None:
         return usual
     return usual + [name for name in others if name not in usual and _shapes(longer.get(name)) != _shapes(inputs[name])]
@@ -68,6 +72,10 @@ def _mapped(inputs: Mapping[str, Any], change: Callable[[Tensor], Tensor], names
         return value
 
     return {name: changed(value) if name in names else value for name, value in inputs.items()}
+
+
+def _usual_for_text(name: str) -> bool:
+    return any(part in name for part in TEXT_NAMES)
 
 
 def _shapes(value: Any) -> list[torch.Size]:

@@ -43,6 +43,8 @@ class Subject:
         depth: How many blocks the tiny model has. Say it where the model has other lists of blocks, such as refiners.
         longer_text: Called with inputs, returns inputs with more text tokens, the same for the rest. None where the
             model takes no text.
+        sample: Name of the forward's argument that is the noisy sample. None finds it by the usual names, or takes the
+            largest tensor.
         text: Names of the forward's arguments that hold text. None finds them by the usual names and by what
             ``longer_text`` makes longer; where these are none, every sequence but the sample is taken for text.
     """
@@ -54,6 +56,7 @@ class Subject:
     depth: ClassVar[int | None] = None
     batch_size: ClassVar[int] = 2
     longer_text: ClassVar[Callable[[dict[str, Any]], dict[str, Any]] | None] = None
+    sample: ClassVar[str | None] = None
     text: ClassVar[Sequence[str] | None] = None
 
     @pytest.fixture
@@ -71,17 +74,21 @@ class Subject:
         inputs: dict[str, Any] = type(self).example_inputs(model, self.batch_size)
         return inputs
 
+    def _sample(self, inputs: dict[str, Any]) -> str:
+        """Return the name of the argument that is the noisy sample."""
+        return self.sample or sample_name(inputs)
+
     def _known_text(self, inputs: dict[str, Any]) -> Sequence[str]:
         """Return the names of the arguments that hold text, as far as they are known."""
         if self.text is not None:
             return self.text
         longer_text = type(self).longer_text
-        return text_names(inputs, None if longer_text is None else longer_text(inputs))
+        return text_names(inputs, self._sample(inputs), None if longer_text is None else longer_text(inputs))
 
     def _text_in(self, inputs: dict[str, Any]) -> Sequence[str]:
         """Return the names of the arguments that hold text; where none is known, of all that may."""
         known = self._known_text(inputs)
-        return known if known or self.text is not None else sequences(inputs, [sample_name(inputs)])
+        return known if known or self.text is not None else sequences(inputs, [self._sample(inputs)])
 
     def _look(self, model: nn.Module, inputs: dict[str, Any]) -> Seen:
         """Run one forward and return every layer's tokens.
@@ -137,7 +144,7 @@ class Subject:
     ) -> str:
         """Return what to write in the adapter, from what the model's modules return; else something of use anyway."""
         try:
-            sample = sample_name(inputs)
+            sample = self._sample(inputs)
             measured = measure(model, inputs, sample, self._text_in(inputs), self.batch_size)
             return of(Remedy(self.adapter, self.adapter.list_blocks(model), measured, sample)) or otherwise
         except Exception:  # a failing check is told in any case, and not how a remedy for it was looked for in vain

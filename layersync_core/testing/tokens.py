@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layersync_core.errors import LayerSyncError
-from layersync_core.testing.arguments import perturbed, sample_name, sequences
+from layersync_core.testing.arguments import perturbed, sequences
 from layersync_core.testing.probe import Seen
 from layersync_core.testing.remedy import Remedy, in_words
 from layersync_core.testing.subject import Subject, masks_of
@@ -20,7 +20,7 @@ from layersync_core.testing.subject import Subject, masks_of
 _STAGE = "blocks of another resolution need a stage of their own, BlockStack(…, stage=…)"
 _OUTWEIGHED = (
     "if the block's output holds no text, the tiny model's text outweighs its sample: make it weaker, or say in the "
-    "test which arguments hold text, text = (…)"
+    'test which argument is the sample and which hold text, sample = "…" and text = (…)'
 )
 
 
@@ -103,7 +103,7 @@ class TokenChecks(Subject):
 
     def test_tokens_belong_to_the_sample(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """Another sample changes every token more than another text does: none of them is a text token."""
-        sample, text = sample_name(inputs), self._text_in(inputs)
+        sample, text = self._sample(inputs), self._text_in(inputs)
         with torch.enable_grad():
             before = self._look(model, inputs)
             other_sample = self._look(model, perturbed(inputs, [sample]))
@@ -173,7 +173,7 @@ class TokenChecks(Subject):
             layer: Index of the layer.
             wrong_S: Positions of the tokens.
         """
-        sample, text = sample_name(inputs), tuple(self._known_text(inputs))
+        sample, text = self._sample(inputs), tuple(self._known_text(inputs))
         state_BSD = before.states[layer]
         strongest_S = torch.zeros(state_BSD.shape[1])
         followed: list[tuple[str, ...]] = [()] * state_BSD.shape[1]

@@ -19,7 +19,7 @@ from layersync_core.attachment import Attachment
 from layersync_core.capture.graph import tensors_in
 from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Block
-from layersync_core.testing.arguments import cast, perturbed, sample_name
+from layersync_core.testing.arguments import cast, perturbed
 from layersync_core.testing.probe import find_tokens, raw_outputs, seed_everything
 from layersync_core.testing.subject import Subject, gradients, masks_of, to_bf16
 
@@ -94,7 +94,9 @@ class TrainingChecks(Subject):
         """Gradient checkpointing, switched on after attaching, changes no gradient."""
         if not hasattr(model, "enable_gradient_checkpointing"):
             pytest.skip(f"{type(model).__name__} has no enable_gradient_checkpointing()")
-        _require_gradient(inputs)
+        # Re-entrant checkpointing loses every gradient of a first block none of whose inputs requires one.
+        for tensor in tensors_in(inputs[self._sample(inputs)]):
+            tensor.requires_grad_(True)
         with self._attach(model) as sync:
             expected = self._gradients(model, inputs, sync)
             run = partial(checkpoint, use_reentrant=mode == "reentrant")
@@ -105,7 +107,7 @@ class TrainingChecks(Subject):
 
     def test_other_forwards_leave_the_states_alone(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """A forward without gradients, under paused(), or of a copy changes no gradient."""
-        others = perturbed(inputs, [sample_name(inputs)])
+        others = perturbed(inputs, [self._sample(inputs)])
         with self._attach(model) as sync:
             expected = self._gradients(model, inputs, sync)
             twin = copy.deepcopy(model)
@@ -212,12 +214,6 @@ class TrainingChecks(Subject):
                 f"{when}: {name} is off by {error / gradient.norm():.2e}",
                 hint,
             )
-
-
-def _require_gradient(inputs: Mapping[str, Any]) -> None:
-    # Re-entrant checkpointing loses every gradient of a first block none of whose inputs requires one.
-    for tensor in tensors_in(inputs[sample_name(inputs)]):
-        tensor.requires_grad_(True)
 
 
 def _hooks(model: nn.Module) -> int:
