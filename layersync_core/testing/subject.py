@@ -97,6 +97,7 @@ class Subject:
             AssertionError: The adapter cannot read what the model's blocks return; the message says what to write.
             LayerSyncError: The same, where that could not be seen.
         """
+        __tracebackhide__ = True
         with self._explained(model, inputs):
             return look(self.adapter, model, inputs)
 
@@ -125,19 +126,21 @@ class Subject:
             AssertionError: There is none; the message says what to write.
             LayerSyncError: The same, where that could not be seen.
         """
+        __tracebackhide__ = True
         with self._explained(model, inputs, hint):
             return sync.loss()
 
     @contextmanager
     def _explained(self, model: nn.Module, inputs: dict[str, Any], hint: str = "") -> Iterator[None]:
         """Say in errors of LayerSync what to write in the adapter."""
+        __tracebackhide__ = True
         try:
             yield
         except LayerSyncError as error:
             advice = self._remedy(model, inputs, Remedy.stacks, hint)
             if not advice:
                 raise
-            raise AssertionError(f"{error}; {advice}") from error
+            raise AssertionError(f"{error}; {advice}") from None  # the message has all that the error says
 
     def _remedy(
         self, model: nn.Module, inputs: dict[str, Any], of: Callable[[Remedy], str], otherwise: str = ""
@@ -161,6 +164,7 @@ class Subject:
         Raises:
             AssertionError: It does not hold.
         """
+        __tracebackhide__ = True  # so that a report ends with the check and its message
         if not condition:
             texts = [text if isinstance(text, str) else text() for text in (fault, advice)]
             raise AssertionError("; ".join(text for text in texts if text))
