@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layersync_core import BlockStack, BlockStackAdapter
+from layersync_core import Adapter, BlockStack
 from layersync_core.errors import LayerSyncError
 from layersync_core.testing import AdapterConformance, scatter_weights
 
@@ -41,7 +41,7 @@ class DualBlock(Mixer):
         return both[:, : image.shape[1]], both[:, image.shape[1] :]
 
 
-def failures(kit: type[AdapterConformance], subject: BlockStackAdapter, only: str = "test_") -> list[str]:
+def failures(kit: type[AdapterConformance], subject: Adapter, only: str = "test_") -> list[str]:
     """Run a kit, or the named check of it, on an adapter and return what failed."""
 
     class Kit(kit):  # type: ignore[misc, valid-type]

@@ -12,6 +12,7 @@ from layersync_core import BlockStack, BlockStackAdapter
 from layersync_core.testing import AdapterConformance
 from layersync_core.testing.arguments import sample_name
 from tests.kits import ORDER, SAMPLE, SHAPE, TEXT, WIDTH, DualBlock, Mixer, advised, failures
+from tests.own_capture import OwnAdapter
 
 
 class Newcomer(nn.Module):
@@ -193,6 +194,14 @@ def test_a_sample_of_an_unusual_name_can_be_said() -> None:
     ):
         sample_name({"t": torch.ones(2), "zt": torch.ones(2, 4)})
     assert sample_name({"prompt": torch.ones(2, 50, 6), "zt": torch.ones(2, 9, 4)}) == "zt"
+
+
+def test_an_adapter_of_another_kind_is_told_what_one_of_ours_would_say() -> None:
+    own = OwnAdapter("new", "Newcomer", "layers")
+    assert failures(newcomer("image"), own, SAMPLE) == []
+    (message,) = failures(newcomer("text+image"), own, SAMPLE)
+    fields = 'stacks=BlockStack("layers", joined="last"), embedder="patchify"'
+    assert message.endswith(f"a BlockStackAdapter with {fields} takes the right ones")
 
 
 def test_a_text_that_outweighs_the_sample_is_told_so() -> None:

@@ -45,8 +45,12 @@ class Remedy:
             return ""
         fitting = [_stack(path, moved) for path, moved in found.items() if moved and moved.place != "scattered"]
         reasons = "; ".join(self._reason(path, found[path]) for path in wrong)
-        write = f"write {written(fitting)}{embedder} in the adapter" if fitting else ""
-        return ": ".join(text for text in (reasons, write) if text)
+        if not fitting:
+            return reasons
+        fields = f"{written(fitting)}{embedder}"
+        # An adapter of another kind has no such fields, but can learn from them which tokens to hand over.
+        write = f"write {fields} in the adapter" if said else f"a BlockStackAdapter with {fields} takes the right ones"
+        return f"{reasons}: {write}" if reasons else write
 
     def order(self, ran: list[int]) -> str:
         """Return what to write where blocks did not run once each, in the listed order.
