@@ -1,6 +1,5 @@
 """What the kit says to somebody who writes a first adapter, and that doing it makes the adapter right."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -102,14 +101,16 @@ def test_a_first_adapter_becomes_right_by_what_the_kit_says(form: str, text: dic
         assert failures(kit, first_adapter(**advised(message))) == []
 
 
-def mask(*values: bool) -> Callable[[Any], Tensor]:
-    return lambda call: torch.tensor(values * call.tokens)[: call.tokens]
-
-
 # The form, the rest of the adapter, the check that must see it, and what it must say.
 SLIPS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "class": ("image", {"model_classes": "Mine"}, "test_knows", "model_classes names Mine and not Newcomer"),
     "list": ("image", {"stacks": "blocks"}, "test_knows", "no list of blocks at blocks (lists in it: layers, tail)"),
+    "no list": (
+        "image",
+        {"stacks": lambda model: []},
+        "test_knows",
+        "stacks finds no blocks in it (lists in it: layers",
+    ),
     "block class": ("image", {"block_class": "Dual"}, "test_knows", "layers.0 is a Mixer and no Dual"),
     "no embedder": (
         "text+image",
@@ -155,7 +156,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "numbers as mask": ("image", {"real": lambda call: torch.ones(9)}, SHAPE, "real= returns (B, S) or (S,) bool"),
     "mask the wrong way round": (
         "image",
-        {"real": mask(False)},
+        {"real": lambda call: torch.zeros(9) > 0},
         SHAPE,
         "target and real are True for the tokens that count",
     ),

@@ -125,9 +125,8 @@ class ModelLayout:
         missing = [
             stack.path for stack in self._stacks_of(model) if not hasattr(module_at(model, stack.path), "__iter__")
         ]
-        lists = [name for name, module in model.named_modules() if "ModuleList" in class_names(module)]
-        where = f"no list of blocks at {', '.join(missing)}" if missing else "no blocks in stacks"
-        return f"it has {where} (lists in it: {', '.join(lists) or 'none'})"
+        reason = f"it has no list of blocks at {', '.join(missing)}" if missing else "stacks finds no blocks in it"
+        return f"{reason} (lists in it: {', '.join(_lists(model)) or 'none'})"
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
@@ -170,6 +169,15 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
 def class_names(module: nn.Module) -> set[str]:
     """Return the names of a module's class and its bases."""
     return {base.__name__ for base in type(module).__mro__}
+
+
+def _lists(model: nn.Module) -> list[str]:
+    """Return the paths of the lists of modules in a model, without those inside of others."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if "ModuleList" in class_names(module) and not path.startswith(tuple(f"{outer}." for outer in found)):
+            found.append(path)
+    return found
 
 
 def module_at(model: nn.Module, path: str) -> Any:
