@@ -1,6 +1,5 @@
 """The kit must fail adapters that are wrong in the ways that train on without a message."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,31 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from layersync_core import BlockStack, BlockStackAdapter
 from layersync_core.capture.hooks import Capture
-from layersync_core.errors import LayerSyncError
+from layersync_core.errors import ConfigError, UnknownFamilyError
 from layersync_core.families.registry import get_adapter, load_tiny
 from layersync_core.testing import AdapterConformance
-from layersync_core.testing.probe import scatter_weights
-
-WIDTH = 12
-
-
-class Mixer(nn.Module):
-    """Residual layer that mixes tokens a little, as attention does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.mix = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + 0.3 * torch.tanh(self.inner(x)) + 0.1 * self.mix(x).mean(dim=1, keepdim=True)
-
-
-class DualBlock(Mixer):
-    """Takes and returns (image, text)."""
-
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        both = super().forward(torch.cat([image, text], dim=1))
-        return both[:, : image.shape[1]], both[:, image.shape[1] :]
+from tests.kits import ORDER, SAMPLE, SHAPE, TEXT, WIDTH, DualBlock, Mixer, advised, failures
 
 
 class ImageFirst(nn.Module):
@@ -112,117 +90,128 @@ def made(kind: type[BlockStackAdapter]) -> BlockStackAdapter:
     return kind(**{name: getattr(RIGHT, name) for name in fields})
 
 
-ORDER = "test_blocks_are_numbered_in_execution_order"
-SHAPE = "test_states_have_the_stated_shape"
-SAMPLE = "test_tokens_belong_to_the_sample"
-TEXT = "test_text_length_leaves_the_tokens_alone"
+TAKE_DOUBLE = 'write stacks=BlockStack("double_blocks", element=0) in the adapter'
+TAKE_SINGLE = 'write stacks=BlockStack("single_blocks", joined="first"), embedder="embed" in the adapter'
+TAKE_BOTH = (
+    'write stacks=[BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="first")] in the adapter'
+)
 
-# What is wrong -> the adapter, and the check that must see it.
+# What is wrong -> the adapter, the check that must see it, and what it must say to do.
 BROKEN = {
-    "text element": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None), SAMPLE),
-    "text element, by its length": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None), TEXT),
-    "element that the embedder contradicts": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)]), SHAPE),
-    "text in the slice": (replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None), SAMPLE),
-    "text in the slice, by its length": (replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None), TEXT),
-    "tail slice": (replace(RIGHT, stacks=[DOUBLE, replace(SINGLE, joined="last")]), SAMPLE),
-    "wrong order": (replace(RIGHT, stacks=[SINGLE, DOUBLE]), ORDER),
-    "refiner counted": (replace(RIGHT, stacks=[BlockStack("refiner"), DOUBLE, SINGLE]), ORDER),
-    "block left out": (replace(RIGHT, stacks=[SINGLE]), ORDER),
-    "wrong width": (replace(RIGHT, width="embed.in_features"), SHAPE),
-    "slice in the hook": (made(SlicingAdapter), "test_checkpointing_keeps_the_gradient"),
-    "any module": (made(AnyModule), "test_knows_the_model"),
+    "text element": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None), SAMPLE, TAKE_DOUBLE),
+    "text element, by its length": (
+        replace(RIGHT, stacks=[replace(DOUBLE, element=1)], embedder=None),
+        TEXT,
+        TAKE_DOUBLE,
+    ),
+    "element that the embedder contradicts": (replace(RIGHT, stacks=[replace(DOUBLE, element=1)]), SHAPE, TAKE_DOUBLE),
+    "text in the slice": (replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None), SAMPLE, TAKE_SINGLE),
+    "text in the slice, by its length": (
+        replace(RIGHT, stacks=[replace(SINGLE, joined="all")], embedder=None),
+        TEXT,
+        TAKE_SINGLE,
+    ),
+    "tail slice": (replace(RIGHT, stacks=[DOUBLE, replace(SINGLE, joined="last")]), SAMPLE, TAKE_BOTH),
+    "wrong order": (replace(RIGHT, stacks=[SINGLE, DOUBLE]), ORDER, TAKE_BOTH),
+    "refiner counted": (replace(RIGHT, stacks=[BlockStack("refiner"), DOUBLE, SINGLE]), ORDER, TAKE_BOTH),
+    "block left out": (replace(RIGHT, stacks=[SINGLE]), ORDER, TAKE_BOTH),
+    "wrong width": (replace(RIGHT, width="embed.in_features"), SHAPE, 'such as width="embed.out_features"'),
+    "slice in the hook": (
+        made(SlicingAdapter),
+        "test_checkpointing_keeps_the_gradient",
+        "must store the very object that the block returned and slice it in collect() alone",
+    ),
+    "any module": (
+        made(AnyModule),
+        "test_knows_the_model",
+        "only where one of the model's classes is in model_classes",
+    ),
 }
 
 
 class ImageFirstKit(AdapterConformance):
     adapter = RIGHT
     tiny_model = ImageFirst
-    example_inputs = staticmethod(example_inputs)
-    longer_text = staticmethod(longer_text)
+    example_inputs = example_inputs
+    longer_text = longer_text
     depth = 4
 
 
-def family_kit(family: str, blocks: int) -> type[AdapterConformance]:
-    tiny = load_tiny(family)
-
+def family_kit(name: str, blocks: int) -> type[AdapterConformance]:
     class FamilyKit(AdapterConformance):
-        adapter = get_adapter(family)
-        tiny_model = staticmethod(tiny.tiny_model)
-        example_inputs = staticmethod(tiny.example_inputs)
+        family = name
         depth = blocks
 
     return FamilyKit
 
 
-def failures(
-    subject: BlockStackAdapter, only: str = "test_", kit: type[AdapterConformance] = ImageFirstKit
-) -> list[str]:
-    """Run the kit, or the named check of it, on an adapter and return what failed."""
-
-    class Kit(kit):  # type: ignore[misc, valid-type]
-        adapter = subject
-
-    failed = []
-    for name in dir(Kit):
-        if not name.startswith(only):
-            continue
-        method = getattr(Kit, name)
-        marks = [mark for mark in getattr(method, "pytestmark", []) if mark.name == "parametrize"]
-        for arguments in [{marks[0].args[0]: value} for value in marks[0].args[1]] if marks else [{}]:
-            torch.manual_seed(0)
-            model = Kit.tiny_model().eval()
-            scatter_weights(model)
-            given = {"model": model, "inputs": Kit.example_inputs(model, 2), **arguments}
-            wanted = inspect.signature(method).parameters
-            try:
-                method(Kit(), **{key: value for key, value in given.items() if key in wanted})
-            except (AssertionError, LayerSyncError) as error:
-                failed.append(f"{name}{list(arguments.values()) or ''}: {error}")
-    return failed
-
-
 def test_the_right_adapter_passes() -> None:
-    assert failures(RIGHT) == []
+    assert failures(ImageFirstKit, RIGHT) == []
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_adapter_fails(name: str) -> None:
-    subject, check = BROKEN[name]
-    assert failures(subject, check)
+def test_a_broken_adapter_fails_and_its_message_says_what_to_write(name: str) -> None:
+    subject, check, remedy = BROKEN[name]
+    (message,) = failures(ImageFirstKit, subject, check)
+    assert remedy in message
+    if "write stacks" in remedy:
+        assert failures(ImageFirstKit, replace(subject, **advised(message)), check) == []
 
 
-# A family, how many blocks its tiny model has, stacks that are wrong, and the check that must see it.
+# A family, how many blocks its tiny model has, stacks that are wrong, the check that must see it, and the right ones.
 WRONG_STACKS = {
     "HiDream, tail slice": (
         "hidream",
         5,
         [BlockStack("double_stream_blocks", element=0), BlockStack("single_stream_blocks", joined="last")],
         SAMPLE,
+        'stacks=[BlockStack("double_stream_blocks", element=0), BlockStack("single_stream_blocks", joined="first")]',
     ),
-    "HiDream, text element": ("hidream", 5, [BlockStack("double_stream_blocks", element=1)], SHAPE),
-    "Flux, text element": ("flux", 6, [BlockStack("transformer_blocks", element=0)], SHAPE),
+    "HiDream, text element": (
+        "hidream",
+        5,
+        [BlockStack("double_stream_blocks", element=1)],
+        SHAPE,
+        'stacks=BlockStack("double_stream_blocks", element=0)',
+    ),
+    "Flux, text element": (
+        "flux",
+        6,
+        [BlockStack("transformer_blocks", element=0)],
+        SHAPE,
+        'stacks=BlockStack("transformer_blocks", element=1)',
+    ),
     "Flux, single blocks first": (
         "flux",
         6,
         [BlockStack("single_transformer_blocks", element=1), BlockStack("transformer_blocks", element=1)],
         ORDER,
+        'stacks=[BlockStack("transformer_blocks", element=1), BlockStack("single_transformer_blocks", element=1)]',
     ),
     "Z-Image, refiners counted": (
         "z_image",
         4,
         [BlockStack("noise_refiner"), BlockStack("layers", joined="first")],
         ORDER,
+        'stacks=BlockStack("layers", joined="first")',
     ),
-    "Z-Image, captions in the slice": ("z_image", 4, [BlockStack("layers", joined="last")], SAMPLE),
+    "Z-Image, captions in the slice": (
+        "z_image",
+        4,
+        [BlockStack("layers", joined="last")],
+        SAMPLE,
+        'stacks=BlockStack("layers", joined="first")',
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_STACKS)
-def test_wrong_stacks_of_a_real_family_fail(name: str) -> None:
-    family, depth, stacks, check = WRONG_STACKS[name]
+def test_wrong_stacks_of_a_real_family_fail_and_the_right_ones_are_said(name: str) -> None:
+    family, depth, stacks, check, right = WRONG_STACKS[name]
     kit = family_kit(family, depth)
-    assert failures(kit.adapter, check, kit) == []
-    assert failures(replace(kit.adapter, stacks=stacks), check, kit)
+    assert failures(kit, kit.adapter, check) == []
+    (message,) = failures(kit, replace(kit.adapter, stacks=stacks), check)
+    assert f"write {right} in the adapter" in message
 
 
 def test_the_stand_in_is_checkpointed() -> None:
@@ -231,3 +220,41 @@ def test_the_stand_in_is_checkpointed() -> None:
     inputs = example_inputs(model, 2)
     assert "Checkpoint" not in str(model(**inputs).grad_fn)
     assert model.run is not None
+
+
+def test_a_kit_that_says_its_family_alone_finds_the_rest() -> None:
+    kit = family_kit("pixart", 4)
+    assert kit.adapter is get_adapter("pixart")
+    assert kit.tiny_model is load_tiny("pixart").tiny_model
+    assert kit.example_inputs is load_tiny("pixart").example_inputs
+    assert failures(kit, kit.adapter, SHAPE) == []
+
+
+def test_what_a_kit_says_itself_comes_before_its_family() -> None:
+    class Other(family_kit("pixart", 4)):  # type: ignore[misc]
+        adapter = RIGHT
+        tiny_model = ImageFirst
+
+    assert Other.adapter is RIGHT
+    assert isinstance(Other().tiny_model(), ImageFirst)
+    assert Other.example_inputs is load_tiny("pixart").example_inputs
+
+
+@pytest.mark.parametrize("attribute", ["adapter", "tiny_model", "example_inputs"])
+def test_a_kit_without_a_family_says_what_is_missing(attribute: str) -> None:
+    class Nothing(AdapterConformance):
+        pass
+
+    with pytest.raises(ConfigError, match=f"Nothing says neither family nor {attribute}: write family = "):
+        getattr(Nothing, attribute)
+
+
+def test_a_family_that_cannot_be_found_is_told_with_its_remedy() -> None:
+    with pytest.raises(UnknownFamilyError, match=r"FamilyKit: unknown family 'mine'; .*pip install -e \."):
+        _ = family_kit("mine", 4).adapter
+
+
+def test_a_tiny_module_that_lacks_something_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(load_tiny("sana"), "example_inputs")
+    with pytest.raises(ConfigError, match=r"sana\.tiny has no example_inputs; write"):
+        _ = family_kit("sana", 4).example_inputs

@@ -111,10 +111,22 @@ class ModelLayout:
 
     def fits(self, model: nn.Module) -> bool:
         """Return whether the model has one of the class names, and the blocks that the layout describes."""
+        return not self.misfit(model)
+
+    def misfit(self, model: nn.Module) -> str:
+        """Return why the layout does not fit the model, in a clause; empty where it does."""
         if class_names(model).isdisjoint(self.model_classes):
-            return False
+            return f"model_classes names {', '.join(self.model_classes)} and not {type(model).__name__}"
         found = self.blocks(model)
-        return bool(found) and (not self.block_class or self.block_class in class_names(found[0][2]))
+        if found:
+            kinds = class_names(found[0][2])
+            fits = not self.block_class or self.block_class in kinds
+            return "" if fits else f"{found[0][1]} is a {type(found[0][2]).__name__} and no {self.block_class}"
+        missing = [
+            stack.path for stack in self._stacks_of(model) if not hasattr(module_at(model, stack.path), "__iter__")
+        ]
+        reason = f"it has no list of blocks at {', '.join(missing)}" if missing else "stacks finds no blocks in it"
+        return f"{reason} (lists in it: {', '.join(_lists(model)) or 'none'})"
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
@@ -157,6 +169,15 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
 def class_names(module: nn.Module) -> set[str]:
     """Return the names of a module's class and its bases."""
     return {base.__name__ for base in type(module).__mro__}
+
+
+def _lists(model: nn.Module) -> list[str]:
+    """Return the paths of the lists of modules in a model, without those inside of others."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if "ModuleList" in class_names(module) and not path.startswith(tuple(f"{outer}." for outer in found)):
+            found.append(path)
+    return found
 
 
 def module_at(model: nn.Module, path: str) -> Any:

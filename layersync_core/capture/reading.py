@@ -62,7 +62,7 @@ class Reader:
         for index, (stack, path) in self.stacks.items():
             output = forward.outputs[index]
             state = tracked[index] = _select(output, stack, path)
-            span = spans[index] = _image_span(state.shape[-2], stack, path, embedded, joined=output is state)
+            span = spans[index] = self._image_span(forward, state.shape[-2], stack, path, embedded, output is state)
             tensor = self.buffer[self.buffer.key(index)] = tokens_of(state, span)
         layout = self.layout
         call = partial(self._call, forward, *tensor.shape[:2])
@@ -73,7 +73,10 @@ class Reader:
         counted = real if target is None else target
         if counted is not None:
             # Without a token to align the term is 0 for ever.
-            message = "no generated token in the batch, only references or padding, so there is nothing to align"
+            message = (
+                "no generated token in the batch, only references or padding, so there is nothing to align; an "
+                "adapter's target and real are True for the tokens that count"
+            )
             assert_on_device(counted.any(), message, CaptureError)
         forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
         forward.video = layout.video
@@ -109,9 +112,50 @@ class Reader:
         if tuple(mask.shape) not in (shape, shape[1:]):
             raise CaptureError(
                 f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
-                f"the hidden states have {shape[0]} samples of {shape[1]} tokens"
+                f"the hidden states have {shape[0]} samples of {shape[1]} tokens; target and real return one value for "
+                "each sample and token, or for each token"
             )
         return mask.expand(shape)
+
+    def _image_span(
+        self, forward: Forward, length: int, stack: BlockStack, path: str, count: int | None, alone: bool
+    ) -> slice:
+        """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
+        cut = stack.joined != "all"
+        if alone and stack.element is not None and not cut:
+            raise CaptureError(
+                f"{path} returned one tensor, but its adapter expects a value at position {stack.element}; leave out "
+                'element or, where text and image are joined in it, write joined="first" or "last"'
+            )
+        if count is None:
+            if cut:
+                what = f"{path} returned text and image tokens as one sequence of {length}"
+                raise CaptureError(f"{what}, and {self._why_uncounted(forward)}")
+            return slice(0, length)
+        if count > length or (count < length and not cut):
+            raise CaptureError(
+                f"{path} returned {length} tokens where the patch embedder gave {count}; in its BlockStack, element "
+                'names the image among several tensors, and joined="first" or "last" says where it stands in one '
+                "sequence of text and image"
+            )
+        return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)
+
+    def _why_uncounted(self, forward: Forward) -> str:
+        embedder, embedded = self.layout.embedder, forward.embedded
+        if embedder is None and self.layout.image_tokens is not None:
+            return "the model's forward did not run, from which image_tokens counts, so they cannot be told apart"
+        if embedder is None:
+            return (
+                "its adapter names no embedder, so they cannot be told apart; embedder is the path of the module that "
+                "turns the sample into tokens, or image_tokens returns how many there are"
+            )
+        if embedded is None:
+            return "the patch embedder did not run, so they cannot be told apart"
+        what = f"shape {tuple(embedded.shape)}" if isinstance(embedded, Tensor) else f"a {type(embedded).__name__}"
+        return (
+            f"the embedder {embedder} returned {what} where (batch, tokens, channels) was expected, so they cannot be "
+            "told apart; name the module that returns tokens, or give image_tokens, which returns how many there are"
+        )
 
 
 def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
@@ -124,33 +168,20 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
             if step is None or step >= len(state):
                 raise CaptureError(
                     f"{path} returned {len(state)} values, but its adapter expects "
-                    f"{'one tensor' if step is None else f'a value at position {step}'}"
+                    f"{'one tensor' if step is None else f'a value at position {step}'}; element of its BlockStack is "
+                    f"the position of the image tokens, from 0 to {len(state) - 1}"
                 )
             state = state[step]
     if not isinstance(state, Tensor) or state.ndim != (3 if stack.batched else 2):
         what = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         axes = "batch, tokens, channels" if stack.batched else "tokens, channels"
-        raise CaptureError(f"{path} returned {what} where hidden states ({axes}) were expected")
+        raise CaptureError(
+            f"{path} returned {what} where hidden states ({axes}) were expected; element of its BlockStack names them "
+            "among what a block returns, and batched=False says that a block returns those of one sample"
+        )
     return state
 
 
 def _length(embedded: Any) -> int | None:
     """Return the number of tokens that the patch embedder gave."""
     return embedded.shape[1] if getattr(embedded, "ndim", 0) == 3 else None
-
-
-def _image_span(length: int, stack: BlockStack, path: str, count: int | None, joined: bool) -> slice:
-    """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
-    cut = stack.joined != "all"
-    if joined and stack.element is not None and not cut:
-        raise CaptureError(f"{path} returned one tensor, but its adapter expects a value at position {stack.element}")
-    if count is None:
-        if cut:
-            raise CaptureError(
-                f"{path} returned text and image tokens as one sequence of {length}, and the patch embedder did not "
-                "run, so they cannot be told apart"
-            )
-        return slice(0, length)
-    if count > length or (count < length and not cut):
-        raise CaptureError(f"{path} returned {length} tokens where the patch embedder gave {count}")
-    return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from layersync_core.capture.layout import ModelLayout, module_at, width_of
-from layersync_core.errors import ConfigError, MisfitError
+from layersync_core.capture.layout import ModelLayout, class_names, module_at, width_of
+from layersync_core.errors import ConfigError, MisfitError, did_you_mean
 from layersync_core.protocol import API_VERSION, Block
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ class BlockStackAdapter(ModelLayout):
         found = layout.blocks(model)
         embedder = module_at(model, layout.embedder) if layout.embedder else None
         if layout.embedder and embedder is None:
-            raise ConfigError(f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}")
+            raise ConfigError(
+                f"adapter {self.family}: {type(model).__name__} has no embedder at {layout.embedder}; "
+                f"{did_you_mean(layout.embedder, [name for name, _ in model.named_children()])}"
+            )
         stacks = {index: found[index][:2] for index in sorted(layers)}
         reader = Reader(layout, model, stacks, buffer, *map(Parameters.of, (model, found[0][2])))
         return Capture(
@@ -88,9 +91,11 @@ class BlockStackAdapter(ModelLayout):
         for layout in self.layouts:
             if layout.fits(model):
                 return layout
+        # Of a layout that knows the class, if there is one: the others are of other classes.
+        known = [layout for layout in self.layouts if not class_names(model).isdisjoint(layout.model_classes)]
+        reasons = [layout.misfit(model) for layout in known or [self]]
         raise MisfitError(
-            f"adapter {self.family} does not fit this {type(model).__name__}: it describes "
-            f"{', '.join(self.model_classes)} with their usual blocks",
+            f"adapter {self.family} does not fit this {type(model).__name__}: {'; '.join(reasons)}",
             family=self.family,
             model_class=type(model).__name__,
         )

@@ -162,7 +162,10 @@ def load_tiny(family: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
-            raise ConfigError(f"family {family}: {found.distribution} ships no tiny model ({name})") from None
+            raise ConfigError(
+                f"family {family}: {found.distribution} ships no tiny model; write {name} with tiny_model() and "
+                f"example_inputs(model, batch_size), see {GUIDE}"
+            ) from None
         raise ConfigError(f"family {family}: {name} needs {error.name}; pip install {error.name}") from None
     except ImportError as error:
         raise ConfigError(f"family {family}: {name} needs newer versions of what it imports: {error}") from None

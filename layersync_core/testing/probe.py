@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward, only_forward
+from layersync_core.capture.graph import tensors_in
 from layersync_core.protocol import Adapter
-
-SAMPLE_NAMES = ("hidden_states", "sample", "x", "img", "latents", "latent", "x_t", "noisy_latents", "inputs")
-"""Names under which models take the noisy sample, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,6 @@ def raw_outputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, list[Any
             handle.remove()
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in a nested value, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return tensors_in(vars(value)) if hasattr(value, "__dataclass_fields__") else []
-
-
 def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
     """Return the same tokens as a slice of what the block returned, found by their values.
 
@@ -92,36 +79,10 @@ def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
             part = tensor[:, start : start + length]
             if torch.equal(part, state_BSD):
                 return part
-    raise AssertionError("the tokens in the buffer are no slice of what the block returned")
-
-
-def sample_name(inputs: Mapping[str, Any]) -> str:
-    """Return the name of the noisy sample among a forward's arguments.
-
-    Raises:
-        AssertionError: None of the arguments looks like one.
-    """
-
-    def size(value: Any) -> int:
-        return sum(tensor.numel() for tensor in tensors_in(value) if tensor.is_floating_point() and tensor.ndim >= 3)
-
-    for name in (*SAMPLE_NAMES, *sorted(inputs, key=lambda name: -size(inputs[name]))):
-        if size(inputs.get(name)):
-            return name
-    raise AssertionError(f"no noisy sample among the inputs {', '.join(inputs)}")
-
-
-def perturbed(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return inputs in which the floating tensors of some arguments are other random ones."""
-
-    def other(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.randn_like(value) if value.is_floating_point() else value
-        if isinstance(value, (list, tuple)):
-            return type(value)(other(item) for item in value)
-        return value
-
-    return {name: other(value) if name in names else value for name, value in inputs.items()}
+    raise AssertionError(
+        "the tokens in the buffer are no slice of what the block returned; a capture() of your own must hand over "
+        "neighbouring tokens of the block's own output, neither changed nor copied out of it"
+    )
 
 
 def scatter_weights(model: nn.Module) -> None:

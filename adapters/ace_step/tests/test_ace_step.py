@@ -18,9 +18,7 @@ SETTINGS = {
 
 
 class TestAceStep(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "ace_step"
     depth = 4
     text = ("encoder_hidden_states",)
 
@@ -141,7 +139,7 @@ class AceStepDiTModel(Root):
 
 
 class TestAceStepOriginal(AdapterConformance):
-    adapter = adapter
+    family = "ace_step"
     tiny_model = AceStepDiTModel
     depth = 4
     text = ("encoder_hidden_states",)
@@ -181,7 +179,7 @@ class DiTModel(Root):
 
 
 class TestAiToolkit(AdapterConformance):
-    adapter = adapter
+    family = "ace_step"
     tiny_model = DiTModel
     depth = 4
     text = ("enc_h",)
@@ -251,7 +249,7 @@ class ACEStepTransformer2DModel(Root):
 
 
 class TestAceStep1(AdapterConformance):
-    adapter = adapter
+    family = "ace_step"
     tiny_model = ACEStepTransformer2DModel
     depth = 4
 

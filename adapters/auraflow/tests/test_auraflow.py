@@ -2,7 +2,6 @@ from typing import Any
 
 import torch
 
-from layersync_adapter_auraflow import adapter, tiny
 from layersync_core.testing import AdapterConformance
 
 
@@ -11,8 +10,6 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestAuraFlow(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "auraflow"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text

@@ -20,11 +20,9 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestChroma(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "chroma"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 def losses(student: int, teacher: int, checkpointed: bool = False, **more: Any) -> tuple[Tensor, Tensor]:
@@ -207,22 +205,25 @@ def longer_txt(inputs: dict[str, Any], mask: str = "txt_mask") -> dict[str, Any]
 
 
 class TestOriginalChroma(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(OriginalChroma)
-    example_inputs = staticmethod(original_inputs)
+    family = "chroma"
+    tiny_model = OriginalChroma
+    example_inputs = original_inputs
     depth = 4
-    longer_text = staticmethod(longer_txt)
+    longer_text = longer_txt
 
 
 class TestRadiance(TestOriginalChroma):
-    tiny_model = staticmethod(Radiance)
-    example_inputs = staticmethod(lambda model, batch: original_inputs(model, batch, img=torch.randn(batch, 3, 8, 12)))
+    tiny_model = Radiance
+
+    @staticmethod
+    def example_inputs(model, batch):
+        return original_inputs(model, batch, img=torch.randn(batch, 3, 8, 12))
 
 
 class TestChromaOfSdScripts(TestOriginalChroma):
-    tiny_model = staticmethod(Chroma)
-    example_inputs = staticmethod(sd_scripts_inputs)
-    longer_text = staticmethod(partial(longer_txt, mask="txt_attention_mask"))
+    tiny_model = Chroma
+    example_inputs = sd_scripts_inputs
+    longer_text = partial(longer_txt, mask="txt_attention_mask")
 
 
 def test_a_flux_is_no_chroma() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from layersync_adapter_cosmos import adapter, tiny
+from layersync_adapter_cosmos import tiny
 from layersync_core.testing import AdapterConformance
 
 
@@ -18,16 +18,14 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestCosmosPredict1(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "cosmos"
+    longer_text = _longer_text
     depth = 4
 
 
 class TestCosmosPredict2(TestCosmosPredict1):
-    tiny_model = staticmethod(tiny.tiny_2)
+    tiny_model = tiny.tiny_2
 
 
 class TestCosmosPredict25(TestCosmosPredict1):
-    tiny_model = staticmethod(tiny.tiny_25)
+    tiny_model = tiny.tiny_25

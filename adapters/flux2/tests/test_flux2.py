@@ -15,15 +15,13 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestFlux2(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "flux2"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class TestFlux2WithReferences(TestFlux2):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=2))
+    example_inputs = partial(tiny.example_inputs, references=2)
 
 
 def cosine(model: nn.Module, inputs: dict[str, Any], generated: slice, **more: Any) -> Tensor:
@@ -131,15 +129,18 @@ def flux2_inputs(model: nn.Module, batch_size: int, references: int = 0) -> dict
 
 
 class TestFlux2OfOtherTrainers(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(Flux2)
-    example_inputs = staticmethod(flux2_inputs)
+    family = "flux2"
+    tiny_model = Flux2
+    example_inputs = flux2_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"ctx": torch.randn(2, 9, 12), "ctx_ids": torch.zeros(2, 9, 4)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"ctx": torch.randn(2, 9, 12), "ctx_ids": torch.zeros(2, 9, 4)}
 
 
 class TestFlux2OfOtherTrainersWithReferences(TestFlux2OfOtherTrainers):
-    example_inputs = staticmethod(partial(flux2_inputs, references=2))
+    example_inputs = partial(flux2_inputs, references=2)
 
     def test_references_are_no_targets(self) -> None:
         model = lively(Flux2())
@@ -188,5 +189,5 @@ class Flux2DiT(nn.Module):
 
 
 class TestFlux2DiT(TestFlux2):
-    tiny_model = staticmethod(Flux2DiT)
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    tiny_model = Flux2DiT
+    example_inputs = partial(tiny.example_inputs, references=1)

@@ -20,9 +20,7 @@ DUAL_TO_SINGLE = {
 
 
 class TestHiDream(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "hidream"
     depth = 5
 
     @staticmethod
@@ -154,7 +152,7 @@ class HiDreamImageTransformer2DModel(nn.Module):
 
 
 class TestOriginal(AdapterConformance):
-    adapter = adapter
+    family = "hidream"
     tiny_model = HiDreamImageTransformer2DModel
     depth = 5
 

@@ -25,27 +25,25 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestHunyuanVideo(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "hunyuan_video"
+    longer_text = _longer_text
     depth = 4
 
 
 class TestHunyuanVideoTokenReplace(TestHunyuanVideo):
-    tiny_model = staticmethod(tiny.tiny_token_replace)
+    tiny_model = tiny.tiny_token_replace
 
 
 class TestHunyuanVideo15(TestHunyuanVideo):
-    tiny_model = staticmethod(tiny.tiny_15)
+    tiny_model = tiny.tiny_15
 
 
 class TestHunyuanVideo15WithImage(TestHunyuanVideo15):
-    example_inputs = staticmethod(partial(tiny.example_inputs, image=True))
+    example_inputs = partial(tiny.example_inputs, image=True)
 
 
 class TestFramePack(TestHunyuanVideo):
-    tiny_model = staticmethod(tiny.tiny_framepack)
+    tiny_model = tiny.tiny_framepack
 
 
 # Stand-ins with the names, signatures and returned values of other sources; D is 16.
@@ -269,18 +267,18 @@ def _packed_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
 
 
 class TestOriginalHunyuanVideo(TestHunyuanVideo):
-    tiny_model = staticmethod(HYVideoDiffusionTransformer)
-    example_inputs = staticmethod(_hy_inputs)
+    tiny_model = HYVideoDiffusionTransformer
+    example_inputs = _hy_inputs
 
 
 class TestMusubiHunyuanVideo15(TestHunyuanVideo):
-    tiny_model = staticmethod(HunyuanVideo_1_5_DiffusionTransformer)
-    example_inputs = staticmethod(_hy15_inputs)
+    tiny_model = HunyuanVideo_1_5_DiffusionTransformer
+    example_inputs = _hy15_inputs
 
 
 class TestMusubiFramePack(TestHunyuanVideo):
-    tiny_model = staticmethod(HunyuanVideoTransformer3DModelPacked)
-    example_inputs = staticmethod(_packed_inputs)
+    tiny_model = HunyuanVideoTransformer3DModelPacked
+    example_inputs = _packed_inputs
 
 
 @pytest.mark.parametrize(

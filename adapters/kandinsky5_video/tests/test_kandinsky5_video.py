@@ -21,10 +21,8 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestKandinsky5Video(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "kandinsky5_video"
+    longer_text = _longer_text
     depth = 4
 
 
@@ -114,12 +112,15 @@ def _original_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
 
 
 class TestOriginalKandinsky5Video(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(DiffusionTransformer3D)
-    example_inputs = staticmethod(_original_inputs)
-    longer_text = staticmethod(lambda inputs: inputs | {"text_embed": torch.cat([inputs["text_embed"]] * 2)})
+    family = "kandinsky5_video"
+    tiny_model = DiffusionTransformer3D
+    example_inputs = _original_inputs
     depth = 4
     batch_size = 1
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"text_embed": torch.cat([inputs["text_embed"]] * 2)}
 
 
 def test_a_sample_without_batch_axis() -> None:

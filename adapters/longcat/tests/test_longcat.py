@@ -15,15 +15,13 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestLongCatImage(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "longcat"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class TestLongCatImageEdit(TestLongCatImage):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    example_inputs = partial(tiny.example_inputs, references=1)
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(16)), ("all", slice(None))])
@@ -117,12 +115,15 @@ def video_inputs(model: nn.Module, batch_size: int, **more: Any) -> dict[str, An
 
 
 class TestLongCatVideo(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(LongCatVideoTransformer3DModel)
-    example_inputs = staticmethod(video_inputs)
+    family = "longcat"
+    tiny_model = LongCatVideoTransformer3DModel
+    example_inputs = video_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"encoder_hidden_states": torch.randn(2, 1, 9, 12)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"encoder_hidden_states": torch.randn(2, 1, 9, 12)}
 
 
 class TestLongCatVideoWithKeysAndValues(TestLongCatVideo):
-    example_inputs = staticmethod(partial(video_inputs, return_kv=True))
+    example_inputs = partial(video_inputs, return_kv=True)

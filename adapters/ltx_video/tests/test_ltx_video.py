@@ -23,23 +23,21 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestLTXVideo(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "ltx_video"
+    longer_text = _longer_text
     depth = 4
 
 
 class TestLTXVideoWithReference(TestLTXVideo):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    example_inputs = partial(tiny.example_inputs, references=1)
 
 
 class TestLTX2(TestLTXVideo):
-    tiny_model = staticmethod(tiny.tiny_2)
+    tiny_model = tiny.tiny_2
 
 
 class TestLTX2WithReference(TestLTX2):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    example_inputs = partial(tiny.example_inputs, references=1)
 
 
 # A stand-in with the names, signature and returned values of DiffSynth-Studio's LTX-2; D is 16.
@@ -129,12 +127,12 @@ def _ltx_model_inputs(model: nn.Module, batch_size: int, references: int = 0, au
 
 
 class TestDiffSynthLTX2(TestLTXVideo):
-    tiny_model = staticmethod(LTXModel)
-    example_inputs = staticmethod(_ltx_model_inputs)
+    tiny_model = LTXModel
+    example_inputs = _ltx_model_inputs
 
 
 class TestDiffSynthLTX2WithReference(TestDiffSynthLTX2):
-    example_inputs = staticmethod(partial(_ltx_model_inputs, references=6, audio=False))
+    example_inputs = partial(_ltx_model_inputs, references=6, audio=False)
 
 
 def test_clean_tokens_at_the_end_are_references() -> None:

@@ -2,14 +2,12 @@
 
 import torch
 
-from layersync_adapter_pixart import adapter, tiny
+from layersync_adapter_pixart import tiny
 from layersync_core.testing import AdapterConformance
 
 
 class TestPixArtSigma(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "pixart"
     depth = 4
 
     @staticmethod
@@ -18,7 +16,7 @@ class TestPixArtSigma(AdapterConformance):
 
 
 class TestPixArtAlpha(TestPixArtSigma):
-    tiny_model = staticmethod(tiny.tiny_alpha)
+    tiny_model = tiny.tiny_alpha
 
 
 class TestPixArtWide(TestPixArtSigma):

@@ -18,24 +18,22 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestQwenImage(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "qwen_image"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class TestQwenImageEdit(TestQwenImage):
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=2))
+    example_inputs = partial(tiny.example_inputs, references=2)
 
 
 class TestQwenImageEdit2511(TestQwenImage):
-    tiny_model = staticmethod(tiny.tiny_edit)
-    example_inputs = staticmethod(partial(tiny.example_inputs, references=1))
+    tiny_model = tiny.tiny_edit
+    example_inputs = partial(tiny.example_inputs, references=1)
 
 
 class TestQwenImageLayered(TestQwenImage):
-    tiny_model = staticmethod(tiny.tiny_layered)
+    tiny_model = tiny.tiny_layered
 
 
 def attached_loss(model: nn.Module, inputs: dict[str, Any], tokens: str) -> Tensor:
@@ -163,12 +161,12 @@ def musubi_inputs(model: nn.Module, batch_size: int, references: int = 0) -> dic
 
 
 class TestQwenImageOfMusubi(TestQwenImage):
-    tiny_model = staticmethod(QwenImageTransformer2DModel)
-    example_inputs = staticmethod(musubi_inputs)
+    tiny_model = QwenImageTransformer2DModel
+    example_inputs = musubi_inputs
 
 
 class TestQwenImageOfMusubiWithReferences(TestQwenImageOfMusubi):
-    example_inputs = staticmethod(partial(musubi_inputs, references=1))
+    example_inputs = partial(musubi_inputs, references=1)
 
     def test_references_are_no_targets(self) -> None:
         model = lively(QwenImageTransformer2DModel())
@@ -244,11 +242,14 @@ def diffsynth_inputs(model: nn.Module, batch_size: int, references: int = 0) -> 
 
 
 class TestQwenImageDiT(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(QwenImageDiT)
-    example_inputs = staticmethod(diffsynth_inputs)
+    family = "qwen_image"
+    tiny_model = QwenImageDiT
+    example_inputs = diffsynth_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"prompt_emb": torch.randn(2, 9, 12)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"prompt_emb": torch.randn(2, 9, 12)}
 
     # Re-entrant, the first block would run without gradients, so that nothing tells training from validation.
     @pytest.mark.parametrize("mode", ["non-reentrant", "no early stop"])
@@ -257,7 +258,7 @@ class TestQwenImageDiT(AdapterConformance):
 
 
 class TestQwenImageDiTWithReferences(TestQwenImageDiT):
-    example_inputs = staticmethod(partial(diffsynth_inputs, references=2))
+    example_inputs = partial(diffsynth_inputs, references=2)
 
     @pytest.mark.parametrize(
         ("layered", "tokens", "counted"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from layersync_adapter_sana import adapter, tiny
+from layersync_adapter_sana import tiny
 from layersync_core.testing import AdapterConformance
 
 
@@ -15,12 +15,10 @@ def _longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestSana(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
-    longer_text = staticmethod(_longer_text)
+    family = "sana"
+    longer_text = _longer_text
     depth = 4
 
 
 class TestSanaVideo(TestSana):
-    tiny_model = staticmethod(tiny.tiny_video)
+    tiny_model = tiny.tiny_video

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersync_adapter_sd3 import adapter, tiny
+from layersync_adapter_sd3 import tiny
 from layersync_core.testing import AdapterConformance
 
 
@@ -13,19 +13,17 @@ def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestSD3(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "sd3"
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class TestSD35(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_sd35)
-    example_inputs = staticmethod(partial(tiny.example_inputs, rows=6))
+    family = "sd3"
+    tiny_model = tiny.tiny_sd35
+    example_inputs = partial(tiny.example_inputs, rows=6)
     depth = 4
-    longer_text = staticmethod(longer_text)
+    longer_text = longer_text
 
 
 class PatchEmbed(nn.Module):
@@ -101,12 +99,15 @@ def mmdit_inputs(model: nn.Module, batch_size: int) -> dict[str, Any]:
 
 
 class TestMMDiT(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(MMDiT)
-    example_inputs = staticmethod(mmdit_inputs)
+    family = "sd3"
+    tiny_model = MMDiT
+    example_inputs = mmdit_inputs
     depth = 4
-    longer_text = staticmethod(lambda inputs: inputs | {"context": torch.randn(2, 9, 12)})
+
+    @staticmethod
+    def longer_text(inputs):
+        return inputs | {"context": torch.randn(2, 9, 12)}
 
 
 class TestMMDiTX(TestMMDiT):
-    tiny_model = staticmethod(MMDiTX)
+    tiny_model = MMDiTX

@@ -27,9 +27,7 @@ RELEASED = {
 
 
 class TestSdxl(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "sdxl"
     depth = 7
 
     @staticmethod
@@ -205,7 +203,7 @@ class SdxlUNet2DConditionModel(nn.Module):
 
 
 class TestSdScripts(AdapterConformance):
-    adapter = adapter
+    family = "sdxl"
     tiny_model = SdxlUNet2DConditionModel
     depth = 6
 

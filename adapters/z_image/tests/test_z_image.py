@@ -19,9 +19,7 @@ TWO_SIZES = ((8, 8), (4, 6))  # 16 and 6 tokens
 
 
 class TestZImage(AdapterConformance):
-    adapter = adapter
-    tiny_model = staticmethod(tiny.tiny_model)
-    example_inputs = staticmethod(tiny.example_inputs)
+    family = "z_image"
     depth = 4
 
     @staticmethod
@@ -142,7 +140,7 @@ class ZImageTransformer2DModel(_Parts):
 
 
 class TestMusubi(AdapterConformance):
-    adapter = adapter
+    family = "z_image"
     tiny_model = ZImageTransformer2DModel
     depth = 4
 
