@@ -230,6 +230,15 @@ def test_a_kit_that_says_its_family_alone_finds_the_rest() -> None:
     assert failures(kit, kit.adapter, SHAPE) == []
 
 
+def test_the_sample_is_the_one_that_the_family_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"zt": torch.ones(1, 2, 2), "latents": torch.ones(1, 9, 9)}
+    assert family_kit("pixart", 4)()._sample(inputs) == "latents"  # the family's is not among them
+    monkeypatch.setattr(load_tiny("pixart"), "sample", "zt")
+    kit = family_kit("pixart", 4)
+    assert kit()._sample(inputs) == "zt"
+    assert kit()._sample({"x": torch.ones(1, 2, 2)}) == "x"
+
+
 def test_what_a_kit_says_itself_comes_before_its_family() -> None:
     class Other(family_kit("pixart", 4)):  # type: ignore[misc]
         adapter = RIGHT

@@ -194,6 +194,8 @@ def test_a_sample_of_an_unusual_name_can_be_said() -> None:
         AssertionError, match=r"none is a float tensor of 3 axes; say in the test which it is, sample ="
     ):
         sample_name({"t": torch.ones(2), "zt": torch.ones(2, 4)})
+    with pytest.raises(AssertionError, match='sample = "zt" is none of the inputs latents, other'):
+        newcomer("image", sample="zt")()._sample(newcomer_inputs(nn.Identity(), 2))
     assert sample_name({"prompt": torch.ones(2, 50, 6), "zt": torch.ones(2, 9, 4)}) == "zt"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from layersync_core.errors import ConfigError, UnknownFamilyError
+from layersync_core.errors import ConfigError, LayerSyncError, UnknownFamilyError
 from layersync_core.families.registry import get_adapter, load_tiny
 
 
@@ -50,3 +50,13 @@ def _provided(kit: Any, name: str) -> Any:
             f"family {family}: {tiny.__name__} has no {name}; write tiny_model() and example_inputs(model, batch_size)"
         )
     return getattr(tiny, name)
+
+
+@cache
+def said_sample(kit: Any) -> str | None:
+    """Return the name of the noisy sample as the tiny module of a kit's family says it; None where there is none."""
+    try:
+        name: str | None = None if kit.family is None else getattr(load_tiny(kit.family), "sample", None)
+    except LayerSyncError:  # a kit may bring a model of its own to a family without a tiny one
+        return None
+    return name

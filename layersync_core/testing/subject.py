@@ -17,7 +17,7 @@ from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Block
 from layersync_core.session import attach
 from layersync_core.testing.arguments import sample_name, sequences, text_names
-from layersync_core.testing.family import OfFamily
+from layersync_core.testing.family import OfFamily, said_sample
 from layersync_core.testing.measure import measure
 from layersync_core.testing.probe import Seen, look, scatter_weights, seed_everything
 from layersync_core.testing.remedy import Remedy
@@ -43,8 +43,8 @@ class Subject:
         depth: How many blocks the tiny model has. Say it where the model has other lists of blocks, such as refiners.
         longer_text: Called with inputs, returns inputs with more text tokens, the same for the rest. None where the
             model takes no text.
-        sample: Name of the forward's argument that is the noisy sample. None finds it by the usual names, or takes the
-            largest tensor.
+        sample: Name of the forward's argument that is the noisy sample. None takes what the family's tiny module says,
+            or finds it by the usual names, or takes the largest tensor.
         text: Names of the forward's arguments that hold text. None finds them by the usual names and by what
             ``longer_text`` makes longer; where these are none, every sequence but the sample is taken for text.
     """
@@ -75,8 +75,18 @@ class Subject:
         return inputs
 
     def _sample(self, inputs: dict[str, Any]) -> str:
-        """Return the name of the argument that is the noisy sample."""
-        return self.sample or sample_name(inputs)
+        """Return the name of the argument that is the noisy sample.
+
+        Raises:
+            AssertionError: The class says one that is not among the inputs, or none of them looks like one.
+        """
+        if self.sample is not None:
+            assert self.sample in inputs, f'sample = "{self.sample}" is none of the inputs {", ".join(inputs)}'
+            return self.sample
+        kit: Any = type(self)
+        said = said_sample(kit)
+        # Another class of the family may call it otherwise.
+        return said if said in inputs else sample_name(inputs)
 
     def _known_text(self, inputs: dict[str, Any]) -> Sequence[str]:
         """Return the names of the arguments that hold text, as far as they are known."""
