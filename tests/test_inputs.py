@@ -111,3 +111,22 @@ def test_sample_weights_scale_the_term_and_not_the_similarity() -> None:
         model(x)
         with pytest.raises(ConfigError, match="sample_weight"):
             sync.apply(torch.ones(()), sample_weight=weight[:2])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sample_weight": torch.ones(2).to_sparse()},
+        {"sample_weight": torch.ones(2, device="meta")},
+        {"step": torch.ones((), dtype=torch.int64, device="meta")},
+    ],
+    ids=["sparse", "meta", "step on meta"],
+)
+def test_whatever_is_raised_the_next_step_goes_on(more: dict[str, Any]) -> None:
+    model = toy()
+    with attached(model) as sync:
+        model(toy_input())
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            sync.apply(torch.ones(()), **more)
+        model(toy_input())
+        sync.apply(torch.ones(()))

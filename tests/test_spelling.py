@@ -8,6 +8,7 @@ import pytest
 
 from layersync_core import LayerSyncConfig
 from layersync_core.config import ALIASES
+from layersync_core.spelling import FIELDS, merged
 from tests.configs import GOOD, ON, STUDENT, TEACHER, complaint, read, settings_of
 
 
@@ -185,6 +186,14 @@ class TestLookAlikes:
             ({"train": {"layersync_enabled": True}}, ("train.layersync_enabled", "outermost")),
             ({"config": {"process": [{"x": 1}, {"layersync_lambda": 1}]}}, ("config.process.1.layersync_lambda",)),
             ({"model": {"layersync": {"enabled": True}}}, ("model.layersync is a section", "layersync_enabled")),
+            ({"layersync": [{"student_block": 2}]}, ("layersync is a section",)),
+            ({"layer sync enabled": True}, ("layer sync enabled", "is layersync_enabled")),
+            ({"_layersync_enabled": True}, ("is layersync_enabled",)),
+            ({"disable_layersync": True}, ("disable_layersync", "layersync_enabled: false")),
+            ({"layer_sync_bn": 1}, ("layer_sync_bn would do nothing", "layersync_")),
+            ({"layer_sync_warmup": 1}, ("did you mean layersync_warmup_steps",)),
+            ({"train": {"LAYERSYNC_ENABLED": True}}, ("train.LAYERSYNC_ENABLED", "is layersync_enabled")),
+            ({"train": {"layersyncEnabled": True}}, ("train.layersyncEnabled", "is layersync_enabled")),
         ],
     )
     def test_are_errors_that_name_the_right_spelling(self, mapping: dict[str, Any], says: tuple[str, ...]) -> None:
@@ -199,6 +208,7 @@ class TestLookAlikes:
         "host",
         [
             {"layersync": 3},
+            {"layer_synchronous_offload": True, "use_layer_synchronous": 1, "layer_syncs_per_step": 2},
             {"layers": 3, "sync_layers": True, "layer_decay": 0.1, "relayer_sync": 1},
             {"trackers": {"layersync_run": "x"}},  # what a host notes of ours beside our own settings
             {"sections": [[{"a": {"b": {"c": {}}}}]]},
@@ -207,7 +217,43 @@ class TestLookAlikes:
     def test_the_host_s_own_are_left_alone(self, host: dict[str, Any]) -> None:
         assert settings_of(read(**host)) == GOOD
 
+    def test_a_switch_that_is_off_in_a_section_asks_for_nothing(self) -> None:
+        assert settings_of(LayerSyncConfig.from_mapping({"train": {"layersync_enabled": False}})) == {}
+
+    def test_names_what_is_meant_by_a_word_of_others(self) -> None:
+        assert "did you mean layersync_lambda?" in complaint(GOOD | {"layersync_weight": 1})
+
+    def test_the_fields_are_those_of_the_configuration(self) -> None:
+        assert {f"layersync_{name}" for name in FIELDS} == {*LayerSyncConfig.model_fields}
+
     def test_a_section_that_holds_itself(self) -> None:
         section: dict[str, Any] = {}
         section["again"] = [section]
         assert settings_of(LayerSyncConfig.from_mapping({"section": section})) == {}
+
+
+class TestFlagsOverAFile:
+    @pytest.mark.parametrize(
+        ("file", "flags", "expected"),
+        [
+            ({"layersync_lambda": 0.7}, {"layersync_preset": "lora"}, {"layersync_preset": "lora"}),
+            (
+                {"layersync_preset": "lora"},
+                {"reg_weight": "0.3"},
+                {"layersync_lambda": "0.3"},
+            ),
+            ({"encoder_depth": 2}, {"loss_type": "layer_sync"}, {"layersync_student_block": 2}),
+            ({"encoder_depth": 2, "loss_type": "l2"}, {"encoder_depth": "5"}, {"layersync_student_block": "5"}),
+            ({"loss_type": "layer_sync", "reg_weight": 1}, {"loss_type": "l2"}, {"reg_weight": 1, "loss_type": "l2"}),
+            ({"loss_type": "layer_sync"}, {"layersync_enabled": "false"}, {"layersync_enabled": "false"}),
+            ({"--layersync-lambda": 1}, {"layersync_lambda": "2"}, {"layersync_lambda": "2"}),
+            ({"layersync_lambda": 1}, {"layersync_lambda": None}, {"layersync_lambda": 1}),
+            ({"layersync": "a note"}, {"layersync_enabled": "true"}, {"layersync": "a note"}),
+            ({"train": {"layersync_lambda": 1}}, {"layersync_enabled": "false"}, {"layersync_enabled": "false"}),
+        ],
+    )
+    def test_win(self, file: dict[str, Any], flags: dict[str, Any], expected: dict[str, Any]) -> None:
+        found = merged(file, flags)
+        assert {key: found.get(key) for key in expected} == expected
+        if "layersync_preset" in flags:
+            assert "layersync_lambda" not in found

@@ -89,7 +89,9 @@ class MetricsLog:
         self._count += 1
         self._rows.append((self._count, self._row))
         self._row = {}
-        if len(self._rows) >= _ROWS:
+        if self._program_logs or self.folder is None:
+            del self._rows[:-_KEPT]  # they are read when the program logs, and the host waits for nothing until then
+        elif len(self._rows) >= _ROWS:
             self._write_rows()
 
     def take(self, where: str) -> dict[str, float]:
@@ -113,23 +115,24 @@ class MetricsLog:
     def _read_rows(self) -> list[dict[str, float]]:
         """Read what the rows hold from the device, at once, and keep it for ``take``."""
         rows, self._rows = self._rows, []
-        cells = [(number, name, value) for number, (_, row) in enumerate(rows) for name in row for value in row[name]]
         lines = [{"step": float(step)} for step, _ in rows]
-        if cells:
-            values = torch.stack([value.float().to(cells[0][2].device) for _, _, value in cells]).tolist()
-            seen: dict[tuple[int, str], list[float]] = {}
-            for (number, name, _), value in zip(cells, values, strict=True):
-                seen.setdefault((number, name), []).append(value)
-            for (number, name), found in seen.items():
-                lines[number][name] = sum(found) / len(found)
-                self._read.setdefault(name, []).append(lines[number][name])
+        tensors = [value for _, row in rows for values in row.values() for value in values]
+        if len({tensor.device for tensor in tensors}) > 1:
+            tensors = [tensor.to(tensors[0].device) for tensor in tensors]
+        left = iter(torch.stack(tensors).tolist() if tensors else ())
+        for line, (_, row) in zip(lines, rows, strict=True):
+            for name, values in row.items():
+                line[name] = sum(next(left) for _ in values) / len(values)
+                self._read.setdefault(name, []).append(line[name])
         return lines
 
     def _write_rows(self) -> None:
+        if self._program_logs or self.folder is None:
+            return
         lines = self._read_rows()
         for values in self._read.values():
             del values[:-_KEPT]
-        if not lines or self._program_logs or self.folder is None or ranks.rank():
+        if not lines or ranks.rank():
             return
         path = self.folder / "layersync_metrics.jsonl"
         try:

@@ -116,6 +116,34 @@ def test_what_the_host_keeps_to_itself_does_not_travel(
         assert json.loads(line).keys() == {*SETTINGS, "max_train_steps", "crepa_enabled", "layersync_status_dir"}
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"CREPA_ENABLED": True}, "the setting is crepa_enabled"),
+        ({"crepa": {"enabled": True, "block_index": 1}}, "crepa is a section"),
+        ({"Dispersive_enabled": True}, "the setting is dispersive_enabled"),
+        ({"layersync": {"enabled": True}}, "layersync is a section"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run"], ["env"], ["check", "nowhere"], ["train"]], ids=lambda words: words[0])
+def test_settings_that_nobody_would_read_are_refused_by_every_command(
+    command: list[str], more: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(SETTINGS | more))
+    started = ["--", sys.executable, "-c", "raise SystemExit(9)"] if command == ["run"] else []
+    assert main([*command, "--config", str(file), *started]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("off", [{"crepa": {}}, {"crepa": {"enabled": False}}])
+def test_a_plugin_s_section_that_asks_for_nothing_is_the_host_s(
+    off: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS | off))
+    assert main(["env", "--plain", "--config", str(tmp_path / "settings.json")]) == 0
+
+
 class TestLargeSettings:
     """Too large for a variable: they travel in a file that nobody else can read."""
 

@@ -58,7 +58,27 @@ def naming(name, **entry):
     return damage
 
 
+def saying(**entries):
+    def damage(place):
+        manifest = json.loads((place / checkpoint.MANIFEST).read_text())
+        (place / checkpoint.MANIFEST).write_text(json.dumps(manifest | entries))
+
+    return damage
+
+
+def leaving_out(place):
+    manifest = json.loads((place / checkpoint.MANIFEST).read_text())
+    del manifest["files"]["model.safetensors"]
+    (place / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+
 DAMAGE = [
+    (saying(step="2"), "has step '2'"),
+    (saying(step=-5), "has step -5"),
+    (saying(step=3), "says step 3, its trainer_state.json 1"),
+    (saying(identity=None), "identity None"),
+    (leaving_out, "knows nothing of model.safetensors"),
+    (naming("x" * 5000), "is missing"),
     (naming("../../etc/passwd"), "names '../../etc/passwd', which is no file of a checkpoint"),
     (naming("/etc/passwd"), "names '/etc/passwd'"),
     (naming("..\\model.safetensors"), "which is no file of a checkpoint"),

@@ -93,3 +93,44 @@ def test_ctrl_c_frees_the_folder(tmp_path):
     holder.send_signal(signal.SIGINT)
     holder.wait()
     assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_of_a_running_comparison_is_not_to_be_had(train, tmp_path):
+    (tmp_path / "run" / "vanilla").mkdir(parents=True)
+    holder = hold(tmp_path / "run")
+    try:
+        for folder in ("run/vanilla", "run/another"):
+            result = train(folder=folder)
+            assert result.code == 2
+            assert f"in use by process {holder.pid}" in result.err
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_comparison_one_of_whose_arms_runs_is_not_to_be_had(tmp_path):
+    holder = hold(tmp_path / "run" / "vanilla")
+    try:
+        said = pytest.raises(ConfigError, match=f"vanilla, which is in use by process {holder.pid}")
+        with said, claimed(tmp_path / "run"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_what_a_killed_run_left_is_nothing_to_resume(train, tmp_path):
+    holder = hold(tmp_path / "run")
+    holder.kill()
+    holder.wait()
+    result = train("--resume_from_checkpoint", "latest", max_train_steps=2, report_to="none", num_sampling_steps=1)
+    assert result.code == 0, result.err
+    assert "starting at step 0" in result.out
+
+
+def test_an_arm_is_not_resumed_alone(train):
+    compared = train(compare="true")
+    assert compared.code == 0, compared.err
+    arm = train("--resume_from_checkpoint", "latest", output_dir=compared.folder / "layersync", max_train_steps=4)
+    assert arm.code == 2
+    assert "is one arm of a comparison" in arm.err
