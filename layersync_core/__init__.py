@@ -17,7 +17,8 @@ FACE = {
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),
     "distributed": ("several_ranks",),
-    "capture.forward": ("Forward", "only_forward"),
+    "capture.forward": ("Forward",),
+    "capture.policy": ("only_forward",),
     "errors": (
         "AdapterNotInstalledError",
         "CaptureError",

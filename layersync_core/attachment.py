@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
-from layersync_core.capture.forward import SECOND_FORWARD, Forward, only_forward
+from layersync_core.capture.forward import Forward
+from layersync_core.capture.policy import Policy, only_forward
 from layersync_core.capture.states import HiddenStates
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
@@ -22,19 +23,6 @@ from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer
 
 attached: WeakSet[nn.Module] = WeakSet()
 """The models that have an attachment."""
-
-Policy = Callable[[CaptureHandle], None]
-"""What becomes of the training forwards that are held when another one begins; see ``CaptureHandle``."""
-
-
-def exactly_one(capture: CaptureHandle) -> None:
-    """Refuse a training forward while another one waits for its loss.
-
-    Raises:
-        CaptureError: One does.
-    """
-    if capture.forwards:
-        raise CaptureError(SECOND_FORWARD)
 
 
 class Attachment:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from layersync_core.attachment import Attachment, Policy, attached, exactly_one
+from layersync_core.attachment import Attachment, attached
+from layersync_core.capture.policy import Policy, exactly_one
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError, MisfitError
 from layersync_core.families.registry import get_adapter, resolve

@@ -31,7 +31,7 @@ def graph() -> grimp.ImportGraph:
 
 @cache
 def core() -> grimp.ImportGraph:
-    return grimp.build_graph("layersync_core", exclude_type_checking_imports=True, cache_dir=None)
+    return grimp.build_graph("layersync_core", exclude_type_checking_imports=False, cache_dir=None)
 
 
 def imports(package: str) -> dict[str, set[str]]:

@@ -9,22 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from layersync_core.errors import CaptureError
-
 if TYPE_CHECKING:
     from weakref import ref
 
     from torch import Tensor
 
-    from layersync_core.protocol import CaptureHandle
-
 Grid = tuple[int, int, int]
-
-SECOND_FORWARD = (
-    "a second training forward ran before the states of the first were used, and nobody can know which one was meant: "
-    "call apply() after each training forward, and run further forwards under torch.no_grad() or "
-    "inside `with attachment.paused():`"
-)
 
 
 @dataclass(eq=False)
@@ -76,17 +66,3 @@ class Forward:
     def dead(self) -> bool:
         """Whether the graph of the result is gone, so that no loss can depend on it any more."""
         return self.end is not None and self.end() is None
-
-
-def only_forward(capture: CaptureHandle) -> Forward:
-    """Return the one training forward that a capture holds.
-
-    Raises:
-        CaptureError: It holds none, or several.
-    """
-    held = capture.forwards
-    if len(held) > 1:
-        raise CaptureError(SECOND_FORWARD)
-    if not held:
-        raise CaptureError(f"no training forward was captured since the last step: {capture.why_none}")
-    return held[0]

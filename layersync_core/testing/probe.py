@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
-from layersync_core.capture.forward import Forward, only_forward
+from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import tensors_in
+from layersync_core.capture.policy import only_forward
 from layersync_core.protocol import Adapter
 
 
