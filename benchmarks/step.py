@@ -22,6 +22,8 @@ other programs disturb least, and the median of the differences with its 95 % in
 the first thousand numbers in Python take tells how fast the machine is.
 """
 
+# Longer than others: both tables are of one program, which is read as one recipe.
+
 from __future__ import annotations
 
 import argparse

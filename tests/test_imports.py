@@ -93,7 +93,20 @@ def test_what_is_private_to_torch_stands_in_one_module(path: Path) -> None:
     assert path.name == "_compat.py" or "testing" in path.parts or not code
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "layersync_core").rglob("*.py")), ids=lambda path: path.name)
+CODE = [
+    path
+    for folder in ("layersync_core", "adapters", "plugins", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "tests" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_short_or_say_why(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 300 or "# Longer than others: " in text
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("test_*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_tests_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500

@@ -8,7 +8,6 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +24,12 @@ from layersync_plugin_trainer import data, models, objective
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.feeding import Feed, check_forward
 from layersync_plugin_trainer.loop import Trainer
+from layersync_plugin_trainer.outcome import Outcome
 from layersync_plugin_trainer.similarity import layer_similarity
 from layersync_plugin_trainer.stopping import Stop
 
 SAMPLES = {"image": 40, "video": 4, "audio": 8}
 """How many samples are drawn for the figures."""
-
-
-@dataclass
-class Outcome:
-    """What an arm leaves for reports.
-
-    Attributes:
-        name: ``layersync`` or ``vanilla``.
-        family: Id of the model's family.
-        objective: What the main loss is.
-        blocks: Text of each resolved pair, such as ``block 3 of 10 (transformer_blocks.2)``.
-        history: Logged metrics, each with its ``step``.
-        data: The training data.
-        layout_modality: image, video or audio.
-        model_class: Name of the model's class.
-        parameters: Number of weights, and of trained ones.
-        samples: (B, *shape) drawn at the end; None on other ranks than the first.
-        sample_labels: (B,) their classes.
-        similarity: Layer similarity ``before`` and ``after`` training, (N, N); only when comparing.
-        held_out: Loss on held-out data at the end.
-        seconds: Time spent training in this process.
-        steps: Steps trained in this process.
-        device: Where it ran.
-        processes: Number of processes.
-    """
-
-    name: str
-    family: str
-    objective: str
-    blocks: list[dict[str, str]]
-    history: list[dict[str, float]]
-    data: data.Dataset
-    layout_modality: str
-    model_class: str
-    parameters: tuple[int, int]
-    device: str
-    processes: int
-    pairs: list[tuple[int, int]]
-    conditional: bool
-    samples: Tensor | None = None
-    sample_labels: Tensor | None = None
-    similarity: dict[str, Tensor] = field(default_factory=dict)
-    held_out: float = float("nan")
-    seconds: float = 0.0
-    steps: int = 0
 
 
 def make_accelerator(config: TrainerConfig, folder: Path) -> Accelerator:

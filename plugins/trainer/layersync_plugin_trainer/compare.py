@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from layersync_plugin_trainer.arm import Outcome
 from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import COLOURS, DPI, draw_samples
+from layersync_plugin_trainer.outcome import Outcome
 from layersync_plugin_trainer.report import real_examples
 
 LAST = 0.1

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from layersync_core import provider
-from layersync_plugin_trainer.arm import Outcome
 from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import draw_curves, draw_samples
+from layersync_plugin_trainer.outcome import Outcome
 
 PACKAGES = ("layersync-core", "layersync-plugin-trainer", "torch", "diffusers", "accelerate", "peft")
 
