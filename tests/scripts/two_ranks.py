@@ -5,6 +5,7 @@ Usage: two_ranks.py {one,env,sharded,accelerate,spawn} FILE [depth of rank 1's m
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 def plain(rank: int, ranks: int, file: str, depth: int | None = None) -> None:
     """Train in a process group that this function starts, if there is more than one rank."""
+    faulthandler.dump_traceback_later(180, exit=True)  # so that a rank which hangs shows where
     if ranks > 1 and "MASTER_ADDR" in os.environ:
         dist.init_process_group("gloo", rank=rank, world_size=ranks)
     elif ranks > 1:
@@ -31,6 +33,7 @@ def plain(rank: int, ranks: int, file: str, depth: int | None = None) -> None:
     optimiser.step()
     if ranks > 1:
         dist.destroy_process_group()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def sharded(file: str) -> None:
