@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layersync_core import LayerSyncConfig
+from layersync_core.losses.layersync import LayerSync
 from layersync_core.schedule import Schedule
 
 STEPS = st.integers(0, 300)
@@ -59,3 +61,13 @@ def test_the_factor_is_a_fraction_that_rises_then_falls(warmup: int, decay: int,
         assert later > now
     else:
         assert later <= now
+
+
+@pytest.mark.parametrize(
+    ("more", "varies"),
+    [({}, False), ({"layersync_warmup_steps": 1}, True), ({"layersync_decay_steps": 1}, True), ({"layersync_cutoff_step": 1}, True)],
+)  # fmt: skip
+def test_whether_the_weight_depends_on_the_step(more: dict[str, int], varies: bool) -> None:
+    config = LayerSyncConfig(layersync_enabled=True, layersync_student_block=1, **more)  # type: ignore[arg-type]
+    assert config.has_schedule is varies
+    assert (LayerSync(config).schedule is not None) is varies
