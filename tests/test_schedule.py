@@ -65,8 +65,8 @@ def test_the_factor_is_a_fraction_that_rises_then_falls(warmup: int, decay: int,
 
 @pytest.mark.parametrize(
     ("more", "varies"),
-    [({}, False), ({"layersync_warmup_steps": 1}, True), ({"layersync_decay_steps": 1}, True), ({"layersync_cutoff_step": 1}, True)],
-)  # fmt: skip
+    [({}, False), *(({f"layersync_{name}": 1}, True) for name in ("warmup_steps", "decay_steps", "cutoff_step"))],
+)
 def test_whether_the_weight_depends_on_the_step(more: dict[str, int], varies: bool) -> None:
     config = LayerSyncConfig(layersync_enabled=True, layersync_student_block=1, **more)  # type: ignore[arg-type]
     assert config.has_schedule is varies
