@@ -279,6 +279,8 @@ def _checked(handle: Any, adapter: Adapter) -> CaptureHandle:
     if not isinstance(handle, CaptureHandle):
         names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
         lacking = ", ".join(name for name in names if not hasattr(handle, name))
+        if hasattr(handle, "remove"):
+            handle.remove()  # its hooks are on the model already
         raise ConfigError(f"the capture of adapter {adapter.family} lacks {lacking}; see CaptureHandle")
     return handle
 

@@ -325,6 +325,20 @@ def test_an_adapter_written_by_hand(ratio: bool) -> None:
     assert hooks_on(model) == 0
 
 
+def test_a_capture_that_lacks_something_is_refused_and_leaves_no_hook() -> None:
+    class Lacking(OwnAdapter):
+        def capture(self, *arguments: Any) -> Any:
+            handle = super().capture(*arguments)
+            del handle.policy
+            return handle
+
+    model = toy()
+    with pytest.raises(ConfigError, match="the capture of adapter own lacks policy"):
+        attach(model, settings(), adapter=Lacking())
+    assert hooks_on(model) == 0
+    attach(model, settings(), adapter=OwnAdapter()).remove()
+
+
 def test_an_adapter_of_another_protocol_is_refused() -> None:
     class Newer(OwnAdapter):
         api_version = 99
