@@ -38,7 +38,7 @@ FACE = {
         "read_model_config",
         "resolve",
     ),
-    "files": ("read_json", "replace_file"),
+    "files": ("replace_file",),
     "losses.alignment": ("alignment_loss",),
     "losses.hookspecs": ("hookimpl",),
     "losses.pairing": ("suggest_pair",),

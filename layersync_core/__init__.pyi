@@ -32,7 +32,6 @@ from layersync_core.families.registry import load_tiny as load_tiny
 from layersync_core.families.registry import provider as provider
 from layersync_core.families.registry import read_model_config as read_model_config
 from layersync_core.families.registry import resolve as resolve
-from layersync_core.files import read_json as read_json
 from layersync_core.files import replace_file as replace_file
 from layersync_core.losses.alignment import alignment_loss as alignment_loss
 from layersync_core.losses.hookspecs import hookimpl as hookimpl

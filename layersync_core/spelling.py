@@ -116,9 +116,10 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     rest = {spelling: value for spelling, value in file.items() if plain(spelling) not in {*names, *own}}
     if names.get(LOSS_TYPE) == LAYER_SYNC:  # then the file's encoder_depth and the like count as well
         rest[LOSS_TYPE] = LAYER_SYNC
-    if f"{PREFIX}preset" in own and f"{PREFIX}lambda" not in own:  # the weight that the file gives is overruled
-        own = {f"{PREFIX}lambda": None} | own
-    return {key: value for key, value in (canonical(rest, beside=own) | own).items() if value is not None}
+    settings = canonical(rest, beside=own)
+    if f"{PREFIX}preset" in own:
+        settings.pop(f"{PREFIX}lambda", None)  # the weight that the file gives is overruled
+    return settings | own
 
 
 def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
