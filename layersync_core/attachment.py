@@ -32,6 +32,7 @@ class Attachment:
         blocks: Every block of the model in execution order.
         family: Id of the model's family; None when no regularizer is enabled.
         parts: The trainable parts of the regularizers, watched.
+        uses_steps: A regularizer depends on the optimiser step, so that somebody must count it.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Attachment:
         self.family = adapter.family if adapter else None
         self._model = model
         self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
+        self.uses_steps = any(item.uses_steps for item in self._regularizers)
         self._meter = Meter()
         self._step = 0
         self._begun = False
@@ -165,11 +167,6 @@ class Attachment:
         if not self.family:
             return ["LayerSync is off"]
         return [f"family: {self.family}", *(line for item in self._regularizers for line in item.describe())]
-
-    @property
-    def uses_steps(self) -> bool:
-        """Whether a regularizer depends on the optimiser step, so that somebody must count it."""
-        return any(item.uses_steps for item in self._regularizers)
 
     @property
     def due(self) -> bool:

@@ -33,11 +33,13 @@ def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
         output: Tensors, in tuples, lists, mappings or dataclasses.
         at_end: Called when the last of these graphs is gone; it must not hold what holds the reference.
     """
+    nodes = [node for tensor in tensors_in(output) if (node := tensor.grad_fn) is not None]
+    if not nodes:
+        return None
     made = Mark()
-    nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
     for node in nodes:
         notes(node).setdefault(_KEY, []).append(made)
-    return ref(made, lambda _: at_end()) if nodes else None
+    return ref(made, lambda _: at_end())
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -59,6 +59,7 @@ class Enabled:
         # What is left out is what the base does, with the schedule that this one has.
         base = RegularizerBase()
         base.schedule = getattr(item, "schedule", None)
+        own = _members(item)
         given = cast("RegularizerBase", item)
         return cls(
             item,
@@ -67,7 +68,7 @@ class Enabled:
             given.active if hasattr(item, "active") else base.active,
             given.begin if hasattr(item, "begin") else base.begin,
             given.describe if hasattr(item, "describe") else base.describe,
-            base.schedule is not None or (hasattr(item, "active") and not hasattr(item, "schedule")),
+            base.schedule is not None or ("active" in own and "schedule" not in own),
         )
 
     @property
@@ -88,11 +89,17 @@ class Enabled:
         return term
 
 
-def _refuse_near_misses(item: Regularizer) -> None:
+def _members(item: Regularizer) -> set[str]:
+    """Return the names of what a regularizer has of its own, without what it inherits from the base or from torch."""
     own = {*getattr(item, "__dict__", {})}
     for kind in type(item).__mro__:
         if kind not in (object, RegularizerBase) and not kind.__module__.startswith("torch."):
             own.update(vars(kind))
+    return own
+
+
+def _refuse_near_misses(item: Regularizer) -> None:
+    own = _members(item)
     for name in sorted(name for name in own if not name.startswith("_")):
         meant = difflib.get_close_matches(name, _OPTIONAL, n=1, cutoff=_NEAR)
         if meant and name not in _OPTIONAL and meant[0] not in own:

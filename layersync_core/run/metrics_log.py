@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class Latest:
         return self._tensor is not None
 
     def put(self, value: Tensor) -> None:
-        """Replace the figure."""
-        self._tensor = value.detach()
+        """Replace the figure, a 0-dim tensor without a graph."""
+        self._tensor = value
 
     def peek(self) -> float | None:
         """Return the latest value that has arrived."""
@@ -76,9 +77,12 @@ class MetricsLog:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take the means of an attachment since it was read last."""
         for name, value in metrics.items():
-            values = self._row.setdefault(name, [])
-            values.append(value)
-            del values[:-_ROWS]  # a program without an optimiser ends no step
+            values = self._row.get(name)
+            if values is None:
+                self._row[name] = [value]
+            else:
+                values.append(value)
+                del values[:-_ROWS]  # a program without an optimiser ends no step
         if _SIMILARITY in metrics:
             self.last.put(metrics[_SIMILARITY])
             if not self.first:
@@ -115,15 +119,15 @@ class MetricsLog:
     def _read_rows(self) -> list[dict[str, float]]:
         """Read what the rows hold from the device, at once, and keep it for ``take``."""
         rows, self._rows = self._rows, []
-        lines = [{"step": float(step)} for step, _ in rows]
+        lines: list[dict[str, float]] = [{"step": step} for step, _ in rows]
         tensors = [value for _, row in rows for values in row.values() for value in values]
         if len({tensor.device for tensor in tensors}) > 1:
             tensors = [tensor.to(tensors[0].device) for tensor in tensors]
         left = iter(torch.stack(tensors).tolist() if tensors else ())
         for line, (_, row) in zip(lines, rows, strict=True):
             for name, values in row.items():
-                line[name] = sum(next(left) for _ in values) / len(values)
-                self._read.setdefault(name, []).append(line[name])
+                line[name] = mean = next(left) if len(values) == 1 else sum(islice(left, len(values))) / len(values)
+                self._read.setdefault(name, []).append(mean)
         return lines
 
     def _write_rows(self) -> None:
@@ -136,9 +140,7 @@ class MetricsLog:
             return
         path = self.folder / "layersync_metrics.jsonl"
         try:
-            append_to_file(
-                path, "".join(json.dumps({**line, "step": int(line["step"])}) + "\n" for line in lines if len(line) > 1)
-            )
+            append_to_file(path, "".join(f"{json.dumps(line)}\n" for line in lines if len(line) > 1))
             self.where = f"metrics in {path}"
         except OSError as error:
             self.where = f"metrics could not be written: {error.strerror or error}"

@@ -79,7 +79,8 @@ class Terms:
             return scaled + (term if share == 1 else term * share).to(loss.device), list(found)
 
     def _term(self, found: dict[Candidate, list[Forward]], step: int) -> Tensor:
-        self._require_one_family(list(found))
+        if len(found) > 1:
+            self._require_one_family(list(found))
         terms: list[Tensor] = []
         errors: list[CaptureError] = []
         for candidate, (first, *others) in found.items():

@@ -61,6 +61,14 @@ def test_who_says_when_it_is_active_needs_steps_unless_it_says_that_there_is_no_
     assert not Enabled.of(saying(active=lambda step: True, schedule=None), BLOCKS).uses_steps
 
 
+def test_who_inherits_that_there_is_no_schedule_and_says_when_it_is_active_needs_steps() -> None:
+    class Based(Bare, RegularizerBase):
+        def active(self, step: int) -> bool:
+            return step < 5
+
+    assert Enabled.of(Based(), BLOCKS).uses_steps
+
+
 @pytest.mark.parametrize(
     ("nearly", "meant"),
     [("activ", "active"), ("actve", "active"), ("begins", "begin"), ("discribe", "describe"), ("describes", "describe"),
