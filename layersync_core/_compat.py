@@ -6,7 +6,7 @@ torch is imported where it is asked for, since a script that is started from her
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,13 @@ def inside_backward() -> bool:
     import torch
 
     return torch._C._current_graph_task_id() != -1
+
+
+def at_end_of_backward(run: Callable[[], None]) -> None:
+    """Run a function when the backward pass that is running ends; what it raises ends that backward."""
+    import torch
+
+    torch.autograd.Variable._execution_engine.queue_callback(run)
 
 
 def inside_transform() -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
-from layersync_core.capture.policy import Policy, only_forward
-from layersync_core.capture.states import HiddenStates
+from layersync_core.capture.guard import Guard
+from layersync_core.capture.policy import Policy, checked, only_forward
+from layersync_core.capture.states import HiddenStates, choose_generated
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
@@ -32,6 +33,7 @@ class Attachment:
         blocks: Every block of the model in execution order.
         family: Id of the model's family; None when no regularizer is enabled.
         parts: The trainable parts of the regularizers, watched.
+        guard: Compares the tokens that count with those that the main loss trains; None where that is switched off.
         uses_steps: A regularizer depends on the optimiser step, so that somebody must count it.
     """
 
@@ -42,6 +44,8 @@ class Attachment:
         blocks: list[Block],
         regularizers: Sequence[Regularizer],
         policy: Policy,
+        guarded: bool = True,
+        generated: int | None = None,
     ) -> None:
         self.blocks = blocks
         self.family = adapter.family if adapter else None
@@ -49,11 +53,13 @@ class Attachment:
         self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
         self.uses_steps = any(item.uses_steps for item in self._regularizers)
         self._meter = Meter()
+        self._generated = generated
         self._step = 0
         self._begun = False
         self._judged: set[int] = set()
         self._modules = nn.ModuleDict()
         self._capture: CaptureHandle | None = None
+        self.guard: Guard | None = None
         layers = {layer for item in self._regularizers for layer in item.layers}
         for item in self._regularizers:
             if item.module is not None:
@@ -61,8 +67,9 @@ class Attachment:
         self.parts = TrainedParts(model, dict(self._modules.items()))
         if adapter is None:
             return
+        self.guard = Guard(blocks[-1], adapter.family) if guarded else None
         self._buffer = HiddenStateBuffer(layers)
-        self._capture = _checked(adapter.capture(model, layers, self._buffer), adapter)
+        self._capture = checked(adapter.capture(model, layers, self._buffer), adapter)
         self._capture.policy = policy
         attached.add(model)
         try:
@@ -214,7 +221,7 @@ class Attachment:
         capture = self._capture
         if capture is None:
             raise CaptureError("this attachment was removed from its model; attach again to go on with LayerSync")
-        now = None
+        now, read = None, None
         try:
             check()
             now = self._step if step is None else whole_step(step)
@@ -224,30 +231,31 @@ class Attachment:
                 return None
             if not torch.is_grad_enabled():
                 raise CaptureError("the loss was asked for under torch.no_grad(), where it would have no gradient")
-            terms = self._terms(active, self._collected(capture, forward, weight_B), now)
+            read = only_forward(capture) if forward is None else forward
+            capture.collect(read)
+            terms = self._terms(active, read, weight_B, now)
             return total(terms) if terms else None
         finally:
             # Also where it failed: a program that catches this would be refused its next forward for another reason.
             capture.discard(forward)
+            if read is not None:
+                read.release()
             if now is not None:
                 self._step = now + 1
                 # Further micro-batches of a step that the host counts come with the same number.
                 self.gate(self._step if step is None else now)
 
-    def _collected(self, capture: CaptureHandle, forward: Forward | None, weight_B: Tensor | None) -> HiddenStates:
-        if forward is None:
-            forward = only_forward(capture)
-        capture.collect(forward)
-        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._judged)
+    def _terms(self, active: list[Enabled], forward: Forward, weight_B: Tensor | None, step: int) -> list[Tensor]:
+        if self._generated is not None:
+            choose_generated(forward, self._buffer, self._generated)
         if weight_B is not None:
             check_batch(weight_B, len(next(iter(self._buffer.values()))))
-        return states
-
-    def _terms(self, active: list[Enabled], states: HiddenStates, step: int) -> list[Tensor]:
         if not self._begun:
             self._begin()
         else:
             self.parts.check()
+        check = self.guard.begin(forward, self._buffer) if self.guard is not None else None
+        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._judged)
         terms = []
         for item in active:
             states.reader = item.item.name
@@ -257,6 +265,8 @@ class Attachment:
             for name, value in term.metrics.items():
                 self._meter.add(name, value, states.reader)
             terms.append(term.loss)
+        if check is not None:
+            check.choose(forward, "all" if states.sets == {"all"} else "target")
         return terms
 
     def _begin(self) -> None:
@@ -270,16 +280,6 @@ class Attachment:
         # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
         if self._capture is not None:
             self._capture.enabled = any(item.active(step) for item in self._regularizers)
-
-
-def _checked(handle: Any, adapter: Adapter) -> CaptureHandle:
-    if not isinstance(handle, CaptureHandle):
-        names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
-        lacking = ", ".join(name for name in names if not hasattr(handle, name))
-        if hasattr(handle, "remove"):
-            handle.remove()  # its hooks are on the model already
-        raise ConfigError(f"the capture of adapter {adapter.family} lacks {lacking}; see CaptureHandle")
-    return handle
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 
 from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
+from layersync_core.pairs import Pair, check_pair, check_weight, refuse_twice
 from layersync_core.schedule import Schedule
 from layersync_core.spelling import ALIASES as ALIASES
 from layersync_core.spelling import PREFIX, SWITCH, absent, canonical, is_on, taken_for_the_hosts
@@ -41,6 +41,12 @@ def not_boolean(value: Any) -> Any:
     return value
 
 
+def _some(value: int) -> int:
+    if not value:
+        raise ValueError("it is N for the first N tokens, -N for the last N; leave it out where all are generated")
+    return value
+
+
 def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -51,16 +57,9 @@ def _parsed(value: Any) -> Any:
 
 
 BlockNumber = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
+GeneratedTokens = Annotated[int, BeforeValidator(not_boolean), AfterValidator(_some)]
 Weight = Annotated[float, BeforeValidator(not_boolean)]
 Steps = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
-
-
-class Pair(NamedTuple):
-    """A student and a teacher as the user numbers them, with the weight of their term."""
-
-    student: int
-    teacher: int
-    weight: float
 
 
 class LayerSyncConfig(BaseModel):
@@ -81,6 +80,14 @@ class LayerSyncConfig(BaseModel):
     )
     layersync_tokens: Literal["target", "all"] = Field(
         "target", description="tokens that count: target, or all to add reference tokens"
+    )
+    layersync_generated_tokens: GeneratedTokens | None = Field(
+        None,
+        description="number of generated image or video tokens where the call does not tell them from references: N "
+        "for the first N, -N for the last N",
+    )
+    layersync_guard: bool = Field(
+        True, description="measure in the first steps whether the tokens that count are those that the main loss trains"
     )
     layersync_pairs: Annotated[list[list[Any]] | None, BeforeValidator(_parsed)] = Field(
         None, description="several pairs: [[student, teacher], [student, teacher, weight], ...]"
@@ -113,7 +120,7 @@ class LayerSyncConfig(BaseModel):
         if not self.layersync_enabled:
             return self
         if self.layersync_lambda is not None:
-            _check_weight("layersync_lambda", self.layersync_lambda)
+            check_weight("layersync_lambda", self.layersync_lambda)
         blocks = {"layersync_student_block", "layersync_teacher_block"}
         if self.layersync_pairs is not None:
             if any(getattr(self, name) is not None for name in blocks):
@@ -124,13 +131,17 @@ class LayerSyncConfig(BaseModel):
             if not self.layersync_pairs:
                 raise ValueError("layersync_pairs is empty; give at least one [student, teacher]")
             for pair in self.layersync_pairs:
-                _check_pair(pair)
-            _refuse_twice(self.layersync_pairs)
+                check_pair(pair)
+            refuse_twice(self.layersync_pairs)
         elif self.layersync_student_block is None:
             hint = (info.context or {}).get("hint", "")
             raise ValueError(
                 "layersync_student_block is missing; it is required when LayerSync is enabled, "
                 f"for example 8 with layersync_teacher_block 16 for 24 to 28 blocks{hint}"
+            )
+        if self.layersync_generated_tokens is not None and self.layersync_tokens == "all":
+            raise ValueError(
+                "layersync_tokens all counts every token, so layersync_generated_tokens would do nothing; keep one"
             )
         if 0 < self.layersync_cutoff_step <= self.layersync_warmup_steps:
             raise ValueError(
@@ -221,38 +232,6 @@ class LayerSyncConfig(BaseModel):
     def schedule(self) -> Schedule:
         """The weight's schedule."""
         return Schedule(self.layersync_warmup_steps, self.layersync_decay_steps, self.layersync_cutoff_step)
-
-
-def _check_weight(name: str, weight: float) -> None:
-    if not math.isfinite(weight) or weight <= 0:
-        raise ValueError(
-            f"{name} is {weight:g}; it must be finite and greater than 0 (the default is 0.2; "
-            "layersync_enabled: false switches LayerSync off)"
-        )
-
-
-def _check_pair(pair: Sequence[Any]) -> None:
-    blocks, weight = pair[:2], pair[2:]
-    whole = [re.fullmatch(r"\d+", str(block).strip()) for block in blocks]
-    if len(blocks) != 2 or len(weight) > 1 or not all(whole) or any(isinstance(value, bool) for value in pair):
-        raise ValueError(
-            f"layersync_pairs has {pair!r}; each pair is [student, teacher] or [student, teacher, weight], "
-            "blocks as whole numbers from 0"
-        )
-    try:
-        value = float(weight[0]) if weight else 1.0
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"layersync_pairs has {pair!r}; its weight is not a number") from None
-    _check_weight(f"the weight of the pair {pair!r} in layersync_pairs", value)
-
-
-def _refuse_twice(pairs: Sequence[Sequence[Any]]) -> None:
-    seen: dict[tuple[int, int], Sequence[Any]] = {}
-    for pair in pairs:
-        blocks = max(int(pair[0]), 1), max(int(pair[1]), 1)  # 0 is the first block as well
-        if blocks in seen:
-            raise ValueError(f"layersync_pairs has the pair {seen[blocks]!r} twice; give it once, with one weight")
-        seen[blocks] = pair
 
 
 def switch_of(model: Any) -> str | None:

@@ -96,4 +96,12 @@ def attach(
             family=adapter.family,
             model_class=type(root).__name__,
         )
-    return Attachment(root, adapter, adapter.list_blocks(root), regularizers, policy)
+    return Attachment(
+        root,
+        adapter,
+        adapter.list_blocks(root),
+        regularizers,
+        policy,
+        config.layersync_guard,
+        config.layersync_generated_tokens,
+    )

@@ -33,6 +33,8 @@ class TestDefaults:
             "layersync_lambda": None,
             "layersync_preset": None,
             "layersync_tokens": "target",
+            "layersync_generated_tokens": None,
+            "layersync_guard": True,
             "layersync_pairs": None,
             "layersync_warmup_steps": 0,
             "layersync_decay_steps": 0,

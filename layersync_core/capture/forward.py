@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 Grid = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class LastOutput:
+    """What the model's last block returned.
+
+    Attributes:
+        aligned: The tensor that holds the tokens to align, (B, S', D) or (S', D).
+        others: Further streams, of text or audio.
+        span: Where the tokens stand in the first.
+        joined: A sequence of all of these that blocks returned which ran later, and which the adapter does not list.
+    """
+
+    aligned: Tensor
+    others: list[Tensor]
+    span: slice
+    joined: Tensor | None = None
+
+
 @dataclass(eq=False)
 class Forward:
     """A training forward: what went in, what the asked blocks returned, and, once it is read, what those tokens are.
@@ -31,6 +48,9 @@ class Forward:
         finished: The model's forward has returned, so that hooks store nothing more.
         embedded: What the patch embedder returned.
         repeated: A block that ran twice in this forward.
+        last: The object that the model's last block returned.
+        last_given: The arguments of that block.
+        later: What a block returned that ran after it, and that the adapter does not list.
         end: What dies with the graph of the result, where a host has marked it; None where nobody has.
 
         target: (B, S) bool, True for generated tokens; None when all are.
@@ -39,6 +59,7 @@ class Forward:
         spans: ``layer index -> where the tokens stand in that tensor``.
         video: The tokens have frames: without a grid they cannot be viewed by frame.
         ask_grid: Tells ``grid``, which not every regularizer wants to know; None where nobody can.
+        ask_last: Tells where the tokens stand in ``last``; None where nobody can.
     """
 
     outputs: dict[int, Any] = field(default_factory=dict)
@@ -48,6 +69,9 @@ class Forward:
     finished: bool = False
     embedded: Any = None
     repeated: int | None = None
+    last: Any = None
+    last_given: Any = None
+    later: Any = None
     end: ref[Any] | None = None
 
     target: Tensor | None = None
@@ -56,11 +80,20 @@ class Forward:
     spans: Mapping[int, slice] = field(default_factory=dict)
     video: bool = False
     ask_grid: Callable[[], Grid | None] | None = None
+    ask_last: Callable[[], LastOutput] | None = None
 
     @cached_property
     def grid(self) -> Grid | None:
         """(T, H, W) of the tokens in raster order; None where the model does not say."""
         return None if self.ask_grid is None else self.ask_grid()
+
+    def release(self) -> None:
+        """Let go of every tensor, since what is told on demand holds the forward in a circle."""
+        self.outputs.clear()
+        self.args, self.kwargs, self.tracked = (), {}, {}
+        self.embedded = self.last = self.last_given = self.later = self.target = self.real = self.ask_grid = (
+            self.ask_last
+        ) = None
 
     @property
     def dead(self) -> bool:

@@ -8,7 +8,7 @@ runs them again).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ class Capture:
         model: The unwrapped model.
         blocks: ``layer index -> block`` for the asked layers.
         first: The model's first block.
+        last: The model's last block.
+        later: Blocks that may run after it, though the adapter does not list them.
         embedder: The patch embedder, whose output's length is the number of image tokens; None if not needed.
         read: Says what the tokens of a finished forward are, and fills the buffer.
         clear: Empties the buffer.
@@ -40,13 +42,15 @@ class Capture:
         model: nn.Module,
         blocks: Mapping[int, nn.Module],
         first: nn.Module,
+        last: nn.Module,
+        later: Sequence[nn.Module],
         embedder: nn.Module | None,
         read: Callable[[Forward], None],
         clear: Callable[[], None],
     ) -> None:
         self.enabled = True
         self.policy: Callable[[CaptureHandle], None] = _any_number
-        self._model, self._first, self._embedder = model, first, embedder
+        self._model, self._first, self._last, self._embedder = model, first, last, embedder
         self._blocks, self._read, self._clear = blocks, read, clear
         self._held: list[Forward] = []
         self._open: Forward | None = None
@@ -58,7 +62,10 @@ class Capture:
             # Always called, so that a forward that raises is forgotten at once.
             model.register_forward_hook(_Hook(self._on_model_leave), always_call=True),
             first.register_forward_pre_hook(_Hook(self._on_first_block), with_kwargs=True),
+            last.register_forward_hook(_Hook(self._on_last_block), with_kwargs=True),
         ]
+        for module in later:
+            self._handles.append(module.register_forward_hook(_Hook(self._on_later_block)))
         if embedder is not None:
             self._handles.append(embedder.register_forward_hook(_Hook(self._on_embedder)))
         for index, block in blocks.items():
@@ -205,14 +212,28 @@ class Capture:
             # Without the model's forward, an embedder that runs now belongs to whatever forward comes next.
             self._embedded = output
 
+    def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        current = self._open
+        if module is self._last and current is not None and _runs(current):
+            current.last, current.last_given = output, (args, kwargs)
+
+    def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        current = self._open
+        if current is not None and current.last is not None and _runs(current):
+            current.later = output
+
     def store(self, index: int, output: Any) -> None:
         """Keep what a block returned, inside an open forward."""
         current = self._open
-        if current is None or current.finished or (not current.by_model and _inside_backward()):
+        if current is None or not _runs(current):
             return
         if index in current.outputs:
             current.repeated = index
         current.outputs[index] = output
+
+
+def _runs(forward: Forward) -> bool:
+    return not forward.finished and (forward.by_model or not _inside_backward())
 
 
 def _any_number(handle: CaptureHandle) -> None:

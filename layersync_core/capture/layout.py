@@ -180,6 +180,19 @@ def _lists(model: nn.Module) -> list[str]:
     return found
 
 
+def later_blocks(model: nn.Module, path: str) -> list[nn.Module]:
+    """Return the last block of each list of a model's own that is declared after the one with a block.
+
+    Args:
+        model: The model.
+        path: Path of the block.
+    """
+    own = dict(model.named_children())
+    names = list(own)
+    after = names[names.index(path.split(".")[0]) + 1 :]
+    return [own[name][-1] for name in after if "ModuleList" in class_names(own[name]) and len(own[name])]  # type: ignore[index, arg-type]
+
+
 def module_at(model: nn.Module, path: str) -> Any:
     """Return what stands at a path in a model; None where nothing does."""
     try:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
-from layersync_core.capture.forward import Forward
-from layersync_core.capture.graph import tokens_of
+from layersync_core.capture.forward import Forward, LastOutput
+from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
 from layersync_core.errors import CaptureError
 from layersync_core.inputs import assert_on_device
@@ -50,6 +50,7 @@ class Reader:
     layout: ModelLayout
     model: nn.Module
     stacks: Mapping[int, tuple[BlockStack, str]]
+    last: tuple[BlockStack, str]
     buffer: HiddenStateBuffer
     parameters: Parameters
     block_parameters: Parameters
@@ -80,9 +81,27 @@ class Reader:
             assert_on_device(counted.any(), message, CaptureError)
         forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
         forward.video = layout.video
+        if forward.last is not None:
+            forward.ask_last = partial(self._last_output, forward, embedded)
         grid_of = layout.grid
         if grid_of is not None and forward.by_model:
             forward.ask_grid = lambda: grid_of(call())
+
+    def _last_output(self, forward: Forward, embedded: int | None) -> LastOutput:
+        state = _select(forward.last, *self.last)
+        span = self._image_span(forward, state.shape[-2], *self.last, embedded, forward.last is state)
+        # What the block hands on untouched has a gradient from wherever else it is used.
+        given = set(map(id, tensors_in(forward.last_given)))
+        streams = [stream for stream in _streams(forward.last, state) if id(stream) not in given or stream is state]
+        later = _streams(forward.later, state)
+        lengths = [stream.shape[-2] for stream in streams]
+        if len(streams) > 1 and [stream.shape[-2] for stream in later] == lengths:
+            # Blocks that the adapter does not list return the same streams, and the last of them is what counts.
+            state = later[next(place for place, stream in enumerate(streams) if stream is state)]
+            streams, later = later, []
+        others = [stream for stream in streams if stream is not state]
+        joined = next((stream for stream in later if others and stream.shape[-2] == sum(lengths)), None)
+        return LastOutput(state, others, span, joined)
 
     def _image_tokens(self, forward: Forward) -> int | None:
         if self.layout.image_tokens is not None and forward.by_model:
@@ -180,6 +199,10 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
             "among what a block returns, and batched=False says that a block returns those of one sample"
         )
     return state
+
+
+def _streams(output: Any, like: Tensor) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(output) if tensor.ndim == like.ndim]
 
 
 def _length(embedded: Any) -> int | None:

@@ -4,14 +4,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import may_hide_parameter, measured, reaches_parameter
-from layersync_core.errors import CaptureError
+from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.metrics import Meter
 from layersync_core.protocol import Block, TokenSet
+
+
+def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -> None:
+    """Take a user's word for which of a forward's image, video or audio tokens are generated.
+
+    Args:
+        forward: A forward that was read.
+        buffer: Its states.
+        number: N for the first N tokens, -N for the last N.
+
+    Raises:
+        ConfigError: There are fewer tokens.
+    """
+    state_BSD = next(iter(buffer.values()))
+    batch, tokens, _ = state_BSD.shape
+    if abs(number) > tokens:
+        raise ConfigError(f"layersync_generated_tokens is {number}, but the forward has {tokens} tokens")
+    position_S = torch.arange(tokens, device=state_BSD.device)
+    target_BS = (position_S < number if number > 0 else position_S >= tokens + number).expand(batch, tokens)
+    forward.target = target_BS if forward.real is None else target_BS & forward.real
 
 
 class HiddenStates:
@@ -30,6 +51,7 @@ class HiddenStates:
         self._model, self._forward, self._buffer, self._blocks = model, forward, buffer, blocks
         self._judged = judged
         self.sample_weight = sample_weight
+        self.sets: set[TokenSet] = set()  # which were asked for
         self._meter = meter
         self.reader = ""  # name of the regularizer that computes its term from them
 
@@ -45,6 +67,7 @@ class HiddenStates:
 
     def mask_of(self, tokens: TokenSet) -> Tensor | None:
         """Return the (B, S) mask of a token set; None when every token counts."""
+        self.sets.add(tokens)
         if tokens == "target" and self._forward.target is not None:
             return self._forward.target
         return self._forward.real

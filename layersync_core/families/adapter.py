@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from layersync_core.capture.layout import ModelLayout, class_names, module_at, width_of
+from layersync_core.capture.layout import ModelLayout, class_names, later_blocks, module_at, width_of
 from layersync_core.errors import ConfigError, MisfitError, did_you_mean
 from layersync_core.protocol import API_VERSION, Block
 
@@ -77,11 +77,14 @@ class BlockStackAdapter(ModelLayout):
                 f"{did_you_mean(layout.embedder, [name for name, _ in model.named_children()])}"
             )
         stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = Reader(layout, model, stacks, buffer, *map(Parameters.of, (model, found[0][2])))
+        reader = Reader(layout, model, stacks, found[-1][:2], buffer, *map(Parameters.of, (model, found[0][2])))
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
             first=found[0][2],
+            last=found[-1][2],
+            # Several streams may be joined after the blocks that are listed; one stream goes on to the head.
+            later=later_blocks(model, found[-1][1]) if found[-1][0].element is not None else (),
             embedder=embedder,
             read=reader.read,
             clear=buffer.clear,

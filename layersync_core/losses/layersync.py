@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from layersync_core.config import LayerSyncConfig, Pair
+from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError, LayerSyncWarning
 from layersync_core.losses.alignment import centered_similarity, similarity
 from layersync_core.losses.hookspecs import hookimpl
 from layersync_core.losses.pairing import pair_advice
 from layersync_core.metrics import total
+from layersync_core.pairs import Pair
 from layersync_core.protocol import Block, RegularizerBase, States, Term
 
 log = logging.getLogger(__name__)

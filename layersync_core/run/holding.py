@@ -36,6 +36,8 @@ def watch(attachment: Attachment, model: nn.Module, marked: Callable[[bool], Non
         model: The model itself.
         marked: Told of each forward whether it has a graph; one without is forgotten.
     """
+    if attachment.guard is not None:
+        attachment.guard.asked = True
     # A program that calls the blocks without the model ends its forward with the last of them.
     last = model.get_submodule(attachment.blocks[-1].path)
     end_of_blocks = last.register_forward_hook(hook(partial(_mark, attachment, marked, last, None)))

@@ -12,6 +12,7 @@ from layersync_core.run import ranks
 from layersync_core.run.accumulation import Accumulation
 from layersync_core.run.candidates import Candidates
 from layersync_core.run.journal import Journal
+from layersync_core.run.showing import one_line_warnings
 from layersync_core.run.status import say
 from layersync_core.run.terms import Terms
 
@@ -105,6 +106,11 @@ class Steps:
         if not self._with_term:
             self._idle_step(inside)
             return False
+        for candidate in self._candidates.attached:
+            guard = candidate.attached_to.guard
+            if guard is not None and guard.waiting:
+                with one_line_warnings():
+                    guard.settle(wait=not self._terms.checked)
         if not self._terms.checked:
             self._check()
         self._idle, self._with_term = 0, 0

@@ -1,8 +1,9 @@
 """LayerSync adapter for LTX-Video and LTX-2.
 
 LTX-2 generates video and audio side by side; the video tokens are aligned. Reference videos have tokens in the same
-sequence: before the generated ones in LTX-Video, after them in LTX-2. Where the call does not say how many frames are
-generated (LTX-Video's condition pipeline, the original LTX-2), every token counts.
+sequence: before the generated ones in LTX-Video, after them in LTX-2, unless timesteps of single tokens show that only
+those at the other end are clean. Where the call does not say how many frames are generated (LTX-Video's condition
+pipeline, the original LTX-2), every token counts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,14 @@ def _target(
         if references <= 0:
             return None
         position_S = torch.arange(call.tokens, device=call.arguments["hidden_states"].device)
-        return position_S >= references if references_first else position_S < call.tokens - references
+        after_S, before_S = position_S >= references, position_S < call.tokens - references
+        usual_S, other_S = (after_S, before_S) if references_first else (before_S, after_S)
+        timestep = call.arguments["timestep"]
+        if timestep.numel() != call.batch * call.tokens or call.tokens == 1:
+            return usual_S
+        noisy_BS = timestep.reshape(call.batch, -1) != 0
+        swapped_B = (noisy_BS & ~usual_S).any(1) & ~(noisy_BS & ~other_S).any(1)
+        return torch.where(swapped_B[:, None], other_S, usual_S)
 
     return target
 

@@ -1,0 +1,277 @@
+"""Which tokens the main loss trains, measured in the user's own backward, and compared with those that were chosen.
+
+Between the last block and the loss stands only the model's head, which works token by token: the gradient of what that
+block returned is not zero exactly at the tokens that the loss sees. No second backward is run for it.
+"""
+
+# Shapes: B batch, S tokens, D channels
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from layersync_core import _compat
+from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.forward import Forward, LastOutput
+from layersync_core.capture.graph import tokens_of
+from layersync_core.capture.verdict import Counts, count, judge, judge_joined
+from layersync_core.errors import CaptureError, LayerSyncWarning
+from layersync_core.protocol import Block, TokenSet
+
+log = logging.getLogger(__name__)
+
+_CHECKS = 16
+# A head that starts at zero gives no gradient before it was trained, and a loss may be scaled to nothing.
+_TRIES = 8
+
+
+@dataclass(eq=False)
+class Check:
+    """One forward whose backward is watched. It holds nothing of the graph.
+
+    Attributes:
+        key: The layout of its call.
+        shape: (B, S) of the tensor that is measured.
+        streams: Tokens of each stream, the aligned one first, where it is not measured before later blocks join them.
+        span: Where the image, video or audio tokens stand in it.
+        lengths: Lengths of the arguments that are sequences.
+        tokens: The token set that counts.
+        chosen: (B, S) bool, True for the tokens that count.
+        real: (B, S) bool, False for padding; None where nothing is padded.
+        seen: (B, S) bool, True where the main loss's gradient is not zero.
+        others: The same of other tensors that the last block returned.
+        own: What of the gradient comes from the terms.
+        queued: The end of the backward is waited for.
+        counts: What was measured, on its way to the host.
+        arrived: Event of CUDA: whether it is there.
+    """
+
+    key: Hashable
+    shape: tuple[int, int]
+    span: slice
+    lengths: list[int]
+    streams: Sequence[int] = ()
+    tokens: TokenSet = "target"
+    chosen: Tensor | None = None
+    real: Tensor | None = None
+    seen: Tensor | None = None
+    others: list[Tensor] = field(default_factory=list)
+    own: list[Tensor] = field(default_factory=list)
+    queued: bool = False
+    counts: Tensor | None = None
+    arrived: Any = None
+
+    def choose(self, forward: Forward, tokens: TokenSet) -> None:
+        """Note which tokens of the forward the terms have counted."""
+        self.tokens = tokens
+        mask = forward.target if tokens == "target" and forward.target is not None else forward.real
+        device = next(iter(forward.tracked.values())).device
+        self.chosen = torch.zeros(self.shape, dtype=torch.bool, device=device)
+        if self.streams:
+            return
+        self.chosen[:, self.span] = True if mask is None else mask
+        if forward.real is not None:
+            self.real = torch.ones_like(self.chosen)
+            self.real[:, self.span] = forward.real
+
+
+class Guard:
+    """Compare, once for each layout of call, the tokens that count with those that the main loss trains.
+
+    Args:
+        last: The model's last block.
+        family: The adapter's family.
+
+    Attributes:
+        asked: A host calls ``settle`` before each optimiser step; otherwise the guard speaks up by itself.
+        blind: Why something could not be measured, in a clause; empty where all could, or may yet.
+    """
+
+    def __init__(self, last: Block, family: str) -> None:
+        self.asked = False
+        self.blind = ""
+        self._last, self._family = last, family
+        self._checks = 0
+        self._tries: Counter[Hashable] = Counter()
+        self._answered: set[Hashable] = set()
+        self._waiting: list[Check] = []
+        self._said: set[str] = set()
+        self._error = ""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something was measured that has not been judged."""
+        return bool(self._waiting)
+
+    def begin(self, forward: Forward, buffer: HiddenStateBuffer) -> Check | None:
+        """Watch a forward that was read, before its terms are computed; None where its layout was measured before.
+
+        Raises:
+            CaptureError: An earlier measurement was an error, and the program went on.
+        """
+        if self._waiting or self._error:
+            self.settle(wait=False)
+        if self._checks >= _CHECKS or (key := _layout(forward)) in self._answered:
+            return None
+        last = self._last_output(key, forward)
+        if last is None:
+            return None
+        state, others = (last.aligned, last.others) if last.joined is None else (last.joined, [])
+        self._checks += 1
+        self._tries[key] += 1
+        shape = (1, len(state)) if state.ndim == 2 else (state.shape[0], state.shape[1])
+        check = Check(key, shape, last.span, [value.shape[1] for value in _values(forward, 3)])
+        if last.joined is not None:
+            check.streams = [stream.shape[-2] for stream in (last.aligned, *last.others)]
+        state.register_hook(partial(self._on_gradient, check, True))
+        for other in others:
+            if other.requires_grad:
+                other.register_hook(partial(self._on_gradient, check, False))
+        name = buffer.key(self._last.index)
+        if name in buffer and state is forward.tracked.get(self._last.index):
+            # The terms get a branch of their own, so that their gradient can be told from that of the main loss.
+            branch = state.view_as(state)
+            buffer[name] = tokens_of(branch, last.span)
+            branch.register_hook(check.own.append)
+        return check
+
+    def settle(self, wait: bool) -> None:
+        """Judge what was measured.
+
+        Args:
+            wait: Also for what is still on its way from a device.
+
+        Raises:
+            CaptureError: The tokens that count are not those that the main loss trains.
+        """
+        waiting, self._waiting = self._waiting, []
+        for check in waiting:
+            if check.arrived is not None:
+                if not wait and not check.arrived.query():
+                    self._waiting.append(check)
+                    continue
+                check.arrived.synchronize()
+            self._judge(check)
+        if self._error:
+            raise CaptureError(self._error)
+
+    def _judge(self, check: Check) -> None:
+        assert check.counts is not None
+        counts = Counts(*check.counts.tolist())
+        if not counts.active:
+            return  # nothing can be said of it, so that the next forward of this layout is watched as well
+        self._answered.add(check.key)
+        where = f"{self._last}, adapter {self._family}"
+        if check.streams:
+            finding = judge_joined(counts.extra, check.streams, where)
+        else:
+            finding = judge(counts, check.shape[1], check.tokens, check.lengths, where)
+        if finding is None:
+            return
+        if finding.is_error:
+            self._error = finding.text
+        elif finding.kind not in self._said:
+            self._said.add(finding.kind)
+            if finding.kind == "extra":  # it may be meant, and LayerSync's own part is right
+                log.warning(finding.text)
+            else:
+                warnings.warn(finding.text, LayerSyncWarning, stacklevel=2)
+
+    def _last_output(self, key: Hashable, forward: Forward) -> LastOutput | None:
+        """Return what the last block returned; None where nothing can be measured on it, which is said once."""
+        why = "the adapter's own capture does not say what the last block returned"
+        if self._tries[key] >= _TRIES:
+            why = (
+                f"no gradient of the main loss arrived at {self._last} in {_TRIES} forwards (a model that is compiled "
+                "as a whole, or a loss of LayerSync's terms alone)"
+            )
+        elif forward.ask_last is not None:
+            try:
+                last = forward.ask_last()
+            except CaptureError as error:
+                why = str(error)
+            else:
+                if last.aligned.requires_grad and type(last.aligned) is Tensor:
+                    return last
+                why = f"what {self._last} returned has no gradient, or is spread over devices"
+        self._answered.add(key)
+        if not self.blind:
+            self.blind = why
+            log.warning("which tokens the main loss trains is not measured: %s", why)
+        return None
+
+    def _on_gradient(self, check: Check, aligned: bool, gradient: Tensor | None) -> None:
+        # Under re-entrant checkpointing a tensor that the loss does not see gets None.
+        if gradient is None or check.chosen is None or check.counts is not None:
+            return
+        own = check.own.pop() if aligned and check.own else 0
+        seen = (gradient.detach() != own).any(-1)
+        seen = seen if gradient.ndim > 2 else seen[None]
+        if aligned:
+            check.seen = seen
+        else:
+            check.others.append(seen)
+        if not check.queued:
+            check.queued = True
+            _compat.at_end_of_backward(partial(self._count, check))
+
+    def _count(self, check: Check) -> None:
+        assert check.chosen is not None
+        seen = torch.zeros_like(check.chosen) if check.seen is None else check.seen
+        counts = count(seen, check.chosen, check.real, check.others)
+        if counts.is_cuda:
+            counts, on_device = torch.empty_like(counts, device="cpu", pin_memory=True), counts
+            counts.copy_(on_device, non_blocking=True)
+            check.arrived = torch.cuda.Event()
+            check.arrived.record()
+        check.counts = counts
+        self._waiting.append(check)
+        if self.asked:
+            return
+        if check.arrived is None:
+            self.settle(wait=True)
+        else:
+            self._settle_before_step()
+
+    def _settle_before_step(self) -> None:
+        def settle(*_: Any) -> None:
+            handle.remove()
+            self.settle(wait=True)
+
+        handle = register_optimizer_step_pre_hook(settle)
+
+
+def _layout(forward: Forward) -> Hashable:
+    """Return what tells one kind of call from another: which arguments there are, but not how long they are."""
+    return (
+        forward.by_model,
+        tuple(map(_kind, forward.args)),
+        tuple((name, _kind(value)) for name, value in forward.kwargs.items() if value is not None),
+        forward.target is None,
+        forward.real is None,
+    )
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.ndim
+    # Sizes of several images for one sample: references beside the generated one.
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(item, (list, tuple)) and len(item) > 1 and isinstance(item[0], (list, tuple)) for item in value
+    )
+
+
+def _values(forward: Forward, axes: int) -> Iterator[Tensor]:
+    for value in (*forward.args, *forward.kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim == axes:
+            yield value
