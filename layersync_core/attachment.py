@@ -173,7 +173,8 @@ class Attachment:
         """Return what is attached, in lines for a terminal."""
         if not self.family:
             return ["LayerSync is off"]
-        return [f"family: {self.family}", *(line for item in self._regularizers for line in item.describe())]
+        told = [line for item in self._regularizers for line in item.describe()]
+        return [f"family: {self.family}", *told, *(["guard: off"] if self.guard is None else [])]
 
     @property
     def due(self) -> bool:

@@ -49,9 +49,9 @@ class Check:
         chosen: (B, S) bool, True for the tokens that count.
         real: (B, S) bool, False for padding; None where nothing is padded.
         seen: (B, S) bool, True where the main loss's gradient is not zero.
-        others: The same of other tensors that the last block returned.
+        others: The same of other tensors that the last block returned, by their place in it.
         own: What of the gradient comes from the terms.
-        queued: The end of the backward is waited for.
+        queued: The end of the backward is waited for. A program may run several through one forward.
         counts: What was measured, on its way to the host.
         arrived: Event of CUDA: whether it is there.
     """
@@ -65,7 +65,7 @@ class Check:
     chosen: Tensor | None = None
     real: Tensor | None = None
     seen: Tensor | None = None
-    others: list[Tensor] = field(default_factory=list)
+    others: dict[int, Tensor] = field(default_factory=dict)
     own: list[Tensor] = field(default_factory=list)
     queued: bool = False
     counts: Tensor | None = None
@@ -133,10 +133,10 @@ class Guard:
         check = Check(key, shape, last.span, [value.shape[1] for value in _values(forward, 3)])
         if last.joined is not None:
             check.streams = [stream.shape[-2] for stream in (last.aligned, *last.others)]
-        state.register_hook(partial(self._on_gradient, check, True))
-        for other in others:
+        state.register_hook(partial(self._on_gradient, check, None))
+        for place, other in enumerate(others):
             if other.requires_grad:
-                other.register_hook(partial(self._on_gradient, check, False))
+                other.register_hook(partial(self._on_gradient, check, place))
         name = buffer.key(self._last.index)
         if name in buffer and state is forward.tracked.get(self._last.index):
             # The terms get a branch of their own, so that their gradient can be told from that of the main loss.
@@ -167,6 +167,7 @@ class Guard:
 
     def _judge(self, check: Check) -> None:
         assert check.counts is not None
+        check.chosen = None  # whatever runs through this forward later is not looked at
         counts = Counts(*check.counts.tolist())
         if not counts.active:
             return  # nothing can be said of it, so that the next forward of this layout is watched as well
@@ -210,32 +211,34 @@ class Guard:
             log.warning("which tokens the main loss trains is not measured: %s", why)
         return None
 
-    def _on_gradient(self, check: Check, aligned: bool, gradient: Tensor | None) -> None:
+    def _on_gradient(self, check: Check, place: int | None, gradient: Tensor | None) -> None:
         # Under re-entrant checkpointing a tensor that the loss does not see gets None.
-        if gradient is None or check.chosen is None or check.counts is not None:
+        if gradient is None or check.chosen is None:
             return
-        own = check.own.pop() if aligned and check.own else 0
+        own = check.own.pop() if place is None and check.own else 0
         seen = (gradient.detach() != own).any(-1)
         seen = seen if gradient.ndim > 2 else seen[None]
-        if aligned:
-            check.seen = seen
+        if place is None:
+            check.seen = seen if check.seen is None else check.seen | seen
         else:
-            check.others.append(seen)
+            check.others[place] = seen | check.others[place] if place in check.others else seen
         if not check.queued:
             check.queued = True
             _compat.at_end_of_backward(partial(self._count, check))
 
     def _count(self, check: Check) -> None:
         assert check.chosen is not None
+        check.queued = False
         seen = torch.zeros_like(check.chosen) if check.seen is None else check.seen
-        counts = count(seen, check.chosen, check.real, check.others)
+        counts = count(seen, check.chosen, check.real, list(check.others.values()))
         if counts.is_cuda:
             counts, on_device = torch.empty_like(counts, device="cpu", pin_memory=True), counts
             counts.copy_(on_device, non_blocking=True)
             check.arrived = torch.cuda.Event()
             check.arrived.record()
         check.counts = counts
-        self._waiting.append(check)
+        if check not in self._waiting:
+            self._waiting.append(check)
         if self.asked:
             return
         if check.arrived is None:

@@ -24,13 +24,16 @@ class Journal:
     Args:
         folder: Where status and metrics files go; None where no parent waits for them.
         last_names: Gives names of models for the last status file, where nothing was trained.
+        blind: Gives what of the models that were trained could not be measured.
     """
 
-    def __init__(self, folder: str | None, last_names: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, folder: str | None, last_names: Callable[[], Iterable[str]], blind: Callable[[], str] = str
+    ) -> None:
         self.log = MetricsLog(folder)
         self.status = Status()
         self.seen: dict[str, None] = {}
-        self._last_names = last_names
+        self._last_names, self._blind = last_names, blind
         self._said: set[str] = set()
         self._written = 0.0
         self.write()
@@ -81,6 +84,7 @@ class Journal:
             self.log.close()
             self.log.first.wait()
             self.log.last.wait()
+        self.status.blind = self._blind()
         if not self.status.terms and not self.status.seen:
             self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
         self.write()

@@ -42,6 +42,7 @@ class Status:
         seen: Class names of the models that were built or trained.
         tracker: Where the metrics went; empty where nothing was logged.
         over: The schedule had ended before the first step, so that no term was due.
+        blind: Why it was not measured which tokens the main loss trains; empty where it was.
     """
 
     pid: int = 0
@@ -56,6 +57,7 @@ class Status:
     seen: list[str] = field(default_factory=list)
     tracker: str = ""
     over: bool = False
+    blind: str = ""
 
     def write(self, folder: Path | None) -> None:
         """Write the file of this process; a full disk or a missing folder stops no training."""
@@ -94,7 +96,8 @@ def summary(processes: list[Status]) -> str:
     line = f"{count}{of} {what}{plural} with the term, {ranks} rank{'s' * (ranks != 1)}"
     if first.first is not None:
         line += f", similarity {first.first:.4f} -> {first.last if first.last is not None else first.first:.4f}"
-    return f"{line}; {first.tracker}" if first.tracker else line
+    blind = f"which tokens the main loss trains was not measured: {first.blind}" if first.blind else ""
+    return "; ".join(filter(None, (line, first.tracker, blind)))
 
 
 def why_nothing(processes: list[Status], reached: bool) -> str:

@@ -40,7 +40,7 @@ class Training:
         self._saved: dict[str, Any] | None = None  # of the checkpoint that the program goes on from
         self._start_step = launch.layersync_start_step
         self.candidates = Candidates(settings, self._attached)
-        self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates))
+        self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._blind)
         self._accumulation = Accumulation(launch.layersync_accumulation_steps)
         self.terms = Terms(self.candidates, self.journal, self._accumulation, launch.layersync_target)
         self.steps = Steps(
@@ -133,6 +133,10 @@ class Training:
                     f"the checkpoint has no trained part of {', '.join(names)} for {target}: it was written without "
                     "it; start anew, or switch it off"
                 )
+
+    def _blind(self) -> str:
+        guards = [target.attached_to.guard for target in self.terms.targets]
+        return next((guard.blind for guard in guards if guard is not None and guard.blind), "")
 
     def _read_metrics(self) -> None:
         for candidate in self.terms.targets:
