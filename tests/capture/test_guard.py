@@ -220,13 +220,39 @@ def test_a_number_of_generated_tokens_that_does_nothing_is_an_error(more: dict[s
 
 
 # What is told, once.
-def test_references_that_nothing_marks_are_told_with_count_and_place() -> None:
-    model, inputs = built("flux", references=1)
-    inputs["img_ids"][:, 0] = 0
+def like_the_generated(inputs: dict[str, Any]) -> None:
+    """Give all tokens the first position id of the generated ones, which stand first."""
+    ids = inputs["img_ids"]
+    ids[..., 0] = ids.flatten(0, -2)[0, 0]
+
+
+def one_image(inputs: dict[str, Any]) -> None:
+    tokens = inputs["hidden_states"].shape[1]
+    inputs["img_shapes"] = [[(1, 1, tokens)]] * 2
+
+
+def no_sizes(inputs: dict[str, Any]) -> None:
+    inputs |= {"num_frames": None, "rope_interpolation_scale": None}
+
+
+UNMARKED: dict[str, tuple[str, Callable[[dict[str, Any]], None], Loss]] = {
+    "flux": ("tiny_model", like_the_generated, first_half),
+    "flux2": ("tiny_model", like_the_generated, first_half),
+    "longcat": ("tiny_model", like_the_generated, first_half),
+    "qwen_image": ("tiny_model", one_image, lambda y: y[:, :16].square().mean()),
+    "ltx_video": ("tiny_model", no_sizes, second_half),
+}
+
+
+@pytest.mark.parametrize("family", UNMARKED)
+def test_references_that_nothing_marks_are_told_with_count_and_place(family: str) -> None:
+    name, unmark, loss = UNMARKED[family]
+    model, inputs = built(family, name, references=1)
+    unmark(inputs)
     with attach(model, on()) as sync:
-        with pytest.warns(LayerSyncWarning, match=r"16 of the 32 tokens that are aligned \(positions 16 to 31 of 32"):
-            step(model, inputs, sync, first_half)
-        step(model, inputs, sync, first_half)  # said once
+        with pytest.warns(LayerSyncWarning, match=r"does not see \d+ of the \d+ tokens that are aligned \(positions"):
+            step(model, inputs, sync, loss)
+        step(model, inputs, sync, loss)  # said once
 
 
 def test_conditioning_frames_are_told_and_no_error() -> None:
@@ -309,6 +335,16 @@ def test_gradients_too_small_for_fp16_are_no_error() -> None:
     with attach(model, on()) as sync, warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerSyncWarning)
         step(model, inputs, sync, lambda y: (y.half() * y.new_tensor(1e-4).half()).square().mean().float())
+
+
+def test_training_a_controlnet_is_no_finding(measured: list[int]) -> None:
+    model, inputs = built("flux")
+    model.requires_grad_(False)
+    residuals = [torch.randn(2, 16, 32, requires_grad=True) for _ in range(2)]
+    weight = nn.Parameter(torch.ones(()))
+    with attach(model, on(layersync_student_block=2, layersync_teacher_block=5)) as sync:
+        step(model, inputs | {"controlnet_block_samples": [weight * residual for residual in residuals]}, sync)
+    assert measured
 
 
 # When and how it is measured.
