@@ -42,6 +42,7 @@ class Check:
     Attributes:
         key: The layout of its call.
         shape: (B, S) of the tensor that is measured.
+        device: Where it is.
         streams: Tokens of each stream, the aligned one first, where it is not measured before later blocks join them.
         span: Where the image, video or audio tokens stand in it.
         lengths: Lengths of the arguments that are sequences.
@@ -58,6 +59,7 @@ class Check:
 
     key: Hashable
     shape: tuple[int, int]
+    device: torch.device
     span: slice
     lengths: list[int]
     streams: Sequence[int] = ()
@@ -75,14 +77,14 @@ class Check:
         """Note which tokens of the forward the terms have counted."""
         self.tokens = tokens
         mask = forward.target if tokens == "target" and forward.target is not None else forward.real
-        device = next(iter(forward.tracked.values())).device
-        self.chosen = torch.zeros(self.shape, dtype=torch.bool, device=device)
+        self.chosen = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         if self.streams:
             return
-        self.chosen[:, self.span] = True if mask is None else mask
+        # The blocks of a model may be spread over devices.
+        self.chosen[:, self.span] = True if mask is None else mask.to(self.device)
         if forward.real is not None:
             self.real = torch.ones_like(self.chosen)
-            self.real[:, self.span] = forward.real
+            self.real[:, self.span] = forward.real.to(self.device)
 
 
 class Guard:
@@ -130,7 +132,7 @@ class Guard:
         self._checks += 1
         self._tries[key] += 1
         shape = (1, len(state)) if state.ndim == 2 else (state.shape[0], state.shape[1])
-        check = Check(key, shape, last.span, [value.shape[1] for value in _values(forward, 3)])
+        check = Check(key, shape, state.device, last.span, [value.shape[1] for value in _values(forward, 3)])
         if last.joined is not None:
             check.streams = [stream.shape[-2] for stream in (last.aligned, *last.others)]
         state.register_hook(partial(self._on_gradient, check, None))
