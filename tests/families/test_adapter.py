@@ -20,6 +20,7 @@ from layersync_core import (
     attach,
     only_forward,
 )
+from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.layout import ForwardCall, latent_grid
 from layersync_core.protocol import Adapter
 from tests.models import (
@@ -370,3 +371,54 @@ def test_an_embedder_that_is_not_there_is_refused_at_once() -> None:
 def test_where_joined_tokens_stand_is_checked() -> None:
     with pytest.raises(ConfigError, match="all, first or last"):
         BlockStack("blocks", joined="middle")  # type: ignore[arg-type]
+
+
+def test_why_a_model_does_not_fit_is_said_of_the_layouts_of_its_class() -> None:
+    adapter = BlockStackAdapter(
+        family="toy", model_classes="Toy", stacks="layers", forks=[ModelLayout(model_classes="Fork", stacks="blocks")]
+    )
+    with pytest.raises(ConfigError, match=r"no list of blocks at layers \(lists in it: blocks\)$"):
+        adapter.list_blocks(toy())
+
+
+def test_blocks_driven_by_hand_tell_by_the_arguments_of_the_first() -> None:
+    class Later(ToyBlock):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden)
+
+    model, calls = toy(), list[ForwardCall]()
+    model.blocks[1] = Later(8)
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", block_target=calls.append)
+    with attach(model, settings(), adapter=adapter) as sync:
+        state = embedded = model.embed(toy_input())
+        for block in model.blocks:
+            state = block(state)
+        sync.loss()
+    assert calls[0].block["state"] is embedded
+    assert (calls[0].arguments, calls[0].batch, calls[0].tokens) == ({}, 2, 5)
+
+
+def test_the_class_of_the_first_block_tells_forks_apart() -> None:
+    class Special(ToyBlock):
+        """A fork's first block."""
+
+    layout = ModelLayout(model_classes="Toy", stacks="blocks", block_class="Special")
+    model = toy()
+    assert layout.misfit(model) == "blocks.0 is a ToyBlock and no Special"
+    model.blocks[0] = Special(8)
+    assert layout.misfit(model) == ""
+    assert layout.fits(model)
+
+
+def test_a_capture_begins_at_once_and_holds_what_was_asked_for() -> None:
+    model, x, buffer = toy(), toy_input(), HiddenStateBuffer([1])
+    handle = TOY.capture(model, [1], buffer)
+    model(x)
+    (forward,) = handle.forwards
+    handle.collect(forward)
+    assert list(buffer) == ["layer_1"]
+    torch.testing.assert_close(buffer["layer_1"], toy_states(model, x)[1])
+    handle.discard()
+    assert (len(handle.forwards), len(buffer)) == (0, 0)
+    handle.remove()
+    assert hooks_on(model) == 0
