@@ -170,3 +170,17 @@ def test_a_factor_is_read_through_sums_with_constants(write: Callable[[Tensor], 
     (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
     assert gradient[0] * 3 == pytest.approx(value), "as autograd has it"
     assert read_factor(loss) == Factor(value, certain=True)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda loss: loss * torch.tensor(2.0, device="meta"),
+        lambda loss: loss / torch.tensor(2.0, device="meta"),
+        lambda loss: loss / 0.0,
+    ],
+)
+def test_a_factor_that_cannot_be_read_is_not_certain(write: Callable[[Tensor], Tensor]) -> None:
+    # Reading a number on a device would wait for it; meta stands for one here.
+    weight = torch.ones(3, requires_grad=True, device="meta")
+    assert read_factor(write(weight.mean() * 3)) == Factor(1, certain=False)

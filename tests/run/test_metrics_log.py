@@ -9,12 +9,14 @@ from typing import Any
 
 import accelerate
 import pytest
+import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from layersync_core.run.training import Training
 from tests.curves import read_curves
 from tests.models import build
-from tests.run.inside import WEIGHT, Launch, sgd, train
+from tests.run.inside import WEIGHT, Launch, main_loss, sgd, train
 from tests.run.processes import RUN, Script, python, run
 
 
@@ -68,15 +70,42 @@ def test_wandb_gets_the_metrics(launch: Launch, monkeypatch: pytest.MonkeyPatch)
     assert logged[1] == {"other": 1.0}
 
 
+def rows_at_the_end(training: Training, folder: Path) -> list[dict[str, Any]]:
+    training.journal._finish()
+    return [json.loads(line) for line in (folder / "layersync_metrics.jsonl").read_text().splitlines()]
+
+
 def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) -> None:
     training = launch()
     model, inputs = build("dit")
     train(model, inputs, sgd(model), 60)
-    training.journal._finish()
-    rows = [json.loads(line) for line in (tmp_path / "layersync_metrics.jsonl").read_text().splitlines()]
+    rows = rows_at_the_end(training, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert all(row["layersync_loss"] == pytest.approx(-WEIGHT * row["layersync_similarity"]) for row in rows)
     assert "layersync_metrics.jsonl" in training.journal.status.tracker
+
+
+def test_a_row_is_a_step_with_a_term(launch: Launch, tmp_path: Path) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    discriminator = nn.Linear(2, 1)
+    optimiser, others = sgd(model), torch.optim.SGD(discriminator.parameters(), lr=0)
+    for _ in range(2):
+        train(model, inputs, optimiser)
+        others.step()
+        optimiser.step()  # without a loss
+    assert [row["step"] for row in rows_at_the_end(training, tmp_path)] == [1, 2]
+
+
+def test_a_row_is_a_backward_that_steps_for_each_parameter(launch: Launch, tmp_path: Path) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    for parameter in model.parameters():
+        own = torch.optim.SGD([parameter], lr=0)
+        parameter.register_post_accumulate_grad_hook(lambda _, own=own: own.step())
+    for _ in range(2):
+        main_loss(model(**inputs)).backward()
+    assert [row["step"] for row in rows_at_the_end(training, tmp_path)] == [1, 2]
 
 
 LATE_WRITER = """
