@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,10 +129,7 @@ def streams(form: str, embedder: str | None = "embed", **how: Any) -> tuple[Stre
 def test_the_image_tokens_are_found_in_every_form(form: str, text: int) -> None:
     model, adapter = streams(form)
     inputs = toy_input(tokens=4), toy_input(tokens=text, seed=1)
-    image, words, states = model.embed(inputs[0]), model.embed_text(inputs[1]), []
-    for block in (*model.double_blocks, *model.single_blocks):
-        image, words = model.split(block(model.join(image, words)), text)
-        states.append(image)
+    states = blocks_of(model, model.embed(inputs[0]), model.embed_text(inputs[1]))
     expected = -0.5 * mean_cosine(states[1], states[3])
     with attach(model, settings(2, 4), adapter=adapter) as sync:
         model(*inputs)
@@ -147,7 +145,7 @@ def test_the_image_tokens_are_found_in_every_form(form: str, text: int) -> None:
         ("text, image", {"element": 0}, "5 tokens where the patch embedder gave 4"),  # text of another length
         ("text+image", {"joined": "all"}, "9 tokens where the patch embedder gave 4"),
         ("text, image", {"joined": "last"}, r"double_blocks\.0 returned 2 values.*expects one tensor"),
-        ("text, image", {"element": 2}, r"double_blocks\.0 returned 2 values.*position 2"),
+        ("text, image", {"element": 2}, r"double_blocks\.0 returned 2 values.*position 2;.* from 0 to 1$"),
         ("text+image", {"element": 1}, r"double_blocks\.0 returned one tensor.*position 1"),
     ],
 )
@@ -167,6 +165,50 @@ def test_joined_tokens_without_the_embedder_are_refused() -> None:
         for block in (*model.double_blocks, *model.single_blocks):
             both = block(both)
         with pytest.raises(CaptureError, match="patch embedder did not run"):
+            sync.loss()
+
+
+def blocks_of(model: Streams, image: Tensor, text: Tensor) -> list[Tensor]:
+    """Return the image tokens after each block, from blocks that are called one by one."""
+    words, states = text, []
+    for block in (*model.double_blocks, *model.single_blocks):
+        image, words = model.split(block(model.join(image, words)), text.shape[1])
+        states.append(image)
+    return states
+
+
+def test_image_tokens_are_counted_from_the_models_arguments() -> None:
+    calls: list[ForwardCall] = []
+
+    def count(call: ForwardCall) -> int:
+        calls.append(call)
+        return int(call.arguments["image"].shape[1])
+
+    model, adapter = streams("text+image")
+    inputs = toy_input(tokens=4), toy_input(tokens=7, seed=1)
+    states = blocks_of(model, model.embed(inputs[0]), model.embed_text(inputs[1]))
+    with attach(model, settings(2, 4), adapter=replace(adapter, embedder=None, image_tokens=count)) as sync:
+        model(*inputs)
+        torch.testing.assert_close(sync.loss(), -0.5 * mean_cosine(states[1], states[3]).detach())
+    assert [(call.model, call.batch, call.tokens) for call in calls] == [(model, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("how", "whole", "said"),
+    [
+        ({"embedder": None}, True, "its adapter names no embedder, so they cannot be told apart"),
+        ({"embedder": None, "image_tokens": lambda call: 4}, False, "did not run, from which image_tokens counts"),
+        ({"embedder": "pool"}, True, r"the embedder pool returned shape \(2, 8\) where \(batch, tokens, channels\)"),
+    ],
+)
+def test_why_joined_tokens_cannot_be_told_apart(how: dict[str, Any], whole: bool, said: str) -> None:
+    model, adapter = streams("text+image")
+    model.pool = nn.Identity()
+    inputs = toy_input(tokens=4), toy_input(tokens=7, seed=1)
+    with attach(model, settings(2, 4), adapter=replace(adapter, **how)) as sync:
+        model.register_forward_pre_hook(lambda module, args: [module.pool(torch.zeros(2, 8))].clear())
+        model(*inputs) if whole else blocks_of(model, *map(model.embed, inputs))
+        with pytest.raises(CaptureError, match=said):
             sync.loss()
 
 
