@@ -146,6 +146,9 @@ class TestBlocks:
     def test_everything_else_is_refused_with_key_and_value(self, key: str, value: Any) -> None:
         assert f"{key} is {value!r}" in complaint(GOOD | {key: value})
 
+    def test_a_mistake_is_told_in_one_clause(self) -> None:
+        assert complaint(GOOD | {STUDENT: -1}) == f"{STUDENT} is -1: input should be greater than or equal to 0"
+
     def test_every_mistake_is_told_at_once(self) -> None:
         message = complaint(GOOD | {STUDENT: -1, TEACHER: 1.5})
         assert STUDENT in message

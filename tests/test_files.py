@@ -1,14 +1,17 @@
-"""Files of settings: JSON, read strictly."""
+"""Files of settings: JSON, read strictly. Files of ours: for us alone, and through no link."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from layersync_core import ConfigError, LayerSyncConfig
+from layersync_core.files import append_to_file, replace_file
 from tests.configs import GOOD, ON, STUDENT, settings_of
 
 
@@ -34,7 +37,7 @@ class TestFromJson:
         assert settings_of(LayerSyncConfig.from_json(file)) == GOOD
 
     def test_missing(self, file: Path) -> None:
-        assert str(file) in self.complaint(file)
+        assert self.complaint(file) == f"cannot read {file}: No such file or directory"
 
     def test_a_directory(self, tmp_path: Path) -> None:
         assert str(tmp_path) in self.complaint(tmp_path)
@@ -89,3 +92,38 @@ class TestFromJson:
 
     def test_a_line_break_in_the_path(self, tmp_path: Path) -> None:
         self.complaint(tmp_path / "a\nb.json")
+
+
+class TestOurs:
+    @pytest.fixture(autouse=True)
+    def open_to_all(self) -> Iterator[None]:
+        before = os.umask(0)
+        yield
+        os.umask(before)
+
+    def test_what_is_appended_stands_after_what_is_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        for line in ("one\n", "two\n"):
+            append_to_file(path, line)
+        assert path.read_text() == "one\ntwo\n"
+        assert path.stat().st_mode & 0o777 == 0o644
+
+    def test_a_file_that_is_replaced_is_for_this_user_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "settings.json"
+        path.write_text("of an earlier run, and longer")
+        path.with_suffix(".tmp").write_text("left behind")
+        replace_file(path, "new")
+        assert path.read_text() == "new"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_nothing_is_written_through_a_link(self, tmp_path: Path) -> None:
+        mine, link = tmp_path / "mine", tmp_path / "link"
+        mine.write_text("precious")
+        for path in (link, link.with_suffix(".tmp")):
+            path.symlink_to(mine)
+        with pytest.raises(OSError, match="link"):
+            append_to_file(link, "ours")
+        replace_file(link, "ours")
+        assert (mine.read_text(), link.read_text()) == ("precious", "ours")
+        assert not link.is_symlink()

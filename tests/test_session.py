@@ -334,3 +334,10 @@ def test_a_wrong_state_is_refused_and_changes_nothing(state: Any) -> None:
 def test_an_adapter_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="takes an adapter such as BlockStackAdapter; got a str"):
         attach(toy(), {"layersync_enabled": True, "layersync_student_block": 1}, adapter="toy")  # type: ignore[arg-type]
+
+
+def test_no_settings_at_all_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    attach(toy(), {"layersync_enabled": False})
+    assert not caplog.messages
+    attach(toy(), {"learning_rate": 1e-4})
+    assert ["no layersync_* setting was given" in message for message in caplog.messages] == [True]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from layersync_core import LayerSyncConfig
+from layersync_core import ConfigError, LayerSyncConfig
 from layersync_core.config import ALIASES
-from layersync_core.spelling import FIELDS, merged
+from layersync_core.spelling import FIELDS, merged, overlay, refuse_other_case
 from tests.configs import GOOD, ON, STUDENT, TEACHER, complaint, read, settings_of
 
 
@@ -257,3 +257,47 @@ class TestFlagsOverAFile:
         assert {key: found.get(key) for key in expected} == expected
         if "layersync_preset" in flags:
             assert "layersync_lambda" not in found
+
+
+class TestKeysOfAPlugin:
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"crepa": {"weight": 1}}, "crepa is a section, .* as crepa_weight"),
+            ({"CREPA": {"crepa_enabled": True, "weight": 1}}, "CREPA is a section, .* as crepa_enabled, crepa_weight"),
+            ({"Crepa_Weight": 1}, "Crepa_Weight would do nothing; the setting is crepa_weight"),
+        ],
+    )
+    def test_where_they_would_do_nothing_are_refused(self, given: dict[str, Any], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            refuse_other_case(given, "crepa_")
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"crepa_weight": 1},
+            {"crepa": {}},
+            {"crepa": "a note"},
+            {"crepa": {"enabled": False, "weight": 1}},
+            {"model": {"weight": 1}},
+        ],
+        ids=str,
+    )
+    def test_what_asks_for_nothing_is_left_alone(self, given: dict[str, Any]) -> None:
+        refuse_other_case(given, "crepa_")
+
+
+class TestSettingsOverOthers:
+    @pytest.mark.parametrize(
+        ("base", "given", "result"),
+        [
+            ({"layersync_pairs": [[1, 2]], "lr": 1}, {STUDENT: 3}, {STUDENT: 3, "lr": 1}),
+            ({STUDENT: 1, TEACHER: 2, "lr": 1}, {"layersync_pairs": [[3, 4]]}, {"layersync_pairs": [[3, 4]], "lr": 1}),
+            ({STUDENT: 1, TEACHER: 2}, {STUDENT: 3}, {STUDENT: 3, TEACHER: 2}),
+            ({"layersync_lambda": 1}, {"layersync_preset": "lora"}, {"layersync_preset": "lora"}),
+            ({"layersync_preset": "lora", "lr": 1}, {"layersync_lambda": 1}, {"layersync_lambda": 1, "lr": 1}),
+            ({"layersync_preset": "lora"}, {"lr": 2}, {"layersync_preset": "lora", "lr": 2}),
+        ],
+    )
+    def test_the_given_ones_replace_what_they_exclude(self, base: Any, given: Any, result: Any) -> None:
+        assert overlay(base, given) == result

@@ -53,8 +53,9 @@ def test_nothing_written() -> None:
 
 def test_the_earlier_form_of_a_run(tmp_path: Path) -> None:
     about = {"layersync": json.dumps({"version": 1, "step": 5})}
-    save_file({"DiT#1/crepa.linear.weight": WEIGHT}, tmp_path / STATE_FILE, metadata=about)
-    assert_same(load_states(tmp_path), {"DiT#1": state(5, crepa={"linear.weight": WEIGHT})})
+    tensors = {"DiT#1/crepa.linear.weight": WEIGHT, "DiT#1/crepa.a/b": WEIGHT.T.contiguous()}
+    save_file(tensors, tmp_path / STATE_FILE, metadata=about)
+    assert_same(load_states(tmp_path), {"DiT#1": state(5, crepa={"linear.weight": WEIGHT, "a/b": WEIGHT.T})})
     save_file({}, tmp_path / STATE_FILE, metadata=about)
     assert_same(load_states(tmp_path), {"": state(5)})
 

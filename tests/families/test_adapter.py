@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from layersync_core import (
     attach,
     only_forward,
 )
+from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.layout import ForwardCall, latent_grid
 from layersync_core.protocol import Adapter
 from tests.models import (
@@ -127,10 +129,7 @@ def streams(form: str, embedder: str | None = "embed", **how: Any) -> tuple[Stre
 def test_the_image_tokens_are_found_in_every_form(form: str, text: int) -> None:
     model, adapter = streams(form)
     inputs = toy_input(tokens=4), toy_input(tokens=text, seed=1)
-    image, words, states = model.embed(inputs[0]), model.embed_text(inputs[1]), []
-    for block in (*model.double_blocks, *model.single_blocks):
-        image, words = model.split(block(model.join(image, words)), text)
-        states.append(image)
+    states = blocks_of(model, model.embed(inputs[0]), model.embed_text(inputs[1]))
     expected = -0.5 * mean_cosine(states[1], states[3])
     with attach(model, settings(2, 4), adapter=adapter) as sync:
         model(*inputs)
@@ -146,7 +145,7 @@ def test_the_image_tokens_are_found_in_every_form(form: str, text: int) -> None:
         ("text, image", {"element": 0}, "5 tokens where the patch embedder gave 4"),  # text of another length
         ("text+image", {"joined": "all"}, "9 tokens where the patch embedder gave 4"),
         ("text, image", {"joined": "last"}, r"double_blocks\.0 returned 2 values.*expects one tensor"),
-        ("text, image", {"element": 2}, r"double_blocks\.0 returned 2 values.*position 2"),
+        ("text, image", {"element": 2}, r"double_blocks\.0 returned 2 values.*position 2;.* from 0 to 1$"),
         ("text+image", {"element": 1}, r"double_blocks\.0 returned one tensor.*position 1"),
     ],
 )
@@ -166,6 +165,50 @@ def test_joined_tokens_without_the_embedder_are_refused() -> None:
         for block in (*model.double_blocks, *model.single_blocks):
             both = block(both)
         with pytest.raises(CaptureError, match="patch embedder did not run"):
+            sync.loss()
+
+
+def blocks_of(model: Streams, image: Tensor, text: Tensor) -> list[Tensor]:
+    """Return the image tokens after each block, from blocks that are called one by one."""
+    words, states = text, []
+    for block in (*model.double_blocks, *model.single_blocks):
+        image, words = model.split(block(model.join(image, words)), text.shape[1])
+        states.append(image)
+    return states
+
+
+def test_image_tokens_are_counted_from_the_models_arguments() -> None:
+    calls: list[ForwardCall] = []
+
+    def count(call: ForwardCall) -> int:
+        calls.append(call)
+        return int(call.arguments["image"].shape[1])
+
+    model, adapter = streams("text+image")
+    inputs = toy_input(tokens=4), toy_input(tokens=7, seed=1)
+    states = blocks_of(model, model.embed(inputs[0]), model.embed_text(inputs[1]))
+    with attach(model, settings(2, 4), adapter=replace(adapter, embedder=None, image_tokens=count)) as sync:
+        model(*inputs)
+        torch.testing.assert_close(sync.loss(), -0.5 * mean_cosine(states[1], states[3]).detach())
+    assert [(call.model, call.batch, call.tokens) for call in calls] == [(model, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("how", "whole", "said"),
+    [
+        ({"embedder": None}, True, "its adapter names no embedder, so they cannot be told apart"),
+        ({"embedder": None, "image_tokens": lambda call: 4}, False, "did not run, from which image_tokens counts"),
+        ({"embedder": "pool"}, True, r"the embedder pool returned shape \(2, 8\) where \(batch, tokens, channels\)"),
+    ],
+)
+def test_why_joined_tokens_cannot_be_told_apart(how: dict[str, Any], whole: bool, said: str) -> None:
+    model, adapter = streams("text+image")
+    model.pool = nn.Identity()
+    inputs = toy_input(tokens=4), toy_input(tokens=7, seed=1)
+    with attach(model, settings(2, 4), adapter=replace(adapter, **how)) as sync:
+        model.register_forward_pre_hook(lambda module, args: [module.pool(torch.zeros(2, 8))].clear())
+        model(*inputs) if whole else blocks_of(model, *map(model.embed, inputs))
+        with pytest.raises(CaptureError, match=said):
             sync.loss()
 
 
@@ -370,3 +413,54 @@ def test_an_embedder_that_is_not_there_is_refused_at_once() -> None:
 def test_where_joined_tokens_stand_is_checked() -> None:
     with pytest.raises(ConfigError, match="all, first or last"):
         BlockStack("blocks", joined="middle")  # type: ignore[arg-type]
+
+
+def test_why_a_model_does_not_fit_is_said_of_the_layouts_of_its_class() -> None:
+    adapter = BlockStackAdapter(
+        family="toy", model_classes="Toy", stacks="layers", forks=[ModelLayout(model_classes="Fork", stacks="blocks")]
+    )
+    with pytest.raises(ConfigError, match=r"no list of blocks at layers \(lists in it: blocks\)$"):
+        adapter.list_blocks(toy())
+
+
+def test_blocks_driven_by_hand_tell_by_the_arguments_of_the_first() -> None:
+    class Later(ToyBlock):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden)
+
+    model, calls = toy(), list[ForwardCall]()
+    model.blocks[1] = Later(8)
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", block_target=calls.append)
+    with attach(model, settings(), adapter=adapter) as sync:
+        state = embedded = model.embed(toy_input())
+        for block in model.blocks:
+            state = block(state)
+        sync.loss()
+    assert calls[0].block["state"] is embedded
+    assert (calls[0].arguments, calls[0].batch, calls[0].tokens) == ({}, 2, 5)
+
+
+def test_the_class_of_the_first_block_tells_forks_apart() -> None:
+    class Special(ToyBlock):
+        """A fork's first block."""
+
+    layout = ModelLayout(model_classes="Toy", stacks="blocks", block_class="Special")
+    model = toy()
+    assert layout.misfit(model) == "blocks.0 is a ToyBlock and no Special"
+    model.blocks[0] = Special(8)
+    assert layout.misfit(model) == ""
+    assert layout.fits(model)
+
+
+def test_a_capture_begins_at_once_and_holds_what_was_asked_for() -> None:
+    model, x, buffer = toy(), toy_input(), HiddenStateBuffer([1])
+    handle = TOY.capture(model, [1], buffer)
+    model(x)
+    (forward,) = handle.forwards
+    handle.collect(forward)
+    assert list(buffer) == ["layer_1"]
+    torch.testing.assert_close(buffer["layer_1"], toy_states(model, x)[1])
+    handle.discard()
+    assert (len(handle.forwards), len(buffer)) == (0, 0)
+    handle.remove()
+    assert hooks_on(model) == 0

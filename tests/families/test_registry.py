@@ -217,6 +217,8 @@ class TestConflicts:
         assert "one-party" in message
         assert "other-party" in message
         assert get_adapter("family_1").family == "family_1"  # the way out
+        derived = fakes.model("Derived", type(fakes.model(CLASS)))
+        assert message_of(ConfigError, resolve, derived).startswith("Derived is claimed by one-party and other-party;")
 
     def test_one_distribution_may_carry_two_families(self, install: Install) -> None:
         source = fakes.adapter("", "one", "OneTransformer", more="other = BlockStackAdapter(family='other', "
@@ -283,6 +285,10 @@ class TestBrokenAdapter:
         assert resolve(CONFIG).family == "good_family"
         assert resolve(DIT).family == "dit"
         assert {"good_family", "dit"} <= set(list_families())
+
+    def test_harms_none_that_claims_the_same_family(self, says: str, install: Install) -> None:
+        install(fakes.adapter("somebodys-good", "somebodys_family", CLASS))
+        assert resolve(CONFIG).family == "somebodys_family"
 
     def test_the_whole_one_works(self, install: Install) -> None:
         install(fakes.broken("somebodys", "somebodys_family", _WHOLE))

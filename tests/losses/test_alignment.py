@@ -191,6 +191,14 @@ def test_pieces_are_views_that_cover_all_tokens_in_order() -> None:
         assert size is None or all(piece.numel() <= 2 * size for piece in pieces)
 
 
+@pytest.mark.parametrize("scale", [0.7, -0.7])
+def test_rounding_gives_no_cosine_beyond_one(scale: float) -> None:
+    _, teacher = states(60, 1, 1, 8)
+    cosines = [float(similarity(scale * token, token).raw) for token in teacher]
+    assert max(map(abs, cosines)) == 1
+    assert min(map(abs, cosines)) > 1 - 1e-6
+
+
 def test_no_gradient_reaches_the_teacher() -> None:
     student, _ = states(2, 5, 8)
     source = torch.randn(2, 5, 8, requires_grad=True)
@@ -316,6 +324,25 @@ def test_autocast_changes_nothing() -> None:
         assert alignment_loss(student.bfloat16(), teacher).dtype == torch.float32
     assert value == plain_value
     assert torch.equal(gradient, plain_gradient)
+
+
+@pytest.mark.parametrize("loss", [alignment_loss, centered_similarity])
+def test_autocast_is_off_where_products_are_summed(
+    loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the operators there, the CPU's autocast rounds none; others' do.
+    seen: list[bool] = []
+    products = alignment._products
+
+    def watched(*tensors: Tensor) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        products(*tensors)
+
+    monkeypatch.setattr(alignment, "_products", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(*states(2, 40, 64))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False]
 
 
 class CountSyncs(TorchDispatchMode):

@@ -58,8 +58,9 @@ def test_the_usual_start_is_advised_against_by_nothing(depth: int) -> None:
     [
         (16, 8, "shallower"),
         (15, 16, "gap"),
+        (15, 17, "gap"),
         (1, 16, "very first"),
-        (2, 16, "very first"),
+        (3, 16, "very first"),
         (8, 30, "last fifth"),
         (8, 25, "last fifth"),
     ],
@@ -70,6 +71,12 @@ def test_each_rule_names_the_block_in_one_sentence(student: int, teacher: int, s
     assert says in advice
     assert "\n" not in advice
     assert f"block {teacher if says != 'very first' else student} of 30" in advice
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(15, 18), (4, 16), (8, 24)])
+def test_no_rule_goes_further_than_it_says(student: int, teacher: int) -> None:
+    blocks = stack(30)
+    assert pair_advice(blocks[student - 1], blocks[teacher - 1]) == []
 
 
 def test_several_rules_at_once() -> None:
@@ -123,6 +130,10 @@ class TestStages:
         assert student.index <= teacher.index
         longest = max(len(run) for run in stages.replace("ab" * 9, "a b " * 9).split())
         assert (student.index < teacher.index) is (longest > 1 and stages not in ("abcdefgh", "ab", "ab" * 9))
+
+    def test_the_last_stage_is_the_longest(self) -> None:
+        student, teacher = suggest_pair(stack(20, "a" * 6 + "b" * 6 + "c" * 8))
+        assert (student.index, teacher.index) == (13, 15)  # 16 is in the last fifth of the model
 
     def test_widths_alone_separate_too(self) -> None:
         student, teacher = suggest_pair(stack(12, widths=[64] * 4 + [128] * 8))

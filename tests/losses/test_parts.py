@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from layersync_core import Attachment, CaptureError, ConfigError, Term
 from tests.losses.support import Other, Register, attached
@@ -89,3 +90,73 @@ def test_micro_batches_are_no_updates_that_a_part_misses(projector: nn.Linear) -
     optimiser = OPTIMISERS["SGD"]([*model.parameters(), *sync.modules().parameters()])
     with sync:
         train(model, sync, optimiser, 2, forwards=8)
+
+
+def test_a_part_may_miss_two_updates_of_the_model_and_no_third(projector: nn.Linear) -> None:
+    model, sync = attached()
+    optimiser = OPTIMISERS["SGD"](model.parameters())
+    with sync:
+        train(model, sync, optimiser, 1, forwards=2)
+        train(model, sync, optimiser, 2)  # each is seen by the loss after it
+        with pytest.raises(CaptureError, match="never updated"):
+            train(model, sync, optimiser, 1)
+
+
+def test_steps_of_another_models_optimiser_are_no_updates_that_a_part_misses(projector: nn.Linear) -> None:
+    model, sync = attached()
+    discriminator = nn.Linear(2, 2)
+    optimiser = OPTIMISERS["SGD"](discriminator.parameters())
+    with sync:
+        for _ in range(8):  # micro-batches of one step
+            discriminator(torch.ones(2)).sum().backward()
+            sync.apply(model(toy_input()).square().mean()).backward()
+            optimiser.step()
+
+
+class TwoRanks:
+    """What ``torch.distributed`` would do between two ranks, of which the other one is only numbers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int, other: float) -> None:
+        self._rank, self._other = rank, other
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(dist, "broadcast", self._broadcast)
+        monkeypatch.setattr(dist, "all_reduce", self._all_reduce)
+
+    def _broadcast(self, tensor: Tensor, source: int) -> None:
+        if source != self._rank:
+            tensor.fill_(self._other)
+
+    def _all_reduce(self, tensor: Tensor) -> None:
+        tensor.add_(self._other / 2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_begins_with_the_first_ones_weights(
+    register: Register, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    part = nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))
+    own = {name: value.clone() for name, value in part.state_dict().items()}
+    register(Other(lambda states, step: Term(states.tokens(1).mean()), module=part))
+    model, sync = attached()
+    TwoRanks(monkeypatch, rank, other=7)
+    with sync:
+        model(toy_input())
+        sync.loss()
+    assert own
+    for name, value in part.state_dict().items():
+        assert torch.equal(value, torch.full_like(value, 7) if rank else own[name])
+
+
+def test_the_gradient_of_a_part_is_the_mean_of_all_ranks(projector: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        sync.loss().backward()
+        own = projector.weight.grad
+        assert own is not None
+        projector.zero_grad()
+        TwoRanks(monkeypatch, rank=0, other=3)
+        model(toy_input())
+        sync.loss().backward()
+        torch.testing.assert_close(projector.weight.grad, (own + 3) / 2)

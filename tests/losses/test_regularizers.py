@@ -31,6 +31,7 @@ from tests.models import (
     toy_states,
     toy_term,
 )
+from tests.own_capture import OwnAdapter
 
 
 def test_terms_are_computed_in_order_and_added(register: Register) -> None:
@@ -57,6 +58,18 @@ def test_terms_are_computed_in_order_and_added(register: Register) -> None:
         assert set(metrics) == {"early_loss", "second_loss", "late_loss", "layersync_loss", "layersync_similarity"}
         torch.testing.assert_close(metrics["late_loss"], 3 * square)
         assert not metrics["late_loss"].requires_grad
+
+
+def test_layersync_comes_in_its_place(register: Register) -> None:
+    def named(name: str, order: int) -> Other:
+        return Other(lambda states, step: Term(states.tokens(1).mean(), {name: torch.ones(())}), name=name, order=order)
+
+    register(named("later", 201), named("tail", 200), named("ahead", 200), named("sooner", 199))
+    model, sync = attached()
+    with sync:
+        model(toy_input())
+        sync.loss()
+        assert list(sync.metrics()) == ["sooner", "ahead", "layersync_loss", "layersync_similarity", "tail", "later"]
 
 
 def test_a_layer_that_two_want_is_captured_once_and_only_asked_ones_are(register: Register) -> None:
@@ -233,6 +246,15 @@ def test_images_have_one_frame(register: Register, case: str, grid: Any) -> None
     assert frames_BTPD.shape[1] == 1
 
 
+def test_tokens_of_a_capture_of_ones_own_are_one_frame(register: Register) -> None:
+    shapes: list[Any] = []
+    register(Other(lambda states, step: shapes.append(states.frames(1).shape)))
+    with attach(model := toy(), settings(), adapter=OwnAdapter()) as sync:
+        model(toy_input())
+        sync.loss()
+    assert shapes == [(2, 1, 5, 8)]
+
+
 def test_frames_of_blocks_driven_by_hand_are_refused_and_tokens_are_not(register: Register) -> None:
     def compute(states: Any, step: int) -> Term:
         with pytest.raises(CaptureError, match="frames"):
@@ -344,3 +366,33 @@ def test_a_measured_gradient_may_not_have_a_name_of_ours(register: Register) -> 
         model(toy_input())
         with pytest.raises(LayerSyncError, match="a name of layersync"):
             sync.apply(torch.ones(()))
+
+
+def test_a_metric_is_what_it_was_when_the_term_was_computed(register: Register) -> None:
+    score = torch.ones(())
+    register(Other(lambda states, step: Term(states.tokens(1).mean(), {"score": score})))
+    model, sync = attached()
+    with sync:
+        for value in (1, 2):
+            score.fill_(value)
+            model(toy_input())
+            sync.apply(torch.ones(()))
+        score.fill_(9)
+        assert float(read := sync.metrics()["score"]) == 1.5
+        model(toy_input())
+        sync.apply(torch.ones(()))
+        score.fill_(3)
+        assert (float(sync.metrics()["score"]), float(read)) == (9, 1.5)
+
+
+def test_one_gets_ready_once(register: Register) -> None:
+    done: list[Any] = []
+    other = Other(lambda states, step: done.append(step))
+    other.begin = done.append  # type: ignore[attr-defined]
+    register(other)
+    model, sync = attached()
+    with sync:
+        for _ in range(2):
+            model(toy_input())
+            sync.loss()
+    assert done == [model, 0, 1]

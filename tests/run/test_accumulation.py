@@ -111,6 +111,17 @@ def test_accumulation_steps_that_are_wrong_are_said(launch: Launch, capsys: pyte
     assert "layersync_accumulation_steps is 4, but the first optimiser step had 1 loss" in capsys.readouterr().err
 
 
+def test_losses_that_are_summed_as_they_were_said_to_be(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    launch(layersync_accumulation_steps=1)
+    model, batches, expected = micro_batches(2)
+    optimiser = sgd(model)
+    for inputs in batches:
+        main_loss(model(**inputs)).backward()
+    optimiser.step()
+    assert_same_gradients(gradients(model), {name: 2 * grad for name, grad in expected.items()})
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [None, 4])
 def test_a_gradient_given_to_backward_is_a_factor_of_the_loss(launch: Launch, given: int | None) -> None:
     launch(**({} if given is None else {"layersync_accumulation_steps": given}))
@@ -170,3 +181,35 @@ def test_a_factor_is_read_through_sums_with_constants(write: Callable[[Tensor], 
     (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
     assert gradient[0] * 3 == pytest.approx(value), "as autograd has it"
     assert read_factor(loss) == Factor(value, certain=True)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda loss: loss * torch.tensor(2.0, device="meta"),
+        lambda loss: loss / torch.tensor(2.0, device="meta"),
+        lambda loss: loss / 0.0,
+    ],
+)
+def test_a_factor_that_cannot_be_read_is_not_certain(write: Callable[[Tensor], Tensor]) -> None:
+    # Reading a number on a device would wait for it; meta stands for one here.
+    weight = torch.ones(3, requires_grad=True, device="meta")
+    assert read_factor(write(weight.mean() * 3)) == Factor(1, certain=False)
+
+
+@pytest.mark.parametrize(
+    ("write", "factor"),
+    [
+        (lambda one, other: one / 2 + other / 2, Factor(0.5, True)),
+        (lambda one, other: (one + other) / 4, Factor(0.25, True)),
+        (lambda one, other: (one / 2 + 0.5 * other) * 2, Factor(1, True)),
+        (lambda one, other: one / 2 + other / 3, Factor(1, False)),
+        (lambda one, other: (one / 2 + other / 3) / 4, Factor(0.25, False)),
+        (lambda one, other: one - other, Factor(1, False)),
+        (lambda one, other: one * other, Factor(1, False)),
+        (lambda one, other: one / other, Factor(1, False)),
+    ],
+)
+def test_a_factor_of_two_losses_is_what_they_share(write: Callable[[Tensor, Tensor], Tensor], factor: Factor) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    assert read_factor(write(weight.mean(), weight.sum())) == factor

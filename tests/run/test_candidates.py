@@ -61,6 +61,26 @@ def test_a_target_that_is_not_there(launch: Launch) -> None:
         optimiser.step()
 
 
+def test_a_family_that_is_named_tells_which_models_are_meant(launch: Launch) -> None:
+    training = launch(layersync_family="dit")
+    (dit, inputs), (wan, _) = build("dit"), build("wan")
+    untouched = copy.deepcopy(dit)
+    optimiser = torch.optim.SGD([*dit.parameters(), *wan.parameters()], lr=0)
+    main_loss(dit(**inputs)).backward()
+    optimiser.step()
+    assert_same_gradients(gradients(dit), gradients_by_autograd(by_hand(untouched, inputs), untouched))
+    assert {candidate.name for candidate in training.candidates.attached} == {"DiTTransformer2DModel"}
+
+
+def test_a_family_that_no_model_is_of(launch: Launch) -> None:
+    launch(layersync_family="flux")
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    main_loss(model(**inputs)).backward()
+    with pytest.raises(CaptureError, match="DiTTransformer2DModel#1: DiTTransformer2DModel is no model of family flux"):
+        optimiser.step()
+
+
 def test_a_model_of_no_family_is_named(launch: Launch) -> None:
     launch()
     model = nn.Sequential(nn.Linear(3, 300_000))  # larger than what other tests may have left in this process
@@ -101,6 +121,16 @@ def test_a_model_that_is_built_and_used_without_any_sign_before_its_forward(laun
     untouched = copy.deepcopy(model)
     main_loss(model(**inputs)).backward()
     assert_same_gradients(gradients(model), gradients_by_autograd(by_hand(untouched, inputs), untouched))
+
+
+def test_a_forward_without_gradients_is_no_sign_of_a_training(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    with torch.no_grad():
+        model(**inputs)
+    assert not training.candidates.attached
+    model(**inputs)
+    assert [str(candidate) for candidate in training.candidates.attached] == ["DiTTransformer2DModel#1"]
 
 
 def test_an_optimiser_that_is_made_after_the_forward(launch: Launch) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from layersync_core.cli import main
+from layersync_core.run.startup.sitecustomize import REACHED
+from layersync_core.run.status import HOOK, UNREACHED
+from layersync_core.run.status import SETTINGS as SETTINGS_FILE
 from tests.run.processes import FLAGS, LAYERSYNC, RUN, SCRIPTS, Script, python, run
-
-pytestmark = pytest.mark.slow
 
 REPORT = """
 import json, os, signal, sys
@@ -37,6 +38,7 @@ sys.exit(3)
 ARGUMENTS = ["with space", "", "--", "-m", "--layersync_lambda", "7", "été ☃", 'quo"te', "$HOME", "a\nb", "*"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [["--"], []])
 def test_the_command_is_started_as_without_us(script: Script, tmp_path: Path, separator: list[str]) -> None:
     words = python(script(REPORT), *ARGUMENTS)
@@ -48,11 +50,13 @@ def test_the_command_is_started_as_without_us(script: Script, tmp_path: Path, se
     assert ours.stderr == plain.stderr
 
 
+@pytest.mark.slow
 def test_a_script_alone_is_short_for_python(script: Script, tmp_path: Path) -> None:
     script("import sys; print(sys.prefix, sys.argv); sys.exit(4)")
     assert run([*RUN, "script.py", "x"], 4, cwd=tmp_path).stdout == f"{sys.prefix} ['script.py', 'x']\n"
 
 
+@pytest.mark.slow
 def test_switched_off_it_leaves_no_trace(script: Script) -> None:
     text = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ), sys.path])); os._exit(5)"
     words = python(script(text), *ARGUMENTS)
@@ -74,9 +78,89 @@ def test_there_must_be_a_command(command: list[str], said: str, capsys: pytest.C
     assert captured.err.count("\n") == 1
 
 
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., int]:
+    """Run a command of the shell that leaves behind in the status folder what a training would, and return the code."""
+
+    def start(command: str, *flags: str, status: Any = None) -> int:
+        if status is not None:
+            (tmp_path / "status.json").write_text(json.dumps(status))
+            command = f'cp {tmp_path}/status.json "$(dirname "${REACHED}")/layersync_status_1.json"; {command}'
+        return main(["run", *FLAGS, *flags, "--", "sh", "-c", command])
+
+    return start
+
+
+HOOKED = f'touch "${REACHED}"'
+
+
+@pytest.mark.parametrize(
+    ("status", "command", "code", "said"),
+    [
+        ({"terms": 2, "steps": 2}, "exit 0", 0, "layersync: 2 steps with the term, 1 rank"),
+        ({"terms": 2, "steps": 2}, "exit 3", 3, "layersync: 2 steps with the term, 1 rank"),
+        ({"over": True}, "exit 0", 0, "layersync: the schedule was over before the first step, so no term was added"),
+        ({"terms": 2, "error": "stopped"}, "exit 0", 2, "error: stopped"),
+        ({"terms": 2, "error": "stopped"}, "exit 3", 2, "error: stopped"),
+        ({}, f"{HOOKED}; exit 0", 2, "error: no process of this command trained a model with LayerSync; model classes"),
+        ({}, f"{HOOKED}; exit 3", 3, ""),
+        (None, HOOKED, 2, "error: no process of this command imported torch, so nothing was trained"),
+        (None, "exit 0", 2, f"error: {UNREACHED}"),
+    ],
+)
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_a_command_left_behind_is_reported(
+    started: Callable[..., int],
+    status: Any,
+    command: str,
+    code: int,
+    said: str,
+    asked: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--layersync_status_dir", str(tmp_path / "new" / "status")] if asked else []
+    assert started(command, *flags, status=status) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_an_earlier_run_left_behind_does_not_count(
+    started: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "status").mkdir()
+    (folder / "layersync_status_7.json").write_text(json.dumps({"terms": 2}))
+    for name in (HOOK, SETTINGS_FILE, "mine.json"):
+        (folder / name).write_text("")
+    assert started("exit 0", "--layersync_status_dir", str(folder)) == 2
+    assert UNREACHED in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["mine.json"]
+
+
+def test_a_status_folder_that_cannot_be_made(
+    started: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "status"
+    assert started(f"touch {tmp_path}/started", "--layersync_status_dir", str(folder)) == 2
+    assert capsys.readouterr().err == f"error: layersync_status_dir {folder}: Not a directory\n"
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_temporary_status_folder_stays_if_metrics_are_in_it(
+    started: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    assert started("exit 0", status={"terms": 2}) == 0
+    assert not list(folder.iterdir())
+    assert started(f'touch "$(dirname "${REACHED}")/layersync_metrics.jsonl"', status={"terms": 2}) == 0
+    assert len(list(folder.glob("*/*.jsonl"))) == 1
+
+
 WAIT = "import time; print('ready', flush=True); time.sleep(60)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_it_dies_by_the_signal_that_ended_the_command(
     start: Callable[..., subprocess.Popen[str]], script: Script, number: signal.Signals
@@ -91,6 +175,7 @@ def test_it_dies_by_the_signal_that_ended_the_command(
     assert process.returncode == -number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_may_handle_a_signal(
     start: Callable[..., subprocess.Popen[str]], script: Script, number: signal.Signals
@@ -115,6 +200,7 @@ sys.exit(9)
 """
 
 
+@pytest.mark.slow
 def test_a_terminals_interrupt_arrives_once(start: Callable[..., subprocess.Popen[str]], script: Script) -> None:
     terminal, ours = os.openpty()
     try:
@@ -130,6 +216,7 @@ def test_a_terminals_interrupt_arrives_once(start: Callable[..., subprocess.Pope
     assert process.returncode == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "code", "said"),
     [

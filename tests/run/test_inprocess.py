@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.run.processes import IN_PROCESS, Script, python, run
-
-pytestmark = pytest.mark.slow
+from layersync_core.errors import ConfigError
+from layersync_core.run import inprocess, patches
+from layersync_core.run.inprocess import run_script, start
+from layersync_core.run.settings import read
+from tests.run.processes import IN_PROCESS, SETTINGS, Script, python, run
 
 MAIN = """
 import builtins, json, multiprocessing, pickle, sys
@@ -43,6 +46,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["script.py", "./folder/../script.py", "{}/script.py", "link.py"])
 def test_a_script_runs_as_python_runs_it(script: Script, tmp_path: Path, path: str) -> None:
     (tmp_path / "folder").mkdir()
@@ -55,6 +59,7 @@ def test_a_script_runs_as_python_runs_it(script: Script, tmp_path: Path, path: s
     assert ours.stderr == plain.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["package.module", "package", "single"])
 def test_a_module_runs_as_python_runs_it(script: Script, tmp_path: Path, module: str) -> None:
     (tmp_path / "package").mkdir()
@@ -68,6 +73,7 @@ def test_a_module_runs_as_python_runs_it(script: Script, tmp_path: Path, module:
     assert ours.stderr == plain.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -88,12 +94,14 @@ def test_a_script_ends_as_under_python(script: Script, text: str) -> None:
     assert ours.stdout == plain.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_script_says_where(script: Script) -> None:
     path = script("raise KeyboardInterrupt")
     # Python ends by the signal, this with the code that a shell makes of it.
     assert run([*IN_PROCESS, path], 130).stderr == run(python(path), -signal.SIGINT).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -108,8 +116,73 @@ def test_a_script_that_is_not_there(words: list[str], said: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_script_that_trains_nothing_fails(script: Script) -> None:
     done = run([*IN_PROCESS, script("print('done')")], 2)
     assert done.stdout == "done\n"
     assert "the script ended without training a model with LayerSync" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_process_is_taken_hold_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(inprocess, "imported", taken.append)
+    monkeypatch.setattr(patches, "adopt", lambda: taken.append("models from before"))
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    for name in ("LAYERSYNC_RUN", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    start(read({"layersync_enabled": False}))
+    assert (taken, os.environ["LAYERSYNC_RUN"]) == ([], "")
+    for _ in range(2):
+        start(read(SETTINGS))
+    assert json.loads(os.environ["LAYERSYNC_RUN"]) == SETTINGS
+    assert (taken.count("torch"), taken.count("models from before")) == (1, 2)
+    assert [type(finder).__name__ for finder in sys.meta_path].count("Watch") == 1
+
+
+class TestInThisProcess:
+    """Switched off, so that only the script's surroundings are looked at."""
+
+    @pytest.fixture(autouse=True)
+    def surroundings(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["ours"])
+        monkeypatch.setattr(sys, "path", ["", *sys.path])
+        monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: None)
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+        monkeypatch.chdir(tmp_path)
+
+    def run(self, *words: str) -> int:
+        return run_script(read({"layersync_enabled": False}), words)
+
+    @pytest.mark.parametrize(
+        ("text", "code"), [("", 0), ("raise SystemExit", 0), ("1 / 0", 1), ("raise KeyboardInterrupt", 130)]
+    )
+    def test_codes(self, script: Script, text: str, code: int) -> None:
+        assert self.run(script(text)) == code
+
+    def test_another_code_is_the_scripts_own(self, script: Script) -> None:
+        with pytest.raises(SystemExit, match="4"):
+            self.run(script("raise SystemExit(4)"))
+
+    @pytest.mark.parametrize("words", [["script.py", "a"], ["-m", "script", "a"]], ids=" ".join)
+    def test_what_it_sees(self, script: Script, tmp_path: Path, words: list[str]) -> None:
+        path = script(
+            "import json, pathlib, sys\n"
+            "pathlib.Path('seen').write_text(json.dumps([__file__, sys.argv, sys.path[0], __name__]))"
+        )
+        assert self.run(*words) == 0
+        file, arguments, folder, name = json.loads((tmp_path / "seen").read_text())
+        assert (file, folder, name) == (path, str(tmp_path), "__main__")
+        assert arguments == (words if words[0] == "script.py" else [path, "a"])
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["missing.py", "a"], "cannot read the script missing.py: No such file or directory"),
+            (["-m", "no_such_module", "a"], "cannot run the module no_such_module: .*"),
+            (["-m"], "-m needs the name of a module"),
+        ],
+    )
+    def test_what_is_not_there(self, words: list[str], said: str) -> None:
+        with pytest.raises(ConfigError, match=f"^{said}$"):
+            self.run(*words)

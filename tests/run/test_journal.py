@@ -6,10 +6,14 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from layersync_core.errors import CaptureError
+from layersync_core.run.journal import Journal
+from layersync_core.run.status import read_all
 from tests.models import build
 from tests.run.inside import Launch, main_loss, sgd, train
 from tests.run.processes import RUN, SUMMARY, Script, python, run
@@ -35,6 +39,58 @@ def test_warnings_are_one_line_and_said_once(launch: Launch, capsys: pytest.Capt
         warnings.simplefilter("error")
         train(model, inputs, sgd(model), 2)
     assert capsys.readouterr().err.count("layersync: warning: student and teacher are the same block") == 1
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], Journal]:
+    """Return a journal that does nothing at the end of this process."""
+    monkeypatch.setattr("atexit.register", lambda function: None)
+    return lambda folder: Journal(folder, lambda: ["Last"])
+
+
+def test_the_status_is_written_early_and_then_rarely(
+    journal: Callable[[str | None], Journal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, seen = 100.0, []
+    monkeypatch.setattr("layersync_core.run.journal.time", SimpleNamespace(monotonic=lambda: now))
+    journal_of = journal(str(tmp_path))
+    for now, terms in ((101, 1), (102, 2), (103, 3), (106, 4), (108, 5), (109, 6)):  # noqa: B007
+        journal_of.status.terms = terms
+        journal_of.write_now_and_then()
+        seen.append(read_all(tmp_path)[0].terms)
+    assert seen == [1, 2, 2, 2, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("terms", "error", "rank", "said"), [(2, "", "0", 1), (0, "", "0", 0), (2, "wrong", "0", 0), (2, "", "1", 0)]
+)
+def test_a_process_without_a_parent_sums_itself_up(
+    journal: Callable[[str | None], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terms: int,
+    error: str,
+    rank: str,
+    said: int,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    alone = journal(None)
+    alone.status.terms, alone.status.error = terms, error
+    alone._finish()
+    assert capsys.readouterr().err.count("2 losses with the term") == said
+
+
+def test_a_process_with_a_parent_leaves_the_summary_to_it(
+    journal: Callable[[str | None], Journal], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_parent = journal(str(tmp_path))
+    with_parent.seen["Prepared"] = None
+    with_parent._finish()
+    assert read_all(tmp_path)[0].seen == ["Prepared", "Last"]
+    with_parent.status.terms = 2
+    with_parent._finish()
+    assert read_all(tmp_path)[0].terms == 2
+    assert capsys.readouterr().err == ""
 
 
 TRAIN_ON = """

@@ -33,6 +33,17 @@ def test_grad_scaler(launch: Launch) -> None:
     assert_same_gradients(gradients(model), expected)
 
 
+def test_more_gradients_than_losses_are_left_to_torch(launch: Launch) -> None:
+    found = []
+    for switched_on in (False, True):
+        if switched_on:
+            launch()
+        weight = torch.ones(3, requires_grad=True)
+        torch.autograd.backward([weight.sum()], [torch.tensor(2.0), torch.tensor(5.0)])
+        found.append(weight.grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("divides", ["accelerate", "script"])
 def test_accelerate(launch: Launch, divides: str) -> None:
     training = launch()

@@ -9,12 +9,15 @@ from typing import Any
 
 import accelerate
 import pytest
+import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from layersync_core.run.metrics_log import MetricsLog, with_metrics
+from layersync_core.run.training import Training
 from tests.curves import read_curves
 from tests.models import build
-from tests.run.inside import WEIGHT, Launch, sgd, train
+from tests.run.inside import WEIGHT, Launch, main_loss, sgd, train
 from tests.run.processes import RUN, Script, python, run
 
 
@@ -68,15 +71,102 @@ def test_wandb_gets_the_metrics(launch: Launch, monkeypatch: pytest.MonkeyPatch)
     assert logged[1] == {"other": 1.0}
 
 
+def figures(log: MetricsLog, *values: float) -> None:
+    for value in values:
+        log.add({"layersync_similarity": torch.tensor(value)})
+
+
+def test_a_program_that_logs_gets_the_mean_of_the_steps_since_it_did(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path))
+    assert not log.waiting
+    figures(log, 1, 2)  # micro-batches of a step
+    log.step()
+    figures(log, 3)
+    log.step()
+    assert log.waiting
+    assert log.take("wandb") == {"layersync_similarity": (1.5 + 3) / 2}
+    assert (log.take("wandb"), log.where) == ({}, "logged to wandb")
+    figures(log, 4)
+    assert with_metrics(log, "no mapping", "wandb") == "no mapping"
+    assert with_metrics(log, {"loss": 1}, "wandb") == {"layersync_similarity": 4, "loss": 1}
+    assert with_metrics(log, {"loss": 2}, "wandb") == {"loss": 2}
+    figures(log, 5)
+    log.close()
+    assert not list(tmp_path.iterdir()), "the program logs"
+
+
+def test_the_first_figure_and_the_last_are_kept() -> None:
+    log = MetricsLog(None)
+    assert (log.first.peek(), log.last.peek()) == (None, None)
+    for value in (1.0, 2.0, 3.0):
+        figures(log, value)
+        log.step()
+        assert (log.first.peek(), log.last.peek()) == (1, value)
+    log.add({"other": torch.tensor(9.0)})
+    log.close()
+    assert (log.first.wait(), log.last.wait()) == (1, 3)
+
+
+@pytest.mark.parametrize(("rank", "files"), [("0", ["layersync_metrics.jsonl"]), ("1", [])])
+def test_one_rank_writes_the_file(rank: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    log = MetricsLog(str(tmp_path))
+    figures(log, 1)
+    log.step()
+    log.step()  # without a figure
+    figures(log, 2, 4)
+    log.step()
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == files
+    for path in tmp_path.iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert rows == [{"step": 1, "layersync_similarity": 1}, {"step": 3, "layersync_similarity": 3}]
+
+
+def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path / "missing"))
+    figures(log, 1)
+    log.step()
+    log.close()
+    assert log.where == "metrics could not be written: No such file or directory"
+
+
+def rows_at_the_end(training: Training, folder: Path) -> list[dict[str, Any]]:
+    training.journal._finish()
+    return [json.loads(line) for line in (folder / "layersync_metrics.jsonl").read_text().splitlines()]
+
+
 def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) -> None:
     training = launch()
     model, inputs = build("dit")
     train(model, inputs, sgd(model), 60)
-    training.journal._finish()
-    rows = [json.loads(line) for line in (tmp_path / "layersync_metrics.jsonl").read_text().splitlines()]
+    rows = rows_at_the_end(training, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert all(row["layersync_loss"] == pytest.approx(-WEIGHT * row["layersync_similarity"]) for row in rows)
     assert "layersync_metrics.jsonl" in training.journal.status.tracker
+
+
+def test_a_row_is_a_step_with_a_term(launch: Launch, tmp_path: Path) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    discriminator = nn.Linear(2, 1)
+    optimiser, others = sgd(model), torch.optim.SGD(discriminator.parameters(), lr=0)
+    for _ in range(2):
+        train(model, inputs, optimiser)
+        others.step()
+        optimiser.step()  # without a loss
+    assert [row["step"] for row in rows_at_the_end(training, tmp_path)] == [1, 2]
+
+
+def test_a_row_is_a_backward_that_steps_for_each_parameter(launch: Launch, tmp_path: Path) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    for parameter in model.parameters():
+        own = torch.optim.SGD([parameter], lr=0)
+        parameter.register_post_accumulate_grad_hook(lambda _, own=own: own.step())
+    for _ in range(2):
+        main_loss(model(**inputs)).backward()
+    assert [row["step"] for row in rows_at_the_end(training, tmp_path)] == [1, 2]
 
 
 LATE_WRITER = """

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from layersync_core import attach
+from layersync_core import _compat, attach
+from layersync_core.errors import CaptureError
+from layersync_core.run import ranks
 from tests.run.processes import FLAGS, LAYERSYNC, RUN, SCRIPTS, SETTINGS, Script, python, run
 from tests.scripts import tiny_dit
-
-pytestmark = pytest.mark.slow
 
 Gradients = dict[str, Tensor]
 TWO_RANKS = str(SCRIPTS / "two_ranks.py")
@@ -48,6 +50,7 @@ def gradients() -> tuple[Gradients, Gradients]:
     return found[0], found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_ranks_train_what_one_process_trains(
     way: str, tmp_path: Path, gradients: tuple[Gradients, Gradients]
@@ -67,6 +70,7 @@ def test_the_ranks_train_what_one_process_trains(
     assert ranks in summary
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails(script: Script) -> None:
     words = [*TORCHRUN, script("import os, sys; sys.exit(5 if os.environ['RANK'] == '1' else 0)")]
     plain, ours = run(words, None), run([*RUN, *words], None)
@@ -74,6 +78,7 @@ def test_a_rank_that_fails(script: Script) -> None:
     assert "exitcode  : 5" in ours.stderr
 
 
+@pytest.mark.slow
 def test_ranks_with_different_models_disagree(tmp_path: Path) -> None:
     done = run([*RUN, *python(TWO_RANKS, "spawn", str(tmp_path / "gradients.pt"), "5")], 2)
     error = done.stderr.splitlines()[-1]
@@ -125,6 +130,7 @@ def by_hand(tmp_path: Path, first: str = "", second: Any = None, flags: Sequence
     )
 
 
+@pytest.mark.slow
 def test_ranks_with_different_settings_disagree(script: Script, tmp_path: Path) -> None:
     done = run([*RUN, *python(script(by_hand(tmp_path, second={"layersync_lambda": "0.25"})))], 2)
     error = done.stderr.splitlines()[-1]
@@ -133,9 +139,49 @@ def test_ranks_with_different_settings_disagree(script: Script, tmp_path: Path) 
     assert "weight 0.25" in error
 
 
+@pytest.mark.slow
 def test_a_rank_without_the_hook_is_no_endless_wait(script: Script, tmp_path: Path) -> None:
     shorter = "from layersync_core.run import ranks; ranks._WAIT = datetime.timedelta(seconds=2)"
     started = time.monotonic()
     done = run([*RUN, *python(script(by_hand(tmp_path, first=shorter, flags=["-I"])))], 2)
     assert "rank 1 has not said what it trains with LayerSync for 2 s" in done.stderr.splitlines()[-1]
     assert time.monotonic() - started < 120
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> dist.Store:
+    """The store of two ranks, of which this process is the second."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(_compat, "first_store", lambda: store)
+    monkeypatch.setattr(ranks, "_WAIT", timedelta(milliseconds=50))
+    return store
+
+
+def test_the_rank_is_that_of_the_process_group(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "7")
+    assert ranks.rank() == 1
+
+
+@pytest.mark.parametrize(("variable", "rank"), [("7", 7), ("", 0), (None, 0)])
+def test_without_a_process_group_the_rank_is_the_launchers(
+    variable: str | None, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RANK", variable)
+    assert ranks.rank() == rank
+    ranks.compare("one process has nobody to compare with")
+
+
+def test_ranks_compare_what_they_train(store: dist.Store) -> None:
+    with pytest.raises(CaptureError, match="rank 0 has not said what it trains with LayerSync"):
+        ranks.compare("DiT")
+    store.set("layersync/rank0", "DiT")
+    ranks.compare("DiT")
+    assert store.get("layersync/rank1") == b"DiT"
+    store.set("layersync/rank0", "Wan")
+    with pytest.raises(CaptureError, match="ranks disagree: rank 1 trains DiT, rank 0 trains Wan"):
+        ranks.compare("DiT")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from layersync_core import ConfigError
 from layersync_core.cli import main
-from layersync_core.run.settings import STARTUP
+from layersync_core.run.settings import STARTUP, from_environment, read, variables
 from tests.run.processes import FLAGS, LAYERSYNC, SETTINGS, SUMMARY, Script, python, run
-
-pytestmark = pytest.mark.slow
 
 MISTAKES = {
     "no settings": ([], "no settings are given"),
@@ -47,6 +47,7 @@ def test_a_mistake_in_the_settings_starts_nothing(
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["JSON", "file"])
 def test_auto_switches_it_on(form: str, script: Script, tmp_path: Path) -> None:
     text = json.dumps(SETTINGS)
@@ -57,6 +58,7 @@ def test_auto_switches_it_on(form: str, script: Script, tmp_path: Path) -> None:
     assert f"3 steps {SUMMARY}" in run(python(path), env={"LAYERSYNC_RUN": text}).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "said"),
     [(None, "LAYERSYNC_RUN is not set"), ("", "LAYERSYNC_RUN is not set"), ("{", "no valid JSON"), ("none.json", "")],
@@ -68,6 +70,7 @@ def test_auto_needs_settings(value: str | None, said: str) -> None:
     assert said in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_variables_for_a_shell(script: Script, tmp_path: Path) -> None:
     folder = tmp_path / "it's a folder"
     folder.mkdir()
@@ -99,6 +102,7 @@ SECRETS = {
 HOST = {**SECRETS, "max_train_steps": 3, "crepa_enabled": False}
 
 
+@pytest.mark.slow
 def test_what_the_host_keeps_to_itself_does_not_travel(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,31 @@ def test_settings_that_nobody_would_read_are_refused_by_every_command(
     assert says in capsys.readouterr().err
 
 
+NUMBERS = {"layersync_enabled": True, "layersync_pairs": [[number, number + 1] for number in range(2000)]}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_settings_travel_in_a_variable_or_in_a_file(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, file = NUMBERS if large else SETTINGS, tmp_path / "settings.json"
+    found = variables(read(given), {"PYTHONPATH": f"/one{os.pathsep}{STARTUP}{os.pathsep}/two"}, lambda: file)
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(STARTUP), "/one", "/two"]
+    assert file.exists() is large
+    assert (found["LAYERSYNC_RUN"] == str(file)) is large
+    monkeypatch.setenv("LAYERSYNC_RUN", f" {found['LAYERSYNC_RUN']}\n")
+    assert from_environment().given == given
+
+
+def test_settings_that_cannot_travel_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "settings.json"
+    with pytest.raises(ConfigError) as error:
+        variables(read(NUMBERS), {}, lambda: file)
+    assert str(error.value) == f"the settings cannot be passed on in {file}: No such file or directory"
+    with pytest.raises(ConfigError, match="cannot be passed on as JSON"):
+        variables(read({**SETTINGS, "crepa_enabled": False, "crepa_model": Path()}), {}, lambda: file)
+
+
 @pytest.mark.parametrize("off", [{"crepa": {}}, {"crepa": {"enabled": False}}])
 def test_a_plugin_s_section_that_asks_for_nothing_is_the_host_s(
     off: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,6 +173,7 @@ def test_a_plugin_s_section_that_asks_for_nothing_is_the_host_s(
     assert main(["env", "--plain", "--config", str(tmp_path / "settings.json")]) == 0
 
 
+@pytest.mark.slow
 class TestLargeSettings:
     """Too large for a variable: they travel in a file that nobody else can read."""
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
-from layersync_core.errors import LayerSyncError
+from layersync_core import replacing
+from layersync_core.errors import LayerSyncError, LayerSyncWarning
+from layersync_core.run.showing import one_line_warnings, show_as_without_us
 from tests.run.inside import Launch
 from tests.run.processes import RUN, Script, python, run, without_ours
 
@@ -15,6 +20,54 @@ def test_an_error_of_ours_is_one_line(launch: Launch, capsys: pytest.CaptureFixt
     launch()
     sys.excepthook(LayerSyncError, LayerSyncError("told in\none line"), None)
     assert capsys.readouterr().err == "layersync: error: told in one line\n"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "layersync: warning: of ours\n"), ("1", "")])
+def test_a_warning_of_ours_is_said_on_one_rank_and_others_are_shown(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn_twice() -> None:
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+        warnings.warn("of ours", LayerSyncWarning, stacklevel=1)
+
+    monkeypatch.setenv("RANK", rank)
+    with pytest.warns(FutureWarning, match="of a library") as shown, one_line_warnings():
+        warn_twice()
+    assert [warning.category for warning in shown] == [FutureWarning]
+    assert capsys.readouterr().err == said
+
+
+def through_us(error: Exception) -> Exception:
+    """Return an error that was raised through a frame of ours."""
+
+    def fail() -> None:
+        raise error
+
+    owner = SimpleNamespace(fail=fail)
+    replacing.wrap_once(owner, "fail", lambda original: original())
+    try:
+        owner.fail()
+    except Exception as caught:
+        return caught
+    raise AssertionError
+
+
+def files_of(error: BaseException | None) -> list[str]:
+    assert error is not None
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_frames_of_ours_are_left_out_of_an_error_and_of_what_it_came_from(link: str) -> None:
+    error, origin = through_us(ValueError("shown")), through_us(KeyError("origin"))
+    setattr(error, link, origin)
+    origin.__context__ = error  # which must not be an endless chain
+    ours = replacing.__file__
+    assert all(ours in files_of(it) for it in (error, origin))
+    show_as_without_us(error)
+    for it in (error, origin):
+        # Who called, who called on and who raised, and nothing of ours between them.
+        assert files_of(it) == [__file__] * 3
 
 
 RAISE = """

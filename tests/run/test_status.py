@@ -1,18 +1,19 @@
-"""Status files: their folder, and what their absence says of a command that trained nothing."""
+"""Status files: their folder, what is made of them, and what their absence says of a command that trained nothing."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from layersync_core.run.status import UNREACHED, Status, read_all, summary, why_nothing
 from tests.run.processes import FLAGS, LAYERSYNC, RUN, SETTINGS, SUMMARY, Script, python, run
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_a_folder_for_status_files_loses_nothing_of_the_users(script: Script, tmp_path: Path) -> None:
     path = script("import tiny_dit; tiny_dit.train(tiny_dit.build(), 5)")
     (tmp_path / "layersync.json").write_text(json.dumps(SETTINGS))
@@ -37,6 +38,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NOTHING)
 def test_a_command_that_trains_nothing_fails(case: str) -> None:
     words, said = NOTHING[case]
@@ -46,6 +48,7 @@ def test_a_command_that_trains_nothing_fails(case: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_links_in_a_status_folder_are_not_followed(script: Script, tmp_path: Path) -> None:
     folder, mine = tmp_path / "status", tmp_path / "mine"
     folder.mkdir()
@@ -61,3 +64,55 @@ def test_links_in_a_status_folder_are_not_followed(script: Script, tmp_path: Pat
     assert SUMMARY in done.stderr
     assert mine.read_text() == "precious"
     assert "metrics could not be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (Status(terms=5, steps=5, first=0.1, last=0.25), "5 steps with the term, 1 rank, similarity 0.1000 -> 0.2500"),
+        (Status(terms=4, steps=1), "1 step with the term, 1 rank"),
+        (Status(terms=1, steps=1, idle=1), "1 of 2 steps with the term, 1 rank"),
+        (Status(terms=1), "1 loss with the term, 1 rank"),
+        (Status(terms=2, first=0.5), "2 losses with the term, 1 rank, similarity 0.5000 -> 0.5000"),
+        (Status(terms=1, steps=1, tracker="logged to wandb"), "1 step with the term, 1 rank; logged to wandb"),
+    ],
+)
+def test_the_summary_is_of_a_process_that_trained(status: Status, line: str) -> None:
+    assert summary([Status(), status]) == line
+
+
+def test_the_summary_counts_the_ranks_that_trained() -> None:
+    trained = [Status(terms=2, steps=2, rank=rank) for rank in (0, 1, 1)]
+    assert summary([*trained, Status(rank=2)]) == "2 steps with the term, 2 ranks"
+
+
+@pytest.mark.parametrize(
+    ("processes", "reached", "said"),
+    [
+        ([Status(), Status(error="the first"), Status(error="the second")], True, "the first"),
+        ([], False, UNREACHED),
+        ([], True, "no process of this command imported torch, so nothing was trained"),
+        ([Status()], True, "model classes seen: none"),
+        ([Status(seen=["DiT", "B"]), Status(seen=["A", "B"])], True, "model classes seen: A, B, DiT"),
+    ],
+)
+def test_why_nothing_was_trained(processes: list[Status], reached: bool, said: str) -> None:
+    assert why_nothing(processes, reached).endswith(said)
+
+
+def test_what_processes_wrote_is_read_by_rank(tmp_path: Path) -> None:
+    Status(rank=1, terms=3, seen=["DiT"]).write(tmp_path)
+    (own,) = read_all(tmp_path)
+    assert (own.rank, own.terms, own.seen, own.pid) == (1, 3, ["DiT"], os.getpid())
+    others = {1: {"rank": 2, "pid": 1}, 3: {"rank": 0, "pid": 3}, 2: {"rank": 0, "pid": 2}, 4: {"unknown": 1}}
+    for number, content in others.items():
+        (tmp_path / f"layersync_status_{number}.json").write_text(json.dumps(content))
+    (tmp_path / "layersync_status_5.json").write_text('{"rank": ')  # killed while it wrote
+    (tmp_path / "layersync_status_6.json").symlink_to(tmp_path / "layersync_status_1.json")
+    assert [(status.rank, status.pid) for status in read_all(tmp_path)] == [(0, 2), (0, 3), (1, own.pid), (2, 1)]
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    Status().write(None)
+    Status().write(tmp_path / "missing")
+    assert not list(tmp_path.iterdir())
