@@ -27,7 +27,7 @@ def _grids(call: ForwardCall) -> list[tuple[int, int, int]]:
 def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
     grids = set(_grids(call))
     grid = grids.pop()
-    return None if grids or prod(grid) != call.tokens else grid
+    return None if grids or prod(grid) < call.tokens else grid
 
 
 def _real(call: ForwardCall) -> Tensor | None:
