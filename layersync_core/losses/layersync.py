@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from layersync_core.capture.lengths import CAUSE
 from layersync_core.config import LayerSyncConfig
-from layersync_core.config import LayerSyncConfig, Pair
 from layersync_core.errors import ConfigError, LayerSyncWarning
 from layersync_core.losses.alignment import centered_similarity, similarity
 from layersync_core.losses.hookspecs import hookimpl

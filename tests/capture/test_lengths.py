@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from layersync_core import Attachment, BlockStack, BlockStackAdapter, CaptureError, attach
+from layersync_core import Attachment, BlockStack, BlockStackAdapter, CaptureError, ConfigError, attach
 from layersync_core.capture.lengths import refuse_sharded
 from layersync_core.families.registry import load_tiny
 from layersync_core.testing import AdapterConformance, scatter_weights
@@ -574,4 +574,22 @@ def test_a_mask_of_other_tokens_names_the_cause() -> None:
     with attach(model, settings(), adapter=adapter) as sync:
         model(toy_input())
         with pytest.raises(CaptureError, match=rf"token mask of Toy has shape \(10,\).*5 tokens.*{ROUTED}"):
+            sync.loss()
+
+
+def test_a_pair_of_other_tokens_names_the_cause() -> None:
+    model = toy()
+    with attached(model) as sync:
+        model(toy_input())
+        student, teacher = (sync._buffer.key(index) for index in (0, 2))
+        collect = sync._capture.collect
+
+        def shorter(forward: Any) -> None:
+            collect(forward)
+            sync._buffer[teacher] = sync._buffer[student][:, 1:]
+
+        sync._capture.collect = shorter
+        with pytest.raises(
+            ConfigError, match=rf"student block 1 .*\(2, 5, 8\) and teacher block 3 .*\(2, 4, 8\); {ROUTED}"
+        ):
             sync.loss()
