@@ -51,9 +51,10 @@ class Dual:
         image = shapes[self.image]
         others = [shape for at, shape in enumerate(shapes) if at != self.image and shape is not None]
         # Streams that can be joined differ in their tokens alone; of anything else nothing is concluded.
-        if image is None or len(others) != 1 or len(others[0]) != len(image) or others[0][-1] != image[-1]:
+        if image is None or len(image) < 2 or len(others) != 1 or len(others[0]) != len(image):
             return None
-        return others[0][-2]
+        text = others[0]
+        return text[-2] if (*text[:-2], text[-1]) == (*image[:-2], image[-1]) else None
 
 
 def last_dual(found: Sequence[tuple[BlockStack, str, nn.Module]], layers: Collection[int]) -> Dual | None:
@@ -170,8 +171,10 @@ def refuse_sharded(state: Tensor, path: str) -> None:
     distributed = sys.modules.get("torch.distributed.tensor")  # without it there are none
     if distributed is None or not isinstance(state, distributed.DTensor):
         return
-    # By attribute: a sharding over two axes of a mesh is no Shard of torch's, but has its dim.
-    if any(getattr(placement, "dim", None) == state.ndim - 2 for placement in state.placements):
+    for axis, placement in enumerate(state.placements):
+        # By attribute: a sharding over two axes of a mesh is no Shard of torch's, but has its dim.
+        if getattr(placement, "dim", None) != state.ndim - 2 or state.device_mesh.size(axis) == 1:
+            continue
         raise CaptureError(
             f"{path} returned a DTensor whose tokens are sharded over ranks ({state.placements}), {_SPLIT}"
         )

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -523,41 +523,47 @@ def test_context_parallelism_is_known_by_its_marks() -> None:
 
 
 @pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Any]:
-    """A mesh of two axes, on one rank."""
+def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A mesh of two axes on one rank, of which the second says that it has two."""
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("a", "b"))
+    mesh, size = init_device_mesh("cpu", (1, 1)), DeviceMesh.size
+    yield (
+        mesh,
+        lambda: monkeypatch.setattr(DeviceMesh, "size", lambda mesh, axis=None: axis + 1 if axis else size(mesh)),
+    )
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("placements", "refused"),
+    ("shape", "placements", "refused"),
     [
-        ((Replicate(), Replicate()), False),
-        ((Shard(0), Replicate()), False),
-        ((Replicate(), Shard(2)), False),
-        ((Replicate(), Shard(1)), True),
-        ((Shard(0), Shard(1)), True),
+        ((2, 5, 8), (Replicate(), Replicate()), False),
+        ((2, 5, 8), (Shard(0), Shard(2)), False),
+        ((2, 5, 8), (Shard(1), Shard(0)), False),  # one rank has all tokens
+        ((2, 5, 8), (Replicate(), Shard(1)), True),
+        ((2, 5, 8), (Shard(0), Shard(1)), True),
+        ((5, 8), (Replicate(), Shard(1)), False),
+        ((5, 8), (Replicate(), Shard(0)), True),
     ],
 )
-def test_tokens_that_are_sharded_over_ranks_are_refused(mesh: Any, placements: Any, refused: bool) -> None:
-    model = toy()
-    state = distribute_tensor(torch.randn(2, 5, 8), mesh, placements)
-    hook = model.blocks[0].register_forward_hook(lambda module, args, output: state)
-    with attached(model) as sync:
-        hook.remove()
-        model.blocks[0].register_forward_hook(lambda module, args, output: args[0])
-        hook = model.blocks[0].register_forward_hook(lambda module, args, output: state, prepend=True)
-        model(toy_input())
-        with pytest.raises(CaptureError) as raised:
-            sync.loss()
-    assert (r"returned a DTensor whose tokens are sharded" in str(raised.value)) is refused
-
-
-def test_tokens_of_one_sample_that_are_sharded_are_refused(mesh: Any) -> None:
-    refuse_sharded(distribute_tensor(torch.randn(4, 8), mesh, (Replicate(), Shard(1))), "blocks.0")
-    with pytest.raises(CaptureError, match=r"blocks\.0 returned a DTensor"):
-        refuse_sharded(distribute_tensor(torch.randn(4, 8), mesh, (Shard(0), Replicate())), "blocks.0")
+def test_tokens_that_are_sharded_over_ranks_are_refused(mesh: Any, shape: Any, placements: Any, refused: bool) -> None:
+    mesh, as_if_two = mesh
+    state = distribute_tensor(torch.randn(shape), mesh, placements)
+    as_if_two()
+    if not refused:
+        refuse_sharded(state, "blocks.0")
+        return
+    said = r"blocks\.0 returned a DTensor whose tokens are sharded over ranks"
+    with pytest.raises(CaptureError, match=said):
+        refuse_sharded(state, "blocks.0")
+    if len(shape) == 3:
+        model = toy()
+        model.blocks[0].register_forward_hook(lambda module, args, output: state)
+        with attached(model) as sync:
+            model.blocks[0].register_forward_hook(lambda module, args, output: args[0])
+            model(toy_input())
+            with pytest.raises(CaptureError, match=said):
+                sync.loss()
 
 
 # Where tokens are missed elsewhere, the same is said.
