@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from layersync_core import Attachment, BlockStack, BlockStackAdapter, CaptureError, ConfigError, attach
-from layersync_core.capture.lengths import refuse_sharded
-from layersync_core.families.registry import load_tiny
+from layersync_core import BlockStack, BlockStackAdapter, CaptureError, ConfigError, attach
 from layersync_core.testing import AdapterConformance, scatter_weights
+from tests.capture.shorter import ROUTED, shortened
 from tests.models import (
     FluxTransformer2DModel,
     Toy,
@@ -38,10 +32,8 @@ from tests.models import (
     toy,
     toy_input,
 )
-from tests.run.processes import SCRIPTS, run
 
 ROOT = Path(__file__).parents[2]
-ROUTED = "tokens were dropped, added or merged between blocks .*TREAD.*split over ranks"
 
 
 def _kits() -> dict[str, type[AdapterConformance]]:
@@ -90,38 +82,6 @@ class Subject:
         return shortened(self.model, (student, teacher), blocks, by, self.kit.adapter)
 
 
-@contextmanager
-def shortened(
-    model: nn.Module, pair: tuple[int, int], blocks: list[tuple[nn.Module, Any]], by: int, adapter: Any = None
-) -> Iterator[Attachment]:
-    """Attach while some blocks return fewer tokens, which come back before the model goes on.
-
-    Args:
-        model: The model.
-        pair: Student and teacher, counted from 1.
-        blocks: Blocks, and where the tokens stand among what they return.
-        by: How many tokens are missing.
-        adapter: The adapter, if it is not the family's.
-    """
-    saved: dict[nn.Module, Any] = {}
-
-    def drop(element: Any, module: nn.Module, args: Any, output: Any) -> Any:
-        saved[module] = output
-        if isinstance(output, Tensor):
-            return output[..., :-by, :]
-        position, *name = element if isinstance(element, tuple) else (element,)
-        state = output[position]
-        shorter = replace(state, x=state.x[..., :-by, :]) if name else state[..., :-by, :]
-        return tuple(shorter if index == position else item for index, item in enumerate(output))
-
-    hooks = [module.register_forward_hook(partial(drop, element)) for module, element in blocks]
-    with attach(model, settings(*pair), adapter=adapter) as sync:
-        hooks += [module.register_forward_hook(lambda module, *call: saved[module]) for module, _ in blocks]
-        yield sync
-    for hook in hooks:
-        hook.remove()
-
-
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["student", "teacher", "both"])
 @pytest.mark.parametrize("name", KITS)
 def test_a_block_with_fewer_tokens_is_refused(name: str, which: tuple[int, ...]) -> None:
@@ -163,134 +123,6 @@ def test_as_many_tokens_lost_as_stand_beside_the_image(name: str) -> None:
             subject.model(**subject.inputs)
             with pytest.raises(CaptureError, match=ROUTED):
                 sync.loss()
-
-
-# Routing as TREAD has it, in models as diffusers has them.
-
-# Overrides of the tiny model's config: four single-stream blocks, behind so many of two streams.
-DEEP: dict[str, Callable[[int], dict[str, Any]]] = {
-    "auraflow": lambda dual: {"num_mmdit_layers": dual, "num_single_dit_layers": 4},
-    "chroma": lambda dual: {"num_layers": dual, "num_single_layers": 4},
-    "flux2": lambda dual: {"num_layers": dual, "num_single_layers": 4},
-    "hidream": lambda dual: {
-        "num_layers": dual,
-        "num_single_layers": 4,
-        "llama_layers": [0, 1, 1, 0, 1, 0][-dual - 4 :],
-    },
-    "z_image": lambda dual: {},
-}
-SINGLES = {"hidream": "single_stream_blocks", "z_image": "layers"}
-
-
-def deep(family: str, text: int = 5, dual: int = 2) -> tuple[Any, dict[str, Any], list[nn.Module]]:
-    """Return a model, inputs of 16 image tokens, and its blocks of one stream."""
-    torch.manual_seed(0)
-    tiny: Any = load_tiny(family)
-    small = tiny.tiny_model()
-    model = randomise(type(small).from_config({**small.config, **DEEP[family](dual)})).eval()
-    singles = model.get_submodule(SINGLES.get(family, "single_transformer_blocks"))
-    return model, tiny.example_inputs(model, 2, text=text), list(singles)
-
-
-def route(blocks: list[nn.Module], kept: int, image_first: bool = False) -> None:
-    """Let some blocks see only some of their 16 image tokens, at random places; the others pass them by."""
-    saved: dict[str, Tensor] = {}
-    some = torch.randperm(16, generator=torch.Generator().manual_seed(3))[:kept].sort().values
-
-    def positions(whole: int) -> Tensor:
-        text = torch.arange(whole - 16)
-        return torch.cat([some, 16 + text] if image_first else [text, whole - 16 + some])
-
-    def shorten(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(shorten, value))
-        if isinstance(value, Tensor):
-            whole = saved["all"].shape[1]
-            for axis, size in enumerate(value.shape):
-                value = value.index_select(axis, positions(whole)) if size == whole else value
-        return value
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if module is blocks[0]:
-            saved["all"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        return shorten(args), {name: shorten(value) for name, value in kwargs.items()}
-
-    def behind(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return saved["all"].index_copy(1, positions(saved["all"].shape[1]), output)
-
-    for block in blocks:
-        block.register_forward_pre_hook(before, with_kwargs=True)
-    blocks[-1].register_forward_hook(behind)
-
-
-ROUTES = [
-    ("flux2", 5, 8, (3, 4)),
-    ("flux2", 8, 8, (3, 4)),  # as many are lost as there is text
-    ("flux2", 32, 12, (3, 4)),
-    ("flux2", 32, 8, (3, 6)),  # the teacher has all again
-    *(("auraflow", text, 8, pair) for text in (1, 9) for pair in ((3, 4), (2, 3), (4, 6))),
-    *(("chroma", text, 8, pair) for text in (1, 9) for pair in ((3, 4), (2, 3), (4, 6))),
-    *(("z_image", 5, kept, pair) for kept in (15, 4) for pair in ((1, 2), (2, 4))),
-]
-
-
-@pytest.mark.parametrize(("family", "text", "kept", "pair"), ROUTES)
-def test_a_pair_that_routing_reaches_is_refused(family: str, text: int, kept: int, pair: tuple[int, int]) -> None:
-    model, inputs, singles = deep(family, text)
-    route(singles[:3], kept, image_first=family == "z_image")
-    with attach(model, settings(*pair)) as sync:
-        model(**inputs)
-        with pytest.raises(CaptureError, match=rf"returned .*{ROUTED}"):
-            sync.loss()
-
-
-@pytest.mark.parametrize("family", ["flux2", "chroma", "auraflow"])
-def test_a_pair_that_routing_leaves_alone_has_its_value(family: str) -> None:
-    model, inputs, singles = deep(family, text=9)
-    route(singles[:3], kept=8)
-    seen: dict[str, Tensor] = {}
-    dual = model.joint_transformer_blocks if family == "auraflow" else model.transformer_blocks
-    dual[1].register_forward_hook(lambda module, args, output: seen.update(student=output[1]))
-    singles[3].register_forward_hook(lambda module, args, output: seen.update(teacher=output[:, -16:]))
-    with attach(model, settings(2, 6)) as sync:
-        model(**inputs)
-        expected = -0.5 * mean_cosine(seen["student"], seen["teacher"])
-        wanted = gradients_by_autograd(expected, model)
-        loss = sync.loss()
-        loss.backward()
-    torch.testing.assert_close(loss, expected)
-    assert_same_gradients(gradients(model), wanted)
-
-
-@pytest.mark.parametrize("text", [1, 8, 40])
-@pytest.mark.parametrize("family", DEEP)
-def test_without_dual_stream_blocks_the_call_says_what_is_joined(family: str, text: int) -> None:
-    model, inputs, singles = deep(family, text, dual=0)
-    seen: list[Tensor] = []
-    image = slice(0, 16) if family in ("hidream", "z_image") else slice(-16, None)
-    hooks = [block.register_forward_hook(lambda *call: seen.append(call[2][:, image])) for block in singles[:2]]
-    with attach(model, settings(1, 2)) as sync:
-        model(**inputs)
-        torch.testing.assert_close(sync.loss(), -0.5 * mean_cosine(*seen))
-    for hook in hooks:
-        hook.remove()
-    with shortened(model, (1, 2), [(block, None) for block in singles[:2]], by=1) as sync:
-        model(**inputs)
-        with pytest.raises(CaptureError, match=ROUTED):
-            sync.loss()
-
-
-def test_padding_in_a_batch_of_two_sizes_is_nothing_lost() -> None:
-    model, _, singles = deep("z_image")
-    inputs = load_tiny("z_image").example_inputs(model, 2, sizes=((12, 16), (4, 6)), text=5)
-    inputs["cap_feats"][1] = torch.randn(70, 10)  # the smaller image has the longer sequence
-    with attach(model, settings(1, 2)) as sync:
-        model(**inputs)
-        assert sync.loss() < 0
-    with shortened(model, (1, 2), [(block, None) for block in singles[:2]], by=1) as sync:
-        model(**inputs)
-        with pytest.raises(CaptureError, match=r"returned a sequence of 127 tokens where 128 were joined"):
-            sync.loss()
 
 
 # The same in every way of running a model, on the quickest of those with a joined sequence.
@@ -490,80 +322,6 @@ def test_blocks_of_different_lengths_are_named() -> None:
     with attach(model, settings(3, 4), adapter=uncounted) as sync:
         model(toy_input(tokens=6))
         assert sync.loss().requires_grad
-
-
-# Sequences that are split over ranks.
-
-
-@pytest.mark.slow
-def test_context_parallelism_on_two_ranks_is_refused(tmp_path: Path) -> None:
-    families = ("wan", "flux", "qwen_image")
-    run([sys.executable, str(SCRIPTS / "split_sequence.py"), str(tmp_path), *families])
-    for family in families:
-        before, after = (tmp_path / family).read_text().split("\n")
-        assert "diffusers' context parallelism splits the tokens" in before
-        assert after == before
-
-
-def test_context_parallelism_is_known_by_its_marks() -> None:
-    model, registry = toy(), SimpleNamespace(hooks={"layerwise_casting": None})
-    model.blocks[0]._diffusers_hook = registry
-    model._parallel_config = SimpleNamespace(context_parallel_config=None, tensor_parallel_config=object())
-    with attached(model) as sync:
-        model(toy_input())
-        sync.loss()
-        registry.hooks["cp_input---blocks.0"] = None  # as without the model's enable_parallelism
-        for _ in range(2):
-            model(toy_input())
-            with pytest.raises(CaptureError, match=r"context parallelism splits the tokens of Toy.*over ranks"):
-                sync.loss()
-            sync._capture.discard()
-            registry.hooks.clear()
-            model._parallel_config.context_parallel_config = object()
-
-
-@pytest.fixture
-def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A mesh of two axes on one rank, of which the second says that it has two."""
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    mesh, size = init_device_mesh("cpu", (1, 1)), DeviceMesh.size
-    yield (
-        mesh,
-        lambda: monkeypatch.setattr(DeviceMesh, "size", lambda mesh, axis=None: axis + 1 if axis else size(mesh)),
-    )
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("shape", "placements", "refused"),
-    [
-        ((2, 5, 8), (Replicate(), Replicate()), False),
-        ((2, 5, 8), (Shard(0), Shard(2)), False),
-        ((2, 5, 8), (Shard(1), Shard(0)), False),  # one rank has all tokens
-        ((2, 5, 8), (Replicate(), Shard(1)), True),
-        ((2, 5, 8), (Shard(0), Shard(1)), True),
-        ((5, 8), (Replicate(), Shard(1)), False),
-        ((5, 8), (Replicate(), Shard(0)), True),
-    ],
-)
-def test_tokens_that_are_sharded_over_ranks_are_refused(mesh: Any, shape: Any, placements: Any, refused: bool) -> None:
-    mesh, as_if_two = mesh
-    state = distribute_tensor(torch.randn(shape), mesh, placements)
-    as_if_two()
-    if not refused:
-        refuse_sharded(state, "blocks.0")
-        return
-    said = r"blocks\.0 returned a DTensor whose tokens are sharded over ranks"
-    with pytest.raises(CaptureError, match=said):
-        refuse_sharded(state, "blocks.0")
-    if len(shape) == 3:
-        model = toy()
-        model.blocks[0].register_forward_hook(lambda module, args, output: state)
-        with attached(model) as sync:
-            model.blocks[0].register_forward_hook(lambda module, args, output: args[0])
-            model(toy_input())
-            with pytest.raises(CaptureError, match=said):
-                sync.loss()
 
 
 # Where tokens are missed elsewhere, the same is said.
