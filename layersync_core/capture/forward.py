@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Forward:
         by_model: Opened by the model's own forward; otherwise by the first block of a trainer that loops over blocks.
         finished: The model's forward has returned, so that hooks store nothing more.
         embedded: What the patch embedder returned.
+        streams: Shapes of the tensors that the block before a joined sequence returned; None where it did not run.
         repeated: A block that ran twice in this forward.
         last: The object that the model's last block returned.
         last_given: The arguments of that block.
@@ -68,6 +69,7 @@ class Forward:
     by_model: bool = False
     finished: bool = False
     embedded: Any = None
+    streams: tuple[Sequence[int] | None, ...] | None = None
     repeated: int | None = None
     last: Any = None
     last_given: Any = None

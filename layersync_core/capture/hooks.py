@@ -19,6 +19,7 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.capture.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
 from layersync_core.capture.forward import Forward
+from layersync_core.capture.lengths import shapes_of
 from layersync_core.errors import CaptureError
 from layersync_core.protocol import CaptureHandle
 
@@ -35,6 +36,7 @@ class Capture:
         embedder: The patch embedder, whose output's length is the number of image tokens; None if not needed.
         read: Says what the tokens of a finished forward are, and fills the buffer.
         clear: Empties the buffer.
+        dual: The block whose streams are joined behind it; None if not needed.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Capture:
         embedder: nn.Module | None,
         read: Callable[[Forward], None],
         clear: Callable[[], None],
+        dual: nn.Module | None = None,
     ) -> None:
         self.enabled = True
         self.policy: Callable[[CaptureHandle], None] = _any_number
-        self._model, self._first, self._last, self._embedder = model, first, last, embedder
+        self._model, self._first, self._last, self._embedder, self._dual = model, first, last, embedder, dual
         self._blocks, self._read, self._clear = blocks, read, clear
         self._held: list[Forward] = []
         self._open: Forward | None = None
@@ -68,6 +71,8 @@ class Capture:
             self._handles.append(module.register_forward_hook(_Hook(self._on_later_block)))
         if embedder is not None:
             self._handles.append(embedder.register_forward_hook(_Hook(self._on_embedder)))
+        if dual is not None:
+            self._handles.append(dual.register_forward_hook(_Hook(self._on_dual)))
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
         allow_checkpointed_hooks()
@@ -221,6 +226,11 @@ class Capture:
         current = self._open
         if current is not None and current.last is not None and _runs(current):
             current.later = output
+
+    def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        current = self._open
+        if module is self._dual and current is not None and _runs(current):
+            current.streams = shapes_of(output)
 
     def store(self, index: int, output: Any) -> None:
         """Keep what a block returned, inside an open forward."""

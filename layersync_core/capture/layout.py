@@ -25,7 +25,7 @@ class ForwardCall:
     Attributes:
         model: The unwrapped model.
         arguments: The forward's arguments by name; empty when the trainer called the blocks without the model.
-        batch: Samples in the batch; 0 for ``image_tokens``, which is asked first.
+        batch: Samples in the batch; 0 for ``image_tokens`` and ``joined_tokens``, which are asked first.
         tokens: Image, video or audio tokens of a sample, S; 0 for ``image_tokens``.
         block: The first block's arguments by name, where the trainer called the blocks without the model; else empty.
     """
@@ -47,6 +47,7 @@ class BlockStack:
             tuple of both in turn, such as ``(0, "x")``; None where it returns one tensor.
         joined: Where the image tokens stand in a tensor of joined text and image, which a block returns in some
             versions of the model or in all.
+        whole: What stands at ``element`` is that joined tensor in every version, never the image on its own.
         width: Channels of a block's output; None takes the layout's.
         stage: Blocks of different stages cannot be paired.
         batched: False where a block returns (S, D), the tokens of one sample.
@@ -55,6 +56,7 @@ class BlockStack:
     path: str
     element: int | str | tuple[int | str, ...] | None = None
     joined: Literal["all", "first", "last"] = "all"
+    whole: bool = False
     width: Width | None = None
     stage: str = ""
     batched: bool = True
@@ -78,6 +80,8 @@ class ModelLayout:
             ``image_tokens`` is needed where a block returns text and image joined.
         image_tokens: Returns the number of image tokens, references and padding among them included; for models whose
             embedder does not show it.
+        joined_tokens: Returns the number of tokens in a joined sequence, None where the call does not say; for models
+            where the streams of the block before it do not show that.
         target: Returns a (B, S) or (S,) bool mask, True for generated tokens, False for references; None for all.
         real: Returns a (B, S) or (S,) bool mask, False for padding; None where nothing is padded.
         block_target: As ``target``, from the first block's arguments, for trainers that call the blocks without the
@@ -93,6 +97,7 @@ class ModelLayout:
     width: Width | None = None
     embedder: str | None = None
     image_tokens: Callable[[ForwardCall], int] | None = None
+    joined_tokens: Callable[[ForwardCall], int | None] | None = None
     target: Callable[[ForwardCall], Tensor | None] | None = None
     real: Callable[[ForwardCall], Tensor | None] | None = None
     block_target: Callable[[ForwardCall], Tensor | None] | None = None

@@ -16,6 +16,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward, LastOutput
 from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
+from layersync_core.capture.lengths import CAUSE, Dual, Lengths, refuse_sharded, refuse_split
 from layersync_core.errors import CaptureError
 from layersync_core.inputs import assert_on_device
 
@@ -54,19 +55,27 @@ class Reader:
     buffer: HiddenStateBuffer
     parameters: Parameters
     block_parameters: Parameters
+    watched: Sequence[nn.Module] = ()
+    dual: Dual | None = None
 
     def read(self, forward: Forward) -> None:
         """Say in a finished forward what its tokens are, and put its states into the buffer."""
         tracked: dict[int, Tensor] = {}
         spans: dict[int, slice] = {}
-        embedded = self._image_tokens(forward)
+        refuse_split(self.watched)
+        lengths = self._lengths(forward)
         for index, (stack, path) in self.stacks.items():
             output = forward.outputs[index]
             state = tracked[index] = _select(output, stack, path)
-            span = spans[index] = self._image_span(forward, state.shape[-2], stack, path, embedded, output is state)
+            refuse_sharded(state, path)
+            span = spans[index] = self._image_span(forward, state.shape[-2], stack, path, lengths, output is state)
             tensor = self.buffer[self.buffer.key(index)] = tokens_of(state, span)
         layout = self.layout
         call = partial(self._call, forward, *tensor.shape[:2])
+        forward.video, grid_of = layout.video, layout.grid
+        if grid_of is not None and forward.by_model:
+            forward.ask_grid = lambda: grid_of(call())
+            lengths.check_grid(forward, self.stacks.values(), tensor.shape[1])
         target = self._mask(layout.target if forward.by_model else layout.block_target or layout.target, call)
         real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
         if target is not None and real is not None:
@@ -80,16 +89,12 @@ class Reader:
             )
             assert_on_device(counted.any(), message, CaptureError)
         forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
-        forward.video = layout.video
         if forward.last is not None:
-            forward.ask_last = partial(self._last_output, forward, embedded)
-        grid_of = layout.grid
-        if grid_of is not None and forward.by_model:
-            forward.ask_grid = lambda: grid_of(call())
+            forward.ask_last = partial(self._last_output, forward, Lengths(lengths.count, lengths.counted_by))
 
-    def _last_output(self, forward: Forward, embedded: int | None) -> LastOutput:
+    def _last_output(self, forward: Forward, counted: Lengths) -> LastOutput:
         state = _select(forward.last, *self.last)
-        span = self._image_span(forward, state.shape[-2], *self.last, embedded, forward.last is state)
+        span = self._image_span(forward, state.shape[-2], *self.last, counted, forward.last is state)
         # What the block hands on untouched has a gradient from wherever else it is used.
         given = set(map(id, tensors_in(forward.last_given)))
         streams = [stream for stream in _streams(forward.last, state) if id(stream) not in given or stream is state]
@@ -107,6 +112,19 @@ class Reader:
         if self.layout.image_tokens is not None and forward.by_model:
             return self.layout.image_tokens(self._call(forward))
         return _length(forward.embedded) if self.layout.embedder else None
+
+    def _lengths(self, forward: Forward) -> Lengths:
+        layout = self.layout
+        source = "image_tokens" if layout.image_tokens is not None and forward.by_model else "the patch embedder"
+        count = self._image_tokens(forward)
+        if count is None:
+            return Lengths(None, source)
+        declared = layout.joined_tokens
+        joint = declared(self._call(forward, tokens=count)) if declared is not None else None
+        if joint is None and self.dual is not None:
+            text = self.dual.text(forward)
+            joint = None if text is None else count + text
+        return Lengths(count, source, joint)
 
     def _call(self, forward: Forward, batch: int = 0, tokens: int = 0) -> ForwardCall:
         if forward.by_model:
@@ -132,12 +150,12 @@ class Reader:
             raise CaptureError(
                 f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
                 f"the hidden states have {shape[0]} samples of {shape[1]} tokens; target and real return one value for "
-                "each sample and token, or for each token"
+                f"each sample and token, or for each token{'' if mask.shape[-1:] == shape[1:] else f'; or {CAUSE}'}"
             )
         return mask.expand(shape)
 
     def _image_span(
-        self, forward: Forward, length: int, stack: BlockStack, path: str, count: int | None, alone: bool
+        self, forward: Forward, length: int, stack: BlockStack, path: str, lengths: Lengths, alone: bool
     ) -> slice:
         """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
         cut = stack.joined != "all"
@@ -146,17 +164,13 @@ class Reader:
                 f"{path} returned one tensor, but its adapter expects a value at position {stack.element}; leave out "
                 'element or, where text and image are joined in it, write joined="first" or "last"'
             )
+        count = lengths.count
+        if count is None and cut:
+            what = f"{path} returned text and image tokens as one sequence of {length}"
+            raise CaptureError(f"{what}, and {self._why_uncounted(forward)}")
+        lengths.check(stack, path, length, alone)
         if count is None:
-            if cut:
-                what = f"{path} returned text and image tokens as one sequence of {length}"
-                raise CaptureError(f"{what}, and {self._why_uncounted(forward)}")
             return slice(0, length)
-        if count > length or (count < length and not cut):
-            raise CaptureError(
-                f"{path} returned {length} tokens where the patch embedder gave {count}; in its BlockStack, element "
-                'names the image among several tensors, and joined="first" or "last" says where it stands in one '
-                "sequence of text and image"
-            )
         return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)
 
     def _why_uncounted(self, forward: Forward) -> str:

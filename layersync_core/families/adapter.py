@@ -66,6 +66,7 @@ class BlockStackAdapter(ModelLayout):
     def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
         """Start capturing the given layers into the buffer."""
         from layersync_core.capture.hooks import Capture
+        from layersync_core.capture.lengths import last_dual
         from layersync_core.capture.reading import Parameters, Reader
 
         layout = self._layout(model)
@@ -77,17 +78,23 @@ class BlockStackAdapter(ModelLayout):
                 f"{did_you_mean(layout.embedder, [name for name, _ in model.named_children()])}"
             )
         stacks = {index: found[index][:2] for index in sorted(layers)}
-        reader = Reader(layout, model, stacks, found[-1][:2], buffer, *map(Parameters.of, (model, found[0][2])))
+        first, dual = found[0][2], last_dual(found, layers)
+        watched = tuple(module for module in (model, first, embedder) if module is not None)
+        parameters, block_parameters = map(Parameters.of, (model, first))
+        reader = Reader(
+            layout, model, stacks, found[-1][:2], buffer, parameters, block_parameters, watched=watched, dual=dual
+        )
         return Capture(
             model,
             {index: found[index][2] for index in sorted(layers)},
-            first=found[0][2],
+            first=first,
             last=found[-1][2],
             # Several streams may be joined after the blocks that are listed; one stream goes on to the head.
             later=later_blocks(model, found[-1][1]) if found[-1][0].element is not None else (),
             embedder=embedder,
             read=reader.read,
             clear=buffer.clear,
+            dual=None if dual is None or dual.index in stacks else dual.module,  # what a captured one returned is held
         )
 
     def _layout(self, model: nn.Module) -> ModelLayout:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from layersync_core.capture.lengths import CAUSE
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError, LayerSyncWarning
 from layersync_core.losses.alignment import centered_similarity, similarity
@@ -112,7 +113,8 @@ class LayerSync(RegularizerBase):
             if student_BSD.shape != teacher_BSD.shape:
                 raise ConfigError(
                     f"student {pair.student} has hidden states {tuple(student_BSD.shape)} and teacher {pair.teacher} "
-                    f"{tuple(teacher_BSD.shape)}; they must have the same tokens and width"
+                    f"{tuple(teacher_BSD.shape)}; "
+                    + (CAUSE if student_BSD.shape[1] != teacher_BSD.shape[1] else "they must have the same width")
                 )
             mask_BS = states.mask_of(self.config.layersync_tokens)
             if self.config.layersync_log_grad_ratio:

@@ -249,7 +249,7 @@ def test_a_grid_is_asked_for_only_when_somebody_wants_it() -> None:
         return 1, 1, call.tokens
 
     model = toy()
-    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", grid=grid)
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", embedder="embed", grid=grid)
     with attach(model, settings(), adapter=adapter) as sync:
         model(toy_input())
         sync.loss()

@@ -5,7 +5,7 @@ A ControlNet's residuals are added after a block, so the block's output is what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
@@ -28,6 +28,17 @@ def _generated_by_rotation(call: ForwardCall) -> Tensor | None:
     return call.block["image_rotary_emb"][0, 0, -call.tokens :, 0, 0, 0] == 1  # type: ignore[no-any-return]
 
 
+def _joined(text: str) -> Callable[[ForwardCall], int | None]:
+    """Return a ``joined_tokens`` function for models without dual-stream blocks, whose output shows it otherwise."""
+
+    def joined(call: ForwardCall) -> int | None:
+        dual = "transformer_blocks" if hasattr(call.model, "transformer_blocks") else "double_blocks"
+        states = call.arguments.get(text)
+        return None if states is None or getattr(call.model, dual) else call.tokens + states.shape[1]
+
+    return joined
+
+
 def _original(model: Any) -> Sequence[BlockStack]:
     # The Chroma of sd-scripts derives from its Flux, but joins [image, text] and has no pooled text embedding.
     if not hasattr(model, "vector_in"):
@@ -45,14 +56,22 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
+    joined_tokens=_joined("encoder_hidden_states"),
     target=_generated,
     forks=[
         # the original repository, sd-scripts, musubi-tuner
-        ModelLayout(model_classes="Flux", stacks=_original, embedder="img_in", width="hidden_size", target=_generated),
+        ModelLayout(
+            model_classes="Flux",
+            stacks=_original,
+            embedder="img_in",
+            width="hidden_size",
+            joined_tokens=_joined("txt"),
+            target=_generated,
+        ),
         ModelLayout(  # DiffSynth-Studio, which calls the blocks itself
             model_classes="FluxDiT",
             # (image, text); ([text, image], text)
-            stacks=[BlockStack("blocks", element=0), BlockStack("single_blocks", element=0, joined="last")],
+            stacks=[BlockStack("blocks", element=0), BlockStack("single_blocks", element=0, joined="last", whole=True)],
             embedder="x_embedder",
             width="x_embedder.out_features",
             block_target=_generated_by_rotation,

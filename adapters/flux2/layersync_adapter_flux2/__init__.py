@@ -24,6 +24,17 @@ def _generated(argument: str) -> Callable[[ForwardCall], Tensor | None]:
     return target
 
 
+def _joined(text: str) -> Callable[[ForwardCall], int | None]:
+    """Return a ``joined_tokens`` function for models without dual-stream blocks, whose output shows it otherwise."""
+
+    def joined(call: ForwardCall) -> int | None:
+        dual = "transformer_blocks" if hasattr(call.model, "transformer_blocks") else "double_blocks"
+        states = call.arguments.get(text)
+        return None if states is None or getattr(call.model, dual) else call.tokens + states.shape[1]
+
+    return joined
+
+
 adapter = BlockStackAdapter(
     family="flux2",
     model_classes=("Flux2Transformer2DModel", "Flux2DiT"),  # diffusers; DiffSynth-Studio
@@ -33,6 +44,7 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
+    joined_tokens=_joined("encoder_hidden_states"),
     target=_generated("img_ids"),
     forks=[
         ModelLayout(  # the original repository, musubi-tuner, ai-toolkit
@@ -43,6 +55,7 @@ adapter = BlockStackAdapter(
             ],
             embedder="img_in",
             width="hidden_size",
+            joined_tokens=_joined("txt"),
             target=_generated("x_ids"),
         ),
     ],

@@ -41,6 +41,14 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
     return (1, *patches) if patches and patches[0] * patches[1] == call.tokens else None
 
 
+def _joined(call: ForwardCall) -> int | None:
+    """Return the length of a joined sequence without dual-stream blocks: T5's text and twice Llama's are beside."""
+    if call.model.double_stream_blocks:
+        return None  # their output has Llama's text of the block in it, too
+    t5, llama = (call.arguments.get(f"encoder_hidden_states_{name}") for name in ("t5", "llama3"))
+    return None if t5 is None or llama is None else call.tokens + t5.shape[-2] + 2 * llama[0].shape[-2]
+
+
 adapter = BlockStackAdapter(
     family="hidream",
     model_classes="HiDreamImageTransformer2DModel",
@@ -50,6 +58,7 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
+    joined_tokens=_joined,
     real=_real,
     grid=_grid,
 )

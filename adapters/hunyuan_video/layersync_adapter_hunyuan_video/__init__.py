@@ -60,6 +60,12 @@ def _packed_grid(call: ForwardCall) -> tuple[int, int, int] | None:
     return _grid(call) if call.tokens == _generated_count(call) else None
 
 
+def _joined(call: ForwardCall) -> int | None:
+    """Return the length of a joined sequence without dual-stream blocks, whose output shows it otherwise."""
+    text = call.arguments.get("text_states")
+    return None if text is None or call.model.double_blocks else call.tokens + text.shape[1]
+
+
 adapter = BlockStackAdapter(
     family="hunyuan_video",
     model_classes="HunyuanVideoTransformer3DModel",
@@ -92,6 +98,7 @@ adapter = BlockStackAdapter(
             stacks=[BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="first")],
             embedder="img_in",
             width="hidden_size",
+            joined_tokens=_joined,
             grid=latent_grid("x", lambda model: model.patch_size),
             video=True,
         ),

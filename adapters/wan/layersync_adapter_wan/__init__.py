@@ -26,8 +26,10 @@ def _grids(call: ForwardCall) -> list[tuple[int, int, int]]:
 
 def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
     grids = set(_grids(call))
-    grid = grids.pop()
-    return None if grids or prod(grid) != call.tokens else grid
+    largest = max(grids, key=prod)
+    alone = len(grids) == 1 and prod(largest) == call.tokens
+    # Of a sequence with fewer tokens than its largest video the grid says so.
+    return largest if alone or prod(largest) > call.tokens else None
 
 
 def _real(call: ForwardCall) -> Tensor | None:

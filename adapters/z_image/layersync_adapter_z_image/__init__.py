@@ -30,6 +30,17 @@ def _lengths(call: ForwardCall) -> list[int]:
     return [frames * rows * columns for frames, rows, columns in _grids(call)]
 
 
+def _joined(call: ForwardCall) -> int | None:
+    """Return the length of a batch's longest image and caption, which diffusers pads to multiples of 32 each."""
+    if call.block:
+        return int(call.block["freqs_cis"].shape[1])
+    captions = [len(caption) for caption in call.arguments["cap_feats"]]
+    multiple = 1 if "cap_mask" in call.arguments else 32  # musubi-tuner's pads nothing
+    return max(
+        sum(-(-length // multiple) * multiple for length in pair) for pair in zip(_lengths(call), captions, strict=True)
+    )
+
+
 def _real(call: ForwardCall) -> Tensor | None:
     """Return (B, S) bool: behind a smaller image stand its padding and its caption."""
     import torch
@@ -58,6 +69,7 @@ adapter = BlockStackAdapter(
     embedder="noise_refiner.0",  # the image's tokens as a batch; the embedder itself returns them in one row
     width="dim",
     image_tokens=lambda call: max(_lengths(call)),
+    joined_tokens=_joined,
     real=_real,
     block_real=_block_real,
     grid=_grid,
