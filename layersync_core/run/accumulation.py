@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from layersync_core.errors import CaptureError
 _PASS = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "SqueezeBackward0", "ViewBackward0", "CopyBackwards")
 _SUM = ("AddBackward", "SubBackward", "RsubBackward")
 _LIMIT = 32
+_NEAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,18 @@ class Factor:
     Attributes:
         value: The product of the constants.
         certain: Nothing stands between the loss and its reduction but constants.
+        summed: Elements that the reduction summed; 1 where it is a mean, or where several losses are added.
     """
 
     value: float
     certain: bool
+    summed: int = field(default=1, compare=False)
+
+    @property
+    def size(self) -> float:
+        """The factor without its sign, of the mean where a sum was divided by the number of its elements."""
+        mean = abs(self.value) * self.summed
+        return mean if self.summed > 1 and (abs(mean - 1) < _NEAR or _is_share(mean)) else abs(self.value)
 
 
 def read_factor(loss: Tensor) -> Factor:
@@ -60,9 +70,14 @@ def _read(node: Any, limit: int) -> Factor:
             (shared,) = parts if len(parts) == 1 else (Factor(1.0, False),)
             return Factor(value * shared.value, shared.certain)
         elif not name.startswith(_PASS) or len(parents) != 1:
-            return Factor(value, name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss")))
+            certain = name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss"))
+            return Factor(value, certain, _summed(name, node))
         node = parents[0]
     return Factor(value, False)
+
+
+def _summed(name: str, node: Any) -> int:
+    return prod(_compat.saved(node, "self_sym_sizes")) if name in ("SumBackward0", "SumBackward1") else 1
 
 
 def _share_of_sum(name: str, node: Any) -> float:
@@ -86,16 +101,12 @@ def _constant(tensor: Any) -> float | None:
     return float(tensor)
 
 
-def _sign(value: float) -> float:
-    return float((value > 0) - (value < 0))
-
-
 def _is_share(value: float) -> bool:
-    return value > 0 and round(1 / value) > 1 and abs(value * round(1 / value) - 1) < 1e-6
+    return value > 0 and round(1 / value) > 1 and abs(value * round(1 / value) - 1) < _NEAR
 
 
 class Accumulation:
-    """The share of an optimiser step that one loss has, until the first step has shown it.
+    """The share of an optimiser step that one loss has: shown by the first step, and the same ever after.
 
     Args:
         steps: Losses of an optimiser step, where the user says so; else None.
@@ -103,9 +114,9 @@ class Accumulation:
 
     def __init__(self, steps: int | None) -> None:
         self._steps = steps
-        self._seen: list[tuple[Factor, int]] = []
-        self._verified = False
+        self._seen: list[tuple[Factor, int]] = []  # of the first step
         self._first: tuple[Factor, int] | None = None
+        self._share: float | None = None
 
     def share(self, loss: Tensor, divides: int | None) -> float:
         """Return what a term must be multiplied with to be scaled as its loss is.
@@ -115,25 +126,35 @@ class Accumulation:
             divides: By how much the library that runs backward divides it afterwards; None where none does.
         """
         factor = read_factor(loss)
+        sign = float((factor.value > 0) - (factor.value < 0))
+        if divides is not None and not _is_share(factor.size):
+            # Where a library runs backward, this is a weight of the loss, such as that of its timestep.
+            factor = Factor(sign, factor.certain and factor.size == 1)
         if self._steps is not None:
             # How much is the user's to say; not whether the loss counts, and in which direction.
-            return (divides or 1) / self._steps * _sign(factor.value)
-        if divides is not None and not _is_share(abs(factor.value)):
-            # Where a library runs backward, this is a weight of the loss, such as that of its timestep.
-            factor = Factor(_sign(factor.value), factor.certain and abs(factor.value) == 1)
-        self._first = self._first or (factor, divides or 1)
-        if not self._verified:
+            return (divides or 1) / self._steps * sign
+        if self._share is None:
             self._seen.append((factor, divides or 1))
-        return factor.value
+            self._first = self._first or (factor, divides or 1)
+        if (divides or 1) > 1:
+            return sign  # the library's word
+        # Another factor than that of the first step is a weight of the loss.
+        return sign * (factor.size if self._share is None else self._share)
 
     def describe(self) -> str:
         """Return what was known at the first loss, in a clause."""
         if self._steps is not None or self._first is None:
             return f"accumulation {self._steps}, as given"
         factor, divides = self._first
-        if abs(factor.value) not in (0, 1):
-            return f"accumulation read from the loss: 1/{1 / abs(factor.value):g}"
-        return f"accumulation {divides}, by the library that runs backward" if divides > 1 else "loss not divided"
+        if divides > 1:
+            return f"accumulation {divides}, by the library that runs backward"
+        if factor.size in (0, 1):
+            return "loss not divided"
+        return f"accumulation read from the loss: 1/{1 / factor.size:g}"
+
+    def begin_again(self) -> None:
+        """Forget a group of losses whose step was not taken."""
+        self._seen.clear()
 
     def verify(self, losses: int) -> str:
         """Check what was read against the losses of the first optimiser step; return what to say of it, if anything.
@@ -144,7 +165,6 @@ class Accumulation:
         Raises:
             CaptureError: The term may have been scaled otherwise than the loss.
         """
-        self._verified = True
         if self._steps is not None:
             if self._steps in (1, losses):  # 1: every loss counts fully
                 return ""
@@ -152,25 +172,29 @@ class Accumulation:
                 f"warning: layersync_accumulation_steps is {self._steps}, but the first optimiser step had {losses} "
                 f"loss{'es' * (losses != 1)}"
             )
-        seen, self._seen = self._seen, []
-        factors = {factor for factor, _ in seen}
-        divides = max(divides for _, divides in seen)
+        seen, self._seen, self._share = self._seen, [], 1.0
+        if any(divides > 1 for _, divides in seen):
+            return ""  # the library's word, also for an epoch that ends before a step is full
         # Of the opposite sign where an optimiser maximises; a loss times 0 is a batch that is left out.
-        values = {abs(factor.value) for factor in factors if factor.value}
-        certain = all(factor.certain for factor in factors if factor.value)
-        shown = ", ".join(f"{value:g}" for value in sorted(values))
+        factors = [factor for factor, _ in seen if factor.value]
+        sizes = {factor.size for factor in factors}
+        if losses == 1 and sizes <= {1.0}:
+            return ""
         ask = "give --layersync_accumulation_steps N, the number of losses whose gradients make up one optimiser step"
-        if values <= {1.0}:
-            if losses == 1 or divides == losses:
-                return ""
-            if certain:
+        if all(abs(size - 1) < _NEAR for size in sizes):
+            unread = not all(factor.certain for factor in factors)
+            # A sum over as many elements as there are losses: divided by the one or the other.
+            either = any(abs(abs(factor.value) * losses - 1) < _NEAR for factor in factors)
+            if not unread and not either:
                 return f"the gradients of {losses} losses are summed without division, the term's as well"
             raise CaptureError(
                 f"{losses} losses came before the first optimiser step, and whether they are divided by {losses} "
                 f"cannot be read from them; {ask}, or 1 if they are summed without division"
             )
-        if len(values) == 1 and abs(min(values) * losses - 1) < 1e-6 and losses > 1:
+        if len(sizes) == 1 and losses > 1 and abs(min(sizes) * losses - 1) < _NEAR:
+            self._share = min(sizes)
             return ""
+        shown = ", ".join(f"{size:g}" for size in sorted(sizes))
         raise CaptureError(
             f"the loss is multiplied with {shown}, but {losses} loss{'es' * (losses != 1)} came before the first "
             f"optimiser step, so whether that is gradient accumulation cannot be told; {ask}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import nn
@@ -30,28 +30,34 @@ class Candidate:
 
     Attributes:
         model: The model, as long as the program keeps it.
+        name: Its class name, without what FSDP2 puts before it.
         number: Its place among the candidates of its class, from 1.
-        attachment: Its attachment; None as long as there is none.
+        optimisers: Those that hold parameters of it.
         failure: Why it could not be attached.
         untrained: Its last forward had nothing trainable in it.
     """
 
     model: ref[nn.Module]
+    name: str
     number: int
-    attachment: Attachment | None = None
+    optimisers: WeakSet[torch.optim.Optimizer] = field(default_factory=WeakSet)
     failure: LayerSyncError | None = None
     untrained: bool = False
     sentinel: Any = None
+    _attachment: Callable[[], Attachment | None] = lambda: None
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """Its attachment, which goes with the model; None as long as there is none."""
+        return self._attachment()
+
+    def keep(self, attachment: Attachment) -> None:
+        """Remember the attachment, which hooks on the model hold."""
+        self._attachment = ref(attachment)
 
     def note_end(self, trained: bool) -> None:
         """Note whether a forward that has ended may train something."""
         self.untrained = not trained
-
-    @property
-    def name(self) -> str:
-        """The class name, without what FSDP2 puts before it."""
-        model = self.model()
-        return "a model that is gone" if model is None else _class_name(model)
 
     def __str__(self) -> str:
         return f"{self.name}#{self.number}"
@@ -59,8 +65,9 @@ class Candidate:
     @property
     def attached_to(self) -> Attachment:
         """Its attachment, of a candidate that has one."""
-        assert self.attachment is not None
-        return self.attachment
+        attachment = self.attachment
+        assert attachment is not None
+        return attachment
 
 
 class Candidates:
@@ -93,7 +100,7 @@ class Candidates:
         if candidate is None:  # else a base class initialised it before, and this has taken the hooks off again
             name = _class_name(module)
             number = self._counts[name] = self._counts.get(name, 0) + 1
-            candidate = Candidate(ref(module), number)
+            candidate = Candidate(ref(module), name, number)
             self._all.append(candidate)
         # For a program without an optimiser: its first forward is the last moment to attach.
         candidate.sentinel = module.register_forward_pre_hook(
@@ -118,11 +125,11 @@ class Candidates:
         if refused and not self.attached:
             raise refused[0]
 
-    def trained_by(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Return whether an optimiser holds a parameter of one of those that are attached."""
+    def trained_by(self, optimiser: torch.optim.Optimizer) -> list[Candidate]:
+        """Return those that are attached and of which an optimiser holds a parameter."""
         held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
-        models = [item.model() for item in self.attached]
-        return any(id(p) in held for model in models if model is not None for p in model.parameters())
+        models = [(item, item.model()) for item in self.attached]
+        return [item for item, model in models if model and any(id(p) in held for p in model.parameters())]
 
     def _attach(self, candidate: Candidate) -> None:
         model = candidate.model()
@@ -133,12 +140,13 @@ class Candidates:
             family = self._settings.launch.layersync_family
             if family and not get_adapter(family).supports_hidden_states(model):
                 raise MisfitError(f"{candidate.name} is no model of family {family}")
-            candidate.attachment = attach(model, self._settings.config, family=family, policy=make_room)
+            attachment = attach(model, self._settings.config, family=family, policy=make_room)
         except LayerSyncError as error:
             candidate.failure = error
             return
         candidate.failure = None
-        watch(candidate.attachment, model, candidate.note_end)
+        candidate.keep(attachment)
+        watch(attachment, model, candidate.note_end)
         candidate.sentinel.remove()
         self._attached(candidate)
 

@@ -24,16 +24,19 @@ class Journal:
     Args:
         folder: Where status and metrics files go; None where no parent waits for them.
         last_names: Gives names of models for the last status file, where nothing was trained.
-        blind: Gives what of the models that were trained could not be measured.
+        fill: Fills in what each training did; told whether to wait for figures that are still on a device.
     """
 
     def __init__(
-        self, folder: str | None, last_names: Callable[[], Iterable[str]], blind: Callable[[], str] = str
+        self,
+        folder: str | None,
+        last_names: Callable[[], Iterable[str]],
+        fill: Callable[[Status, bool], None] = lambda status, wait: None,
     ) -> None:
         self.log = MetricsLog(folder)
         self.status = Status()
         self.seen: dict[str, None] = {}
-        self._last_names, self._blind = last_names, blind
+        self._last_names, self._fill = last_names, fill
         self._said: set[str] = set()
         self._written = 0.0
         self.write()
@@ -77,6 +80,7 @@ class Journal:
         self._written = time.monotonic()
         self.status.tracker = self.log.where
         self.status.first, self.status.last = _finite(self.log.first.peek()), _finite(self.log.last.peek())
+        self._fill(self.status, False)
         self.status.write(self.log.folder)
 
     def _finish(self) -> None:
@@ -84,7 +88,7 @@ class Journal:
             self.log.close()
             self.log.first.wait()
             self.log.last.wait()
-        self.status.blind = self._blind()
+            self._fill(self.status, True)
         if not self.status.terms and not self.status.seen:
             self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
         self.write()
@@ -93,4 +97,5 @@ class Journal:
 
 
 def _finite(value: float | None) -> float | None:
+    """Return a figure, or None for one that says nothing."""
     return value if value is not None and math.isfinite(value) else None

@@ -14,7 +14,7 @@ from torch import Tensor
 from layersync_core.files import append_to_file
 from layersync_core.run import ranks
 
-_SIMILARITY = "layersync_similarity"
+SIMILARITY = "layersync_similarity"
 _ROWS = 50
 _KEPT = 10_000
 
@@ -83,10 +83,10 @@ class MetricsLog:
             else:
                 values.append(value)
                 del values[:-_ROWS]  # a program without an optimiser ends no step
-        if _SIMILARITY in metrics:
-            self.last.put(metrics[_SIMILARITY])
+        if SIMILARITY in metrics:
+            self.last.put(metrics[SIMILARITY])
             if not self.first:
-                self.first.put(metrics[_SIMILARITY])
+                self.first.put(metrics[SIMILARITY])
 
     def step(self) -> None:
         """End an optimiser step."""

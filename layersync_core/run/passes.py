@@ -15,8 +15,14 @@ from layersync_core.run.candidates import Candidate
 _NODES = 20_000
 
 
-def forwards_of(loss: Tensor, candidates: Iterable[Candidate]) -> dict[Candidate, list[Forward]]:
-    """Return the forwards that a loss depends on, in order."""
+Found = dict[Candidate, list[Forward]]
+
+
+def forwards_of(loss: Tensor, candidates: Iterable[Candidate]) -> list[Found]:
+    """Return the forwards that a loss depends on, in order, those first whose results stand nearest to it.
+
+    Behind a model that is found may stand another one, such as a generator behind its critic.
+    """
     owners: dict[Forward, Candidate] = {}
     keys: dict[Any, list[Forward]] = {}
     for candidate in candidates:
@@ -29,11 +35,15 @@ def forwards_of(loss: Tensor, candidates: Iterable[Candidate]) -> dict[Candidate
                     if state.grad_fn is not None:
                         keys.setdefault(state.grad_fn, []).append(forward)
             owners[forward] = candidate
-    if not keys:
-        return {}
-    hit = {forward for key in reached(loss, keys.keys(), _NODES) for forward in keys[key]}
-    found: dict[Candidate, list[Forward]] = {}
-    for forward, candidate in owners.items():
-        if forward in hit:
-            found.setdefault(candidate, []).append(forward)
-    return found
+    rounds: list[Found] = []
+    while keys:
+        hit = {forward for key in reached(loss, keys.keys(), _NODES) for forward in keys[key]}
+        if not hit:
+            break
+        found: Found = {}
+        for forward, candidate in owners.items():
+            if forward in hit:
+                found.setdefault(candidate, []).append(forward)
+        rounds.append(found)
+        keys = {key: forwards for key, forwards in keys.items() if owners[forwards[0]] not in found}
+    return rounds

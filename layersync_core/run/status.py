@@ -25,6 +25,23 @@ UNREACHED = (
 )
 
 
+@dataclass(frozen=True)
+class Record:
+    """What one training did.
+
+    Attributes:
+        name: Its model.
+        terms: As in ``Status``, and so are the others.
+    """
+
+    name: str
+    terms: int
+    steps: int
+    idle: int
+    first: float | None
+    last: float | None
+
+
 @dataclass
 class Status:
     """What one process did.
@@ -42,6 +59,7 @@ class Status:
         seen: Class names of the models that were built or trained.
         tracker: Where the metrics went; empty where nothing was logged.
         over: The schedule had ended before the first step, so that no term was due.
+        trainings: Each of them, where it had several.
         blind: Why it was not measured which tokens the main loss trains; empty where it was.
     """
 
@@ -58,6 +76,10 @@ class Status:
     tracker: str = ""
     over: bool = False
     blind: str = ""
+    trainings: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.trainings = [Record(**item) if isinstance(item, dict) else item for item in self.trainings]
 
     def write(self, folder: Path | None) -> None:
         """Write the file of this process; a full disk or a missing folder stops no training."""
@@ -90,14 +112,25 @@ def summary(processes: list[Status]) -> str:
     trained = [status for status in processes if status.terms]
     first = trained[0]
     ranks = len({status.rank for status in trained})
-    what, count = ("step", first.steps) if first.steps else ("loss", first.terms)
-    of = f" of {count + first.idle}" if first.idle else ""
-    plural = {"step": "s", "loss": "es"}[what] * (count + first.idle != 1)
-    line = f"{count}{of} {what}{plural} with the term, {ranks} rank{'s' * (ranks != 1)}"
-    if first.first is not None:
-        line += f", similarity {first.first:.4f} -> {first.last if first.last is not None else first.first:.4f}"
+    on = f"{ranks} rank{'s' * (ranks != 1)}"
+    if len(first.trainings) > 1:
+        each = (f"{training.name}: {', '.join(_did(training))}" for training in first.trainings)
+        line = "; ".join((*each, on))
+    else:
+        counted, *similarity = _did(first)
+        line = ", ".join((counted, on, *similarity))
     blind = f"which tokens the main loss trains was not measured: {first.blind}" if first.blind else ""
     return "; ".join(filter(None, (line, first.tracker, blind)))
+
+
+def _did(training: Status | Record) -> Iterator[str]:
+    what, count = ("step", training.steps) if training.steps else ("loss", training.terms)
+    of = f" of {count + training.idle}" if training.idle else ""
+    plural = {"step": "s", "loss": "es"}[what] * (count + training.idle != 1)
+    yield f"{count}{of} {what}{plural} with the term"
+    if training.first is not None:
+        last = training.first if training.last is None else training.last
+        yield f"similarity {training.first:.4f} -> {last:.4f}"
 
 
 def why_nothing(processes: list[Status], reached: bool) -> str:

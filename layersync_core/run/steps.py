@@ -1,20 +1,20 @@
-"""The optimiser steps of a program: counted for the schedules, and checked before the first of them."""
+"""The optimiser steps of a program: counted for the schedules, and checked before the first of each training."""
 
 from __future__ import annotations
 
-from weakref import WeakSet
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 
 from layersync_core import _compat
 from layersync_core.errors import CaptureError
 from layersync_core.run import ranks
-from layersync_core.run.accumulation import Accumulation
-from layersync_core.run.candidates import Candidates
+from layersync_core.run.candidates import Candidate, Candidates
+from layersync_core.run.course import Course, Courses
 from layersync_core.run.journal import Journal
 from layersync_core.run.showing import one_line_warnings
 from layersync_core.run.status import say
-from layersync_core.run.terms import Terms
 
 _IDLE_STEPS = 10
 _LOSSES_WITHOUT_OPTIMISER = 100
@@ -25,68 +25,63 @@ class Steps:
 
     Args:
         candidates: The program's models.
+        courses: Its trainings.
         journal: Where lines are said.
-        terms: The terms of its losses.
-        accumulation: Says what share of a step a loss is.
         losses: ``layersync_accumulation_steps``, where the user gave it.
-        first: The step to begin with.
-
-    Attributes:
-        now: The optimiser step, for the schedules.
     """
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        journal: Journal,
-        terms: Terms,
-        accumulation: Accumulation,
-        losses: int | None,
-        first: int,
-    ) -> None:
-        self.now = first
-        self._candidates, self._journal, self._terms = candidates, journal, terms
-        self._accumulation, self._losses = accumulation, losses
-        self._with_term = 0  # losses since the last optimiser step
+    def __init__(self, candidates: Candidates, courses: Courses, journal: Journal, losses: int | None) -> None:
+        self._candidates, self._courses, self._journal, self._losses = candidates, courses, journal, losses
         self._strangers = 0  # losses without a term, before the first term
         self._idle = 0  # optimiser steps without a term, in a row
         self._optimisers = 0
-        self._ours: WeakSet[torch.optim.Optimizer] = WeakSet()
-        self._others: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._owned: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
         self._inside_backward = False
+
+    @property
+    def now(self) -> int:
+        """The latest optimiser step of any training."""
+        return self._courses.now
 
     def optimiser(self, optimiser: torch.optim.Optimizer) -> None:
         """Notice a new optimiser."""
         self._optimisers += 1
-        if self._candidates.trained_by(optimiser):
-            self._ours.add(optimiser)
+        for candidate in self._candidates.trained_by(optimiser):
+            self._courses.begin_anew(candidate)
+            candidate.optimisers.add(optimiser)
+            self._owned[optimiser] = True
 
-    def loss(self, has_term: bool) -> None:
+    def loss(self, trained: Sequence[Candidate] | None) -> None:
         """Count a loss on which backward is called.
+
+        Args:
+            trained: The models whose terms it got; None where it got none.
 
         Raises:
             CaptureError: Losses are trained without a term, or steps cannot be counted though a schedule needs them.
         """
         self._inside_backward = False
-        if not has_term:
+        if trained is None:
             self._stranger()
             return
-        status = self._journal.status
-        self._with_term += 1
-        status.terms += 1
-        # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
-        if status.steps:
-            return
-        if self._losses is not None and status.terms % self._losses == 0:
-            self.now += 1
-        elif self._losses is None and status.terms >= _LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
-            raise CaptureError(
-                f"no step of a torch optimiser was seen in {status.terms} losses, so the schedule would stand "
-                "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by losses"
-            )
+        self._journal.status.terms += 1
+        for candidate in trained:
+            course = self._courses.of(candidate)
+            course.loss()
+            # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
+            if course.steps:
+                continue
+            if self._losses is not None and course.terms % self._losses == 0:
+                course.now += 1
+            elif self._losses is None and course.terms >= _LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
+                raise CaptureError(
+                    f"no step of a torch optimiser was seen in {course.terms} losses, so the schedule would stand "
+                    "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by "
+                    "losses"
+                )
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Check, before an optimiser's first step, that LayerSync does what it should; count the steps.
+        """Check, before the first step of a training, that LayerSync does what it should; count the steps.
 
         Returns:
             Whether it is a step with a term.
@@ -101,34 +96,44 @@ class Steps:
         status = self._journal.status
         if status.error:  # the program caught it and goes on
             raise CaptureError(status.error)
-        if self._is_of_another_model(optimiser):
+        trained = self._trained_by(optimiser)
+        if trained is None:
             return False
-        if not self._with_term:
-            self._idle_step(inside)
-            return False
-        for candidate in self._candidates.attached:
-            guard = candidate.attached_to.guard
-            if guard is not None and guard.waiting:
-                with one_line_warnings():
-                    guard.settle(wait=not self._terms.checked)
-        if not self._terms.checked:
-            self._check()
-        self._idle, self._with_term = 0, 0
-        if status.steps or self._losses is None:
-            self.now += 1
-        status.steps += 1
-        for candidate in self._candidates.attached:
-            candidate.attached_to.gate(self.now)
-        return True
+        courses = [course for candidate in trained if (course := self._courses.find(candidate)) is not None]
+        for course in courses:
+            if course.losses:
+                self._check(course)
+        found = [course.step(optimiser, bool(course.steps) or self._losses is None) for course in courses]
+        for course in courses:
+            course.candidate.attached_to.gate(course.now)
+        if True in found:
+            self._idle = 0
+            status.steps += 1
+            return True
+        if None not in found:
+            self._idle_step(inside, courses)
+        return False
 
-    def _check(self) -> None:
-        self._terms.checked = True
-        said = self._accumulation.verify(self._with_term)
+    def skipped(self, optimiser: torch.optim.Optimizer) -> None:
+        """Note a step that a scaler did not take, since a gradient had overflowed."""
+        for candidate in self._trained_by(optimiser) or ():
+            course = self._courses.find(candidate)
+            if course is not None:
+                course.skip()
+
+    def _check(self, course: Course) -> None:
+        attachment = course.candidate.attached_to
+        if attachment.guard is not None and attachment.guard.waiting:
+            with one_line_warnings():
+                attachment.guard.settle(wait=not course.checked)
+        if course.checked:
+            return
+        course.checked = True
+        said = course.accumulation.verify(course.losses)
         if said and ranks.rank() == 0:
             say(said)
-        for target in self._terms.targets:
-            target.attached_to.parts.require_placed()
-        ranks.compare("; ".join(sorted(f"{line}, step {self.now}" for line in self._journal.status.targets)))
+        attachment.parts.require_placed()
+        ranks.compare("; ".join(sorted(f"{line}, step {course.now}" for line in self._journal.status.targets)))
 
     def _stranger(self) -> None:
         # Programs call backward on other losses as well; but one that never steps an optimiser must be told here.
@@ -138,17 +143,21 @@ class Steps:
         if self._strangers > 1:
             raise CaptureError(f"two losses were trained without LayerSync's term: {self._why()}")
 
-    def _is_of_another_model(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Return whether an optimiser is that of, say, a discriminator."""
-        # Judged by what it was made with, since some libraries put other tensors into it later. Where none was made
-        # with the model's own parameters, LoRA weights stand outside of it, and any may have them.
-        if optimiser in self._ours or not self._ours:
-            return False
-        if optimiser not in self._others:
-            (self._ours if self._candidates.trained_by(optimiser) else self._others).add(optimiser)
-        return optimiser in self._others
+    def _trained_by(self, optimiser: torch.optim.Optimizer) -> list[Candidate] | None:
+        """Return the models that an optimiser trains; None where it is that of, say, a discriminator."""
+        # Judged by what it was made with, since some libraries put other tensors into it later.
+        if optimiser not in self._owned:
+            held = self._candidates.trained_by(optimiser)
+            for candidate in held:
+                candidate.optimisers.add(optimiser)
+            self._owned[optimiser] = bool(held)
+        attached = self._candidates.attached
+        if self._owned[optimiser]:
+            return [candidate for candidate in attached if optimiser in candidate.optimisers]
+        # Where none was made with a model's own parameters, LoRA weights stand outside of it, and any may have them.
+        return None if any(candidate.optimisers for candidate in attached) else attached
 
-    def _idle_step(self, inside: bool) -> None:
+    def _idle_step(self, inside: bool, courses: Iterable[Course]) -> None:
         status = self._journal.status
         if inside and status.terms:
             return
@@ -160,6 +169,8 @@ class Steps:
         if not self._is_due():
             return
         status.idle += 1
+        for course in courses:
+            course.idle += 1
         self._idle += 1
         if self._idle == _IDLE_STEPS:
             self._journal.say_once(

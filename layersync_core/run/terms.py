@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import notes
 from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.metrics import total
-from layersync_core.run.accumulation import Accumulation
 from layersync_core.run.candidates import Candidate, Candidates
+from layersync_core.run.course import Courses
 from layersync_core.run.journal import Journal
-from layersync_core.run.passes import forwards_of
+from layersync_core.run.passes import Found, forwards_of
 from layersync_core.run.showing import one_line_warnings
 
 _TERM = "layersync term"
@@ -27,29 +25,22 @@ class Terms:
     Args:
         candidates: The program's models.
         journal: Where lines are said.
-        accumulation: Says what share of a step a loss is.
+        courses: Their trainings, each with a step and a share of its own.
         target: ``layersync_target``, where several families are meant to be told apart.
 
     Attributes:
         targets: Models whose terms were added.
-        checked: The first optimiser step has shown that all is well, so that nothing is warned of any more.
     """
 
-    def __init__(
-        self, candidates: Candidates, journal: Journal, accumulation: Accumulation, target: str | None
-    ) -> None:
+    def __init__(self, candidates: Candidates, journal: Journal, courses: Courses, target: str | None) -> None:
         self.targets: list[Candidate] = []
-        self.checked = False
-        self._candidates, self._journal, self._accumulation, self._target = candidates, journal, accumulation, target
+        self._candidates, self._journal, self._courses, self._target = candidates, journal, courses, target
 
-    def add(
-        self, loss: Any, step: int, divides: int | None, factor: Tensor | None
-    ) -> tuple[Any, list[Candidate] | None]:
+    def add(self, loss: Any, divides: int | None, factor: Tensor | None) -> tuple[Any, list[Candidate] | None]:
         """Return a loss plus its term, and the models whose forwards were used for it; None where it gets no term.
 
         Args:
             loss: What the program wants gradients of.
-            step: The optimiser step.
             divides: By how much the library that runs backward divides it afterwards; None where none does.
             factor: Scalar that the gradient begins with, a factor of the loss by another name: the sum is multiplied.
 
@@ -62,9 +53,9 @@ class Terms:
         # A program may call backward under no_grad: that concerns its forwards, not the sum that is differentiated.
         with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             noted = notes(loss.grad_fn)
-            term = noted.get(_TERM)  # a second backward through one loss counts twice, so does its term
-            found = {} if term is not None else forwards_of(loss, self._candidates.attached)
-            if term is None:
+            terms = noted.get(_TERM)  # a second backward through one loss counts twice, so do its terms
+            found = [] if terms is not None else forwards_of(loss, self._candidates.attached)
+            if terms is None:
                 if not found:
                     return loss, None
                 if loss.numel() != 1:
@@ -73,16 +64,34 @@ class Terms:
                         "could be added to; call it on a scalar"
                     )
                 # The term knows nothing of the loss, so this makes no circle that would keep the graph alive.
-                term = noted[_TERM] = self._term(found, step)
-            scaled = loss if factor is None else loss * factor.detach()
-            share = self._accumulation.share(scaled, divides)
-            return scaled + (term if share == 1 else term * share).to(loss.device), list(found)
+                terms = noted[_TERM] = self._terms(found)
+            total = scaled = loss if factor is None else loss * factor.detach()
+            for candidate, term in terms:
+                share = self._courses.of(candidate).accumulation.share(scaled, divides)
+                total = total + (term if share == 1 else term * share).to(loss.device)
+            return total, [candidate for candidate, _ in terms] if found else []
 
-    def _term(self, found: dict[Candidate, list[Forward]], step: int) -> Tensor:
-        if len(found) > 1:
-            self._require_one_family(list(found))
-        terms: list[Tensor] = []
+    def _terms(self, found: list[Found]) -> list[tuple[Candidate, Tensor]]:
+        """Return the terms of the models whose results stand furthest from the loss.
+
+        One in between, such as a critic, is trained by losses of its own; its term would train what stands behind it.
+        """
         errors: list[CaptureError] = []
+        for place in range(len(found) - 1, -1, -1):
+            terms = self._terms_of(found[place], errors)
+            if terms:
+                between = [str(candidate) for nearer in found[:place] for candidate in nearer]
+                if between:
+                    behind = " and ".join(str(candidate) for candidate, _ in terms)
+                    self._journal.say_once(
+                        "between",
+                        f"{' and '.join(between)} stands between {behind} and the loss, and gets no term of it",
+                    )
+                return terms
+        raise errors[0]
+
+    def _terms_of(self, found: Found, errors: list[CaptureError]) -> list[tuple[Candidate, Tensor]]:
+        terms: list[tuple[Candidate, Tensor]] = []
         for candidate, (first, *others) in found.items():
             if others:
                 self._journal.say_once(
@@ -92,18 +101,19 @@ class Terms:
                 )
             for other in others:
                 candidate.attached_to.forget(other)
+            course = self._courses.of(candidate)
             try:
-                with nullcontext() if self.checked else one_line_warnings():
-                    terms.append(candidate.attached_to.loss(step=step, forward=first))
+                with nullcontext() if course.checked else one_line_warnings():
+                    terms.append((candidate, candidate.attached_to.loss(step=course.now, forward=first)))
             except CaptureError as error:
                 # A frozen model between the trained one and the loss, such as a discriminator, is no target.
                 errors.append(error)
                 continue
             if candidate not in self.targets:
                 self.targets.append(candidate)
-        if not terms:
-            raise errors[0]
-        return total(terms)
+        if len(terms) > 1:
+            self._require_one_family([candidate for candidate, _ in terms])
+        return terms
 
     def _require_one_family(self, candidates: list[Candidate]) -> None:
         families = {item.attached_to.family for item in candidates}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.errors import ConfigError
-from layersync_core.run.accumulation import Accumulation
 from layersync_core.run.candidates import Candidate, Candidates
+from layersync_core.run.course import Courses
 from layersync_core.run.journal import Journal
 from layersync_core.run.metrics_log import MetricsLog
 from layersync_core.run.settings import Settings, from_environment
 from layersync_core.run.showing import one_line_warnings
-from layersync_core.run.status import say
+from layersync_core.run.status import Status, say
 from layersync_core.run.steps import Steps
 from layersync_core.run.terms import Terms
 
@@ -38,19 +38,13 @@ class Training:
         launch = settings.launch
         self.followers: list[Callable[[MetricsLog], None]] = []  # loggers that a program may start at any time
         self._saved: dict[str, Any] | None = None  # of the checkpoint that the program goes on from
-        self._start_step = launch.layersync_start_step
+        self._start_step, losses = launch.layersync_start_step, launch.layersync_accumulation_steps
+        self.taken = 0  # optimiser steps of any kind
         self.candidates = Candidates(settings, self._attached)
-        self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._blind)
-        self._accumulation = Accumulation(launch.layersync_accumulation_steps)
-        self.terms = Terms(self.candidates, self.journal, self._accumulation, launch.layersync_target)
-        self.steps = Steps(
-            self.candidates,
-            self.journal,
-            self.terms,
-            self._accumulation,
-            launch.layersync_accumulation_steps,
-            self._start_step or 0,
-        )
+        self.courses = Courses(self.candidates, losses, self._start_step or 0)
+        self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._fill)
+        self.terms = Terms(self.candidates, self.journal, self.courses, launch.layersync_target)
+        self.steps = Steps(self.candidates, self.courses, self.journal, losses)
 
     def build(self, module: nn.Module) -> None:
         """Notice a module that is being built."""
@@ -74,20 +68,21 @@ class Training:
     def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
         with self.journal:
-            result, used = self.terms.add(loss, self.steps.now, divides, factor)
+            result, used = self.terms.add(loss, divides, factor)
             if used == []:
                 return result  # the same loss again, counted already
-            self.steps.loss(has_term=used is not None)
+            self.steps.loss(used)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
-            self.journal.target(_describe(candidate), self._accumulation.describe())
+            self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
         if used and not self.journal.status.steps:
             self._read_metrics()  # as long as no step of an optimiser was seen, it may be a program without one
         return result
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Count an optimiser's step that is about to be taken, and check what must hold before the first."""
+        self.taken += 1
         with self.journal:
-            first = not self.terms.checked
+            first = not self.journal.status.steps
             if not self.steps.before_step(optimiser):
                 return
             if first and self._saved is not None:
@@ -98,6 +93,10 @@ class Training:
             follow(self.journal.log)
         self.journal.write_now_and_then()
 
+    def skipped(self, optimiser: torch.optim.Optimizer) -> None:
+        """End a group of losses whose step a scaler did not take."""
+        self.steps.skipped(optimiser)
+
     def resumed(self, states: dict[str, Any] | None) -> None:
         """Go on where a checkpoint was written; None where it tells nothing.
 
@@ -106,7 +105,7 @@ class Training:
         """
         with self.journal:
             if states is not None:
-                self.steps.now = max((state["step"] for state in states.values()), default=0)
+                self.courses.resume({name: state["step"] for name, state in states.items()})
                 self._saved = states
                 for candidate in self.candidates.attached:
                     self._attached(candidate)
@@ -119,14 +118,11 @@ class Training:
                 say("the checkpoint has no layersync_state.safetensors; nothing of LayerSync's depends on the step")
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each model that is trained by its name, at the program's step."""
-        step = self.steps.now
-        return {str(item): {**item.attached_to.state_dict(), "step": step} for item in self.terms.targets} or {
-            "": {"version": 1, "step": step, "modules": {}}
-        }
+        """Return the state of each model that is trained by its name, at its optimiser step."""
+        return self.courses.state()
 
     def _require_saved_parts(self, saved: dict[str, Any]) -> None:
-        for target in self.terms.targets:
+        for target in (course.candidate for course in self.courses.current()):
             names = target.attached_to.modules()
             if names and not saved.get(str(target), {}).get("modules"):
                 raise ConfigError(
@@ -134,19 +130,24 @@ class Training:
                     "it; start anew, or switch it off"
                 )
 
-    def _blind(self) -> str:
-        guards = [target.attached_to.guard for target in self.terms.targets]
-        return next((guard.blind for guard in guards if guard is not None and guard.blind), "")
+    def _fill(self, status: Status, wait: bool) -> None:
+        status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
+        for course in self.courses.current():
+            guard = course.candidate.attached_to.guard
+            if guard is not None:
+                status.blind = status.blind or guard.blind
 
     def _read_metrics(self) -> None:
-        for candidate in self.terms.targets:
-            self.journal.log.add(candidate.attached_to.metrics())
+        for course in self.courses.current():
+            metrics = course.candidate.attached_to.metrics()
+            course.note(metrics)
+            self.journal.log.add(metrics)
 
     def _attached(self, candidate: Candidate) -> None:
         modules, saved = candidate.attached_to.modules(), self._saved
         if modules and saved and saved.get(str(candidate), {}).get("modules"):
             candidate.attached_to.load_state_dict(saved[str(candidate)])
-        candidate.attached_to.gate(self.steps.now)
+        candidate.attached_to.gate(self.courses.first)
 
 
 def _describe(candidate: Candidate) -> str:

@@ -122,6 +122,45 @@ def test_losses_that_are_summed_as_they_were_said_to_be(launch: Launch, capsys: 
     assert "warning" not in capsys.readouterr().err
 
 
+def per_sample(model: Any, inputs: dict[str, Any]) -> Tensor:
+    return model(**inputs).sample.square().flatten(1).mean(1)  # type: ignore[no-any-return]
+
+
+def test_a_sum_over_as_many_samples_as_there_are_losses_is_asked_about(launch: Launch) -> None:
+    launch()
+    model, batches, _ = micro_batches(2)
+    optimiser = sgd(model)
+    for inputs in batches:
+        (per_sample(model, inputs).sum() / 2).backward()  # a mean of two samples, or a half
+    with pytest.raises(CaptureError, match="whether they are divided by 2 cannot be read"):
+        optimiser.step()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_sum_divided_by_its_elements_is_a_mean(launch: Launch, count: int) -> None:
+    launch()
+    model, batches, expected = micro_batches(count)
+    optimiser = sgd(model)
+    for inputs in batches:
+        (per_sample(model, inputs).sum() / 2 / count).backward()
+    optimiser.step()
+    assert_same_gradients(gradients(model), expected)
+
+
+def test_accelerate_is_believed_where_an_epoch_ends_before_a_step_is_full(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch()
+    model, batches, expected = micro_batches(2)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4)
+    prepared, optimiser = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0))
+    for inputs in batches:
+        accelerator.backward(main_loss(prepared(**inputs)))
+    optimiser.step()
+    assert_same_gradients(gradients(model), {name: grad / 2 for name, grad in expected.items()})
+    assert "summed" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [None, 4])
 def test_a_gradient_given_to_backward_is_a_factor_of_the_loss(launch: Launch, given: int | None) -> None:
     launch(**({} if given is None else {"layersync_accumulation_steps": given}))

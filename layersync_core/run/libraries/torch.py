@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from layersync_core import _compat
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
+from layersync_core.run.replaced import ReplacedSteps
 from layersync_core.run.showing import exception_hook
 from layersync_core.run.training import training
 
@@ -28,7 +29,8 @@ def take_hold() -> None:
     wrap_once(torch.optim.Optimizer, "__init__", _optimising)
     wrap_once(torch.autograd, "backward", _backward)
     wrap_once(torch.amp.GradScaler, "scale", _scaling)
-    register_optimizer_step_pre_hook(_stepping)
+    wrap_once(torch.amp.GradScaler, "step", _scaler_stepping)
+    register_optimizer_step_pre_hook(_stepping_unless_replaced)
 
 
 # Models.
@@ -48,6 +50,7 @@ def _compiling(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _optimising(original: Callable[..., Any], optimiser: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
     original(optimiser, *args, **kwargs)
+    _replaced.notice(optimiser)
     training().optimise(optimiser)
 
 
@@ -56,6 +59,8 @@ def _optimising(original: Callable[..., Any], optimiser: torch.optim.Optimizer, 
 
 def _backward(original: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
     # Inside a running backward it is a checkpoint that recomputes.
+    if not _compat.inside_backward():
+        _replaced.wrap()
     if is_inside() or _compat.inside_backward():
         return original(tensors, grad_tensors, *args, **kwargs)
     add = training().add_terms
@@ -91,6 +96,20 @@ def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
 # Steps.
 
 
+def _scaler_stepping(
+    original: Callable[..., Any], scaler: Any, optimiser: torch.optim.Optimizer, *args: Any, **kwargs: Any
+) -> Any:
+    taken = training().taken
+    returned = original(scaler, optimiser, *args, **kwargs)
+    if training().taken == taken:
+        training().skipped(optimiser)
+    return returned
+
+
+def _stepping_unless_replaced(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return None if _replaced.is_stepping(optimiser) else _stepping(optimiser, args, kwargs)
+
+
 def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     named = "closure" in kwargs
     closure = kwargs["closure"] if named else next(iter(args[1:]), None)
@@ -111,3 +130,6 @@ def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if named:
         return args, {**kwargs, "closure": before_update}
     return (args[0], before_update, *args[2:]), kwargs
+
+
+_replaced = ReplacedSteps(_stepping)

@@ -1,0 +1,160 @@
+"""One training of a program: a model, with all optimisers that hold its parameters. Its state is of no other."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from layersync_core.run.accumulation import Accumulation
+from layersync_core.run.candidates import Candidate, Candidates
+from layersync_core.run.metrics_log import SIMILARITY, Latest
+from layersync_core.run.status import Record
+
+
+class Course:
+    """The course of one training.
+
+    Args:
+        candidate: The model.
+        accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
+        first: The optimiser step that it begins with.
+
+    Attributes:
+        now: The optimiser step, for the schedules.
+        accumulation: Says what share of a step a loss is.
+        losses: Losses with a term since the last step.
+        checked: The first step has shown that all is well.
+        terms: Losses with a term.
+        steps: Optimiser steps with one.
+        idle: Optimiser steps without one, after the first.
+        similarity: The first one and the latest.
+    """
+
+    def __init__(self, candidate: Candidate, accumulation_steps: int | None, first: int) -> None:
+        self.candidate = candidate
+        self.now = first
+        self.accumulation = Accumulation(accumulation_steps)
+        self.losses = self.terms = self.steps = self.idle = 0
+        self.checked = False
+        self.similarity = Latest(), Latest()
+        self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
+
+    def loss(self) -> None:
+        """Note a loss with a term."""
+        if not self.losses:
+            self._stepped.clear()
+        self.losses += 1
+        self.terms += 1
+
+    def skip(self) -> None:
+        """End a group of losses whose step was not taken."""
+        self.losses = 0
+        self.accumulation.begin_again()
+
+    def step(self, optimiser: torch.optim.Optimizer, counted: bool) -> bool | None:
+        """Note a step of one of its optimisers.
+
+        Args:
+            optimiser: Which one; several share the losses of one step.
+            counted: Steps are counted by optimisers, and not by losses.
+
+        Returns:
+            Whether it is a step with a term; None where it belongs to a step that another optimiser has begun.
+        """
+        again = optimiser in self._stepped
+        self._stepped.add(optimiser)
+        if self.losses:
+            self._stepped = WeakSet([optimiser])
+            self.losses = 0
+            self.now += counted
+            self.steps += 1
+            return True
+        return False if again or len(self._stepped) == 1 else None
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Note the metrics of a step."""
+        if SIMILARITY in metrics:
+            first, last = self.similarity
+            last.put(metrics[SIMILARITY])
+            if not first:
+                first.put(metrics[SIMILARITY])
+
+    def record(self, wait: bool) -> Record:
+        """Return what it did, for the status file.
+
+        Args:
+            wait: For figures that are still on a device.
+        """
+        first, last = ((latest.wait() if wait else latest.peek()) for latest in self.similarity)
+        return Record(str(self.candidate), self.terms, self.steps, self.idle, first, last)
+
+
+class Courses:
+    """The trainings of a process, one after another or side by side.
+
+    Args:
+        candidates: The program's models.
+        accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
+        first: The optimiser step that the first trainings begin with.
+    """
+
+    def __init__(self, candidates: Candidates, accumulation_steps: int | None, first: int) -> None:
+        self.first = first
+        self.all: list[Course] = []
+        self._candidates, self._accumulation_steps = candidates, accumulation_steps
+
+    @property
+    def now(self) -> int:
+        """The latest optimiser step of any training."""
+        return max((course.now for course in self.all), default=self.first)
+
+    def current(self) -> list[Course]:
+        """Return the latest training of each model that is still there."""
+        latest = {course.candidate: course for course in self.all}
+        return [course for course in latest.values() if course.candidate.attachment is not None]
+
+    def find(self, candidate: Candidate) -> Course | None:
+        """Return the training of a model; None where it has got no term."""
+        return next((course for course in reversed(self.all) if course.candidate is candidate), None)
+
+    def of(self, candidate: Candidate) -> Course:
+        """Return the training of a model; it begins with its first loss."""
+        return self.find(candidate) or self._begin(candidate)
+
+    def begin_anew(self, candidate: Candidate) -> None:
+        """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
+        course = self.find(candidate)
+        if course is None or not course.steps:
+            return
+        if candidate.optimisers:
+            gc.collect()  # schedulers and hooks hold optimisers in circles
+        if not candidate.optimisers:
+            self._begin(candidate)
+
+    def resume(self, steps: Mapping[str, int]) -> None:
+        """Go on at the steps of a checkpoint, by name of the model."""
+        self.first = max(steps.values(), default=0)
+        for course in self.current():
+            course.now = steps.get(str(course.candidate), self.first)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each model that is trained by its name; of none, the step that one would begin with."""
+        states = {
+            str(course.candidate): {**course.candidate.attached_to.state_dict(), "step": course.now}
+            for course in self.current()
+        }
+        return states or {"": {"version": 1, "step": self.first, "modules": {}}}
+
+    def _begin(self, candidate: Candidate) -> Course:
+        # A program that goes on from a checkpoint does so with its first training.
+        stepped = any(course.steps for course in self.all if course.candidate.attachment is None)
+        again = self.find(candidate) is not None
+        course = Course(candidate, self._accumulation_steps, 0 if stepped or again else self.first)
+        self.all.append(course)
+        candidate.attached_to.gate(course.now)
+        return course
