@@ -81,6 +81,15 @@ def test_a_factor_that_is_no_accumulation_is_asked_about(launch: Launch, loss_of
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "before the step"
 
 
+@pytest.mark.parametrize("factor", [2, 1, 0.25, -2])
+def test_before_any_step_a_term_is_scaled_as_its_loss_is(launch: Launch, factor: float) -> None:
+    launch()
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(factor * by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    (main_loss(model(**inputs)) * factor).backward()
+    assert_same_gradients(gradients(model), expected)
+
+
 def test_a_division_that_cannot_be_read_is_asked_about(launch: Launch) -> None:
     launch()
     model, batches, _ = micro_batches(2)

@@ -8,7 +8,7 @@ import torch
 
 from layersync_core.run.training import Training
 from tests.models import build
-from tests.run.inside import Launch, sgd
+from tests.run.inside import Launch, main_loss, sgd
 
 
 def held(training: Training) -> int:
@@ -38,4 +38,16 @@ def test_of_too_many_forwards_the_oldest_are_forgotten(launch: Launch) -> None:
     assert held(training) == 32
     del outputs[-32:]
     assert held(training) == 0
+    assert optimiser
+
+
+def test_all_forwards_of_a_loss_are_forgotten_with_it(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    outputs = [model(**inputs) for _ in range(3)]
+    (main_loss(outputs[0]) + main_loss(outputs[2])).backward()
+    assert held(training) == 1
+    main_loss(outputs[1]).backward()
+    assert (held(training), training.journal.status.terms) == (0, 2)
     assert optimiser
