@@ -222,3 +222,12 @@ def test_a_factor_that_cannot_be_read_is_not_certain(write: Callable[[Tensor], T
 def test_a_factor_of_two_losses_is_what_they_share(write: Callable[[Tensor, Tensor], Tensor], factor: Factor) -> None:
     weight = torch.ones(3, requires_grad=True)
     assert read_factor(write(weight.mean(), weight.sum())) == factor
+
+
+@pytest.mark.parametrize(("count", "certain"), [(10, True), (2000, False)])
+def test_a_long_sum_is_not_read_to_its_end(count: int, certain: bool) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = weight.mean() / 1
+    for _ in range(count):
+        loss = loss + weight.mean()
+    assert read_factor(loss) == Factor(1, certain)
