@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from layersync_core.run.training import Training
-from tests.models import build
+from tests.models import build, states_by_hand
 from tests.run.inside import Launch, main_loss, sgd
 
 
@@ -27,6 +27,18 @@ def test_forwards_are_held_as_long_as_what_they_returned(launch: Launch) -> None
     while outputs:
         outputs.pop(len(outputs) // 2)
         assert held(training) == len(outputs)
+    assert optimiser
+
+
+def test_a_forward_of_blocks_alone_is_held_as_long_as_what_they_returned(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    returned: list[Any] = [states_by_hand(model, inputs), model(**inputs)]
+    assert held(training) == 2
+    for left in (1, 0):
+        returned.pop()
+        assert held(training) == left
     assert optimiser
 
 
