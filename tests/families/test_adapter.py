@@ -415,6 +415,25 @@ def test_where_joined_tokens_stand_is_checked() -> None:
         BlockStack("blocks", joined="middle")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("what", ["target", "real"])
+def test_masks_of_blocks_driven_by_hand(what: str) -> None:
+    keep = torch.tensor([True, False, True, False, True])
+    model, x = toy(), toy_input()
+    told = BlockStackAdapter(
+        family="toy",
+        model_classes="Toy",
+        stacks="blocks",
+        **{what: lambda call: ~keep, f"block_{what}": lambda call: keep},
+    )
+    with attach(model, settings(), adapter=told) as sync:
+        states = toy_states(model, x)
+        torch.testing.assert_close(sync.loss(), -0.5 * mean_cosine(states[0], states[2], keep))
+    with attach(model, settings(), adapter=masked(**{what: lambda call: keep})) as sync:
+        toy_states(model, x)
+        with pytest.raises(CaptureError, match="its blocks were called one by one"):
+            sync.loss()
+
+
 def test_why_a_model_does_not_fit_is_said_of_the_layouts_of_its_class() -> None:
     adapter = BlockStackAdapter(
         family="toy", model_classes="Toy", stacks="layers", forks=[ModelLayout(model_classes="Fork", stacks="blocks")]

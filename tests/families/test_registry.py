@@ -154,6 +154,11 @@ class TestUnknownClass:
         assert GUIDE in message
         assert CLASS in message_of(UnknownFamilyError, resolve, fakes.model(CLASS))
 
+    def test_the_class_that_is_told_is_the_model_s_own_and_no_base_s(self) -> None:
+        with pytest.raises(UnknownFamilyError, match="no adapter knows the model class Derived;") as error:
+            resolve(fakes.model("Derived", type(fakes.model(CLASS))))
+        assert error.value.model_class == "Derived"
+
     @pytest.mark.parametrize("thing", [None, 3, object()])
     def test_what_is_no_model(self, thing: Any) -> None:
         assert type(thing).__name__ in message_of(UnknownFamilyError, resolve, thing)

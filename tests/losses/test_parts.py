@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from layersync_core import Attachment, CaptureError, ConfigError, Term
+from layersync_core.losses.parts import TrainedParts
 from tests.losses.support import Other, Register, attached
 from tests.models import toy_input
 
@@ -111,6 +112,30 @@ def test_steps_of_another_models_optimiser_are_no_updates_that_a_part_misses(pro
             discriminator(torch.ones(2)).sum().backward()
             sync.apply(model(toy_input()).square().mean()).backward()
             optimiser.step()
+
+
+def test_parts_join_the_group_of_their_models_parameters_once() -> None:
+    model, part, other = nn.Linear(2, 1), nn.Linear(3, 1), nn.Linear(4, 1)
+    parts = TrainedParts(model, {"other": part})
+    parts.place(OPTIMISERS["SGD"](other.parameters()))
+    with pytest.raises(CaptureError, match="in no optimiser"):
+        parts.require_placed()
+    optimiser = OPTIMISERS["SGD"]([{"params": list(other.parameters())}, {"params": list(model.parameters())}])
+    for _ in range(2):
+        parts.place(optimiser)
+        parts.require_placed()
+        first, second = (group["params"] for group in optimiser.param_groups)
+        assert [*map(id, first)] == [*map(id, other.parameters())]
+        assert [*map(id, second)] == [*map(id, [*model.parameters(), *part.parameters()])]
+
+
+def test_parts_of_a_model_that_is_gone_join_no_optimiser() -> None:
+    model, other = nn.Linear(2, 1), nn.Linear(4, 1)
+    parts = TrainedParts(model, {"other": nn.Linear(3, 1)})
+    del model
+    optimiser = OPTIMISERS["SGD"](other.parameters())
+    parts.place(optimiser)
+    assert len(optimiser.param_groups[0]["params"]) == 2
 
 
 class TwoRanks:

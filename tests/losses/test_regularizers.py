@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layersync_core import Attachment, CaptureError, ConfigError, LayerSyncError, Term, attach
+from layersync_core import Attachment, BlockStackAdapter, CaptureError, ConfigError, LayerSyncError, Term, attach
 from tests.losses.support import Other, Register, attached, states_apart
 from tests.models import (
     TOY,
@@ -244,6 +244,22 @@ def test_images_have_one_frame(register: Register, case: str, grid: Any) -> None
     assert found == grid
     torch.testing.assert_close(frames_BTPD[:, 0], states_by_hand(model, inputs)[1])
     assert frames_BTPD.shape[1] == 1
+
+
+@pytest.mark.parametrize(("grid", "fits"), [((5, 1, 1), True), ((1, 2, 2), False), ((2, 1, 3), False)])
+def test_frames_are_all_of_the_tokens(register: Register, grid: tuple[int, int, int], fits: bool) -> None:
+    def compute(states: Any, step: int) -> None:
+        if fits:
+            assert torch.equal(states.frames(1), states.tokens(1)[:, :, None])
+        else:
+            with pytest.raises(CaptureError, match=f"5 tokens do not fill {grid[0]} frames of {grid[1]} by {grid[2]}"):
+                states.frames(1)
+
+    register(Other(compute))
+    adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks", grid=lambda call: grid, video=True)
+    with attach(model := toy(), settings(), adapter=adapter) as sync:
+        model(toy_input())
+        sync.loss()
 
 
 def test_tokens_of_a_capture_of_ones_own_are_one_frame(register: Register) -> None:

@@ -81,6 +81,15 @@ def test_a_factor_that_is_no_accumulation_is_asked_about(launch: Launch, loss_of
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "before the step"
 
 
+@pytest.mark.parametrize("factor", [2, 1, 0.25, -2])
+def test_before_any_step_a_term_is_scaled_as_its_loss_is(launch: Launch, factor: float) -> None:
+    launch()
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(factor * by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    (main_loss(model(**inputs)) * factor).backward()
+    assert_same_gradients(gradients(model), expected)
+
+
 def test_a_division_that_cannot_be_read_is_asked_about(launch: Launch) -> None:
     launch()
     model, batches, _ = micro_batches(2)
@@ -252,3 +261,12 @@ def test_a_factor_that_cannot_be_read_is_not_certain(write: Callable[[Tensor], T
 def test_a_factor_of_two_losses_is_what_they_share(write: Callable[[Tensor, Tensor], Tensor], factor: Factor) -> None:
     weight = torch.ones(3, requires_grad=True)
     assert read_factor(write(weight.mean(), weight.sum())) == factor
+
+
+@pytest.mark.parametrize(("count", "certain"), [(10, True), (2000, False)])
+def test_a_long_sum_is_not_read_to_its_end(count: int, certain: bool) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = weight.mean() / 1
+    for _ in range(count):
+        loss = loss + weight.mean()
+    assert read_factor(loss) == Factor(1, certain)

@@ -124,6 +124,10 @@ def test_what_a_command_left_behind_is_reported(
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_a_command_may_take_longer_than_one_wait_for_it(started: Callable[..., int]) -> None:
+    assert started("sleep 1.2", status={"terms": 2}) == 0
+
+
 def test_what_an_earlier_run_left_behind_does_not_count(
     started: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

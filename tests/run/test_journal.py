@@ -10,12 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from layersync_core.errors import CaptureError
 from layersync_core.run.journal import Journal
 from layersync_core.run.status import read_all
 from tests.models import build
-from tests.run.inside import Launch, main_loss, sgd, train
+from tests.run.inside import Launch, attach_lora, main_loss, sgd, train
 from tests.run.processes import RUN, SUMMARY, Script, python, run
 
 
@@ -39,6 +40,16 @@ def test_warnings_are_one_line_and_said_once(launch: Launch, capsys: pytest.Capt
         warnings.simplefilter("error")
         train(model, inputs, sgd(model), 2)
     assert capsys.readouterr().err.count("layersync: warning: student and teacher are the same block") == 1
+
+
+def test_a_warning_at_the_first_term_is_one_line_as_well(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    launch(layersync_lambda=None)
+    model, inputs = build("wan")
+    optimiser = torch.optim.SGD([attach_lora(model)], lr=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, inputs, optimiser, 2)
+    assert capsys.readouterr().err.count("layersync: warning: only adapter weights train") == 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from layersync_core import LayerSyncConfig, Term
+from layersync_core import LayerSyncConfig, Term, save_states
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.losses.hookspecs import hookimpl
 from layersync_core.session import plugins
@@ -82,6 +82,21 @@ def test_trainable_parts_are_saved_and_restored(launch: Launch, probe: list[Prob
     train(model, inputs, optimiser, 2)
     assert not torch.equal(probe[0].module.weight, saved["weight"])
     accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert all(torch.equal(value, saved[name]) for name, value in probe[0].module.state_dict().items())
+
+
+def test_a_new_run_goes_on_with_the_trained_parts_of_the_checkpoint(
+    launch: Launch, probe: list[Probe], tmp_path: Path
+) -> None:
+    launch()
+    model, inputs = build("dit")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimiser = accelerator.prepare(model, sgd(model))
+    accelerator.save_state(str(tmp_path))
+    saved = {name: torch.randn_like(value) for name, value in probe[0].module.state_dict().items()}
+    save_states(tmp_path, {"DiTTransformer2DModel#1": {"version": 1, "step": 4, "modules": {"probe": saved}}})
+    accelerator.load_state(str(tmp_path))
+    train(model, inputs, optimiser)
     assert all(torch.equal(value, saved[name]) for name, value in probe[0].module.state_dict().items())
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import accelerate
 import pytest
 
+from layersync_core import save_states
 from layersync_core.errors import ConfigError
-from tests.models import build
-from tests.run.inside import Launch, sgd, train
+from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd
+from tests.run.inside import Launch, by_hand, main_loss, sgd, train
 
 
 def test_the_schedule_goes_on_from_accelerates_checkpoint(launch: Launch, tmp_path: Path) -> None:
@@ -23,6 +25,22 @@ def test_the_schedule_goes_on_from_accelerates_checkpoint(launch: Launch, tmp_pa
     assert training.steps.now == 5
     accelerator.load_state(str(tmp_path / "checkpoint"))
     assert training.steps.now == 3
+
+
+def test_a_new_run_goes_on_where_the_checkpoint_says(launch: Launch, tmp_path: Path) -> None:
+    training = launch(layersync_warmup_steps=10)
+    model, inputs = build("dit")
+    untouched = copy.deepcopy(model)
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimiser = accelerator.prepare(model, sgd(model))
+    accelerator.save_state(str(tmp_path))
+    save_states(tmp_path, {"DiTTransformer2DModel#1": {"version": 1, "step": 4, "modules": {}}})
+    accelerator.load_state(str(tmp_path))
+    term = by_hand(untouched, inputs) - main_loss(untouched(**inputs))
+    expected = gradients_by_autograd(main_loss(untouched(**inputs)) + 0.4 * term, untouched)
+    train(model, inputs, optimiser)
+    assert_same_gradients(gradients(model), expected)
+    assert training.steps.now == 5
 
 
 def test_a_checkpoint_without_our_state(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,17 @@ def test_a_program_without_an_optimiser(launch: Launch) -> None:
     assert (training.journal.status.terms, training.steps.now) == (3, 3)
 
 
+def test_no_step_is_counted_twice_where_losses_are_counted_as_well(launch: Launch) -> None:
+    training = launch(layersync_warmup_steps=10, layersync_accumulation_steps=2)
+    model, batches, _ = micro_batches(2)
+    optimiser = sgd(model)
+    for number in range(3):
+        for inputs in batches:
+            (main_loss(model(**inputs)) / 2).backward()
+        optimiser.step()
+        assert training.steps.now == number + 1
+
+
 def test_a_schedule_that_nobody_counts_is_an_error(launch: Launch) -> None:
     launch(layersync_warmup_steps=10)
     model, inputs = build("dit")
@@ -134,6 +145,29 @@ def test_a_schedule_that_nobody_counts_is_an_error(launch: Launch) -> None:
         main_loss(model(**inputs)).backward()
     with pytest.raises(CaptureError, match="the schedule would stand still"):
         main_loss(model(**inputs)).backward()
+
+
+def other_loss() -> Tensor:
+    return torch.ones(3, requires_grad=True).sum()
+
+
+@pytest.mark.parametrize("sign", ["an optimiser", "a model that is attached"])
+def test_two_losses_without_a_term_before_the_first_step_are_an_error(launch: Launch, sign: str) -> None:
+    training = launch()
+    if sign == "an optimiser":
+        sgd(nn.Linear(2, 2))
+    else:
+        model, _ = build("dit")
+        training.prepare([model])
+    other_loss().backward()
+    with pytest.raises(CaptureError, match="two losses were trained without LayerSync's term"):
+        other_loss().backward()
+
+
+def test_losses_before_any_sign_of_a_training_are_left_alone(launch: Launch) -> None:
+    launch()
+    for _ in range(3):
+        other_loss().backward()
 
 
 def test_after_the_cut_off_nothing_is_captured(launch: Launch) -> None:

@@ -390,3 +390,15 @@ def test_validation_leaves_memory_as_it_is(script: Script) -> None:
     assert max(kept) == 0
     assert max(objects) - min(objects) < 100  # one for each forward would be 130 more at every count
     assert "550 steps" in done.stderr
+
+
+def test_a_loss_that_no_term_can_be_made_for_is_an_error(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    model.requires_grad_(False)
+    model.proj_out_2.requires_grad_(True)
+    optimiser = sgd(model)
+    with pytest.raises(CaptureError, match=r"block 1 of 6 .* depends on nothing trainable"):
+        main_loss(model(**inputs)).backward()
+    assert training.journal.status.terms == 0
+    assert optimiser
