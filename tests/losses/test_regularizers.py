@@ -246,7 +246,7 @@ def test_images_have_one_frame(register: Register, case: str, grid: Any) -> None
     assert frames_BTPD.shape[1] == 1
 
 
-@pytest.mark.parametrize(("grid", "fits"), [((5, 1, 1), True), ((1, 2, 2), False), ((2, 1, 3), False)])
+@pytest.mark.parametrize(("grid", "fits"), [((5, 1, 1), True), ((1, 2, 2), False)])
 def test_frames_are_all_of_the_tokens(register: Register, grid: tuple[int, int, int], fits: bool) -> None:
     def compute(states: Any, step: int) -> None:
         if fits:
