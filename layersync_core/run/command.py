@@ -12,16 +12,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.settings import Settings, is_on, variables
 from layersync_core.run.startup.sitecustomize import REACHED
-from layersync_core.run.status import HOOK, SETTINGS, UNREACHED, files, read_all, say, summary, why_nothing
+from layersync_core.run.status import (
+    HOOK,
+    SETTINGS,
+    UNREACHED,
+    files,
+    read_all,
+    say,
+    standard_error,
+    summary,
+    why_nothing,
+)
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 # A Python starts within this time, or not at all.
-_PATIENCE = 30
+_PATIENCE = 10
+_USER_ERROR = 2
 
 
 def run(settings: Settings, command: Sequence[str]) -> int:
@@ -44,24 +55,34 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         failure = _report(folder)
     if code < 0:
         _die_by(-code)
-    if failure and (code == 0 or failure[1]):
-        raise LayerSyncError(failure[0])
-    return code
+    if failure is None or (code and not failure.ours):
+        return code
+    if failure.told:
+        return _USER_ERROR
+    raise LayerSyncError(failure.why)
 
 
-def _report(folder: Path) -> tuple[str, bool] | None:
-    """Print the summary; return why there is none, and whether LayerSync itself stopped the program."""
+class _Failure(NamedTuple):
+    """Why there is no summary; whether LayerSync itself stopped the program, and said so where this process would."""
+
+    why: str
+    ours: bool = False
+    told: bool = False
+
+
+def _report(folder: Path) -> _Failure | None:
+    """Print the summary; return why there is none."""
     processes = read_all(folder)
-    error = next((status.error for status in processes if status.error), "")
-    if error:
-        return error, True
+    failed = next((status for status in processes if status.error), None)
+    if failed is not None:
+        return _Failure(failed.error, ours=True, told=bool(failed.shown) and failed.shown == standard_error())
     if any(status.terms for status in processes):
         say(summary(processes))
         return None
     if any(status.over for status in processes):
         say("the schedule was over before the first step, so no term was added")
         return None
-    return why_nothing(processes, (folder / HOOK).exists()), False
+    return _Failure(why_nothing(processes, (folder / HOOK).exists()))
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 from layersync_core.errors import LayerSyncError
 from layersync_core.run import ranks
+from layersync_core.run.ending import at_sudden_end
 from layersync_core.run.metrics_log import MetricsLog
 from layersync_core.run.showing import say_error
-from layersync_core.run.status import Status, say, summary
+from layersync_core.run.status import Status, say, standard_error, summary
 
 _SECONDS = 5
 
@@ -33,6 +34,7 @@ class Journal:
         last_names: Callable[[], Iterable[str]],
         fill: Callable[[Status, bool], None] = lambda status, wait: None,
     ) -> None:
+        self._folder, self._finished, self._copied = folder, False, False
         self.log = MetricsLog(folder)
         self.status = Status()
         self.seen: dict[str, None] = {}
@@ -40,7 +42,8 @@ class Journal:
         self._said: set[str] = set()
         self._written = 0.0
         self.write()
-        atexit.register(self._finish)
+        atexit.register(self.finish)
+        at_sudden_end(self.finish, self._forked)
 
     def __enter__(self) -> None:
         """Begin a context in which an error of ours is told to the parent."""
@@ -52,7 +55,7 @@ class Journal:
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
         if not self.status.error:
-            self.status.error = str(error)
+            self.status.error, self.status.shown = str(error), standard_error()
             self.write()
             say_error(error)  # now: the program may catch it
         raise error
@@ -83,7 +86,16 @@ class Journal:
         self._fill(self.status, False)
         self.status.write(self.log.folder)
 
-    def _finish(self) -> None:
+    def _forked(self) -> None:
+        """Begin anew in a copy of the process: what was counted and measured is told by the one that was copied."""
+        self._copied, self._finished = True, False
+        self.log, self.status = MetricsLog(self._folder), Status()
+
+    def finish(self) -> None:
+        """Write what is left, and the status file for the last time."""
+        if self._finished or (self._copied and not self.status.terms):
+            return
+        self._finished = True
         with suppress(RuntimeError):  # a device that failed is the program's own error
             self.log.close()
             self.log.first.wait()

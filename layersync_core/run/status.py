@@ -56,6 +56,7 @@ class Status:
         first: Similarity of the first step.
         last: The latest similarity known.
         error: Why LayerSync stopped the program; empty if it did not.
+        shown: Where the error was said: what standard error was there.
         seen: Class names of the models that were built or trained.
         tracker: Where the metrics went; empty where nothing was logged.
         over: The schedule had ended before the first step, so that no term was due.
@@ -72,6 +73,7 @@ class Status:
     first: float | None = None
     last: float | None = None
     error: str = ""
+    shown: str = ""
     seen: list[str] = field(default_factory=list)
     tracker: str = ""
     over: bool = False
@@ -151,6 +153,23 @@ def why_nothing(processes: list[Status], reached: bool) -> str:
     return f"no process of this command trained a model with LayerSync; model classes seen: {', '.join(seen) or 'none'}"
 
 
+def standard_error() -> str:
+    """Return what tells this process's standard error from another one; empty where there is none."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}:{found.st_rdev}"
+
+
 def say(message: Any) -> None:
-    """Print a line of ours on standard error."""
-    print(f"layersync: {message}", file=sys.stderr, flush=True)
+    """Print a line of ours on standard error, if there is one: a terminal that is gone ends no training."""
+    line, bars = f"layersync: {message}", sys.modules.get("tqdm")
+    if sys.stderr is None:
+        return
+    with suppress(OSError, ValueError):
+        if bars is None:
+            print(line, file=sys.stderr, flush=True)
+        else:  # a line of its own, above the bars
+            bars.tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()

@@ -74,8 +74,8 @@ class Training:
             self.steps.loss(used)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
             self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
-        if used and not self.journal.status.steps:
-            self._read_metrics()  # as long as no step of an optimiser was seen, it may be a program without one
+        if used and not self.steps.has_optimisers:
+            self._read_metrics()
         return result
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
@@ -131,6 +131,8 @@ class Training:
                 )
 
     def _fill(self, status: Status, wait: bool) -> None:
+        if wait and not status.steps:
+            self._read_metrics()  # of losses that no optimiser's step came after
         status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
         for course in self.courses.current():
             guard = course.candidate.attached_to.guard

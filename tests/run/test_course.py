@@ -67,7 +67,7 @@ def test_each_training_has_an_entry_in_the_last_line(launch: Launch) -> None:
     for steps in (2, 3):
         model, inputs = build("dit")
         train(model, inputs, sgd(model), steps)
-    training.journal._finish()
+    training.journal.finish()
     line = summary([training.journal.status])
     assert "DiTTransformer2DModel#1: 2 steps with the term, similarity" in line
     assert "; DiTTransformer2DModel#2: 3 steps with the term, similarity" in line

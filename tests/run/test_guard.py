@@ -75,7 +75,7 @@ def test_the_last_line_says_what_was_not_measured(launch: Launch) -> None:
     head: Any = model.get_submodule("proj_out")
     nn.init.zeros_(head.weight)
     train(model, inputs, optimiser, steps=10)
-    training.journal._finish()
+    training.journal.finish()
     assert "no gradient of the main loss arrived" in training.journal.status.blind
     assert main_loss(model(**inputs)).grad_fn is not None
 

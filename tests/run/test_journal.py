@@ -87,7 +87,7 @@ def test_a_process_without_a_parent_sums_itself_up(
     monkeypatch.setenv("RANK", rank)
     alone = journal(None)
     alone.status.terms, alone.status.error = terms, error
-    alone._finish()
+    alone.finish()
     assert capsys.readouterr().err.count("2 losses with the term") == said
 
 
@@ -96,10 +96,10 @@ def test_a_process_with_a_parent_leaves_the_summary_to_it(
 ) -> None:
     with_parent = journal(str(tmp_path))
     with_parent.seen["Prepared"] = None
-    with_parent._finish()
+    with_parent.finish()
     assert read_all(tmp_path)[0].seen == ["Prepared", "Last"]
     with_parent.status.terms = 2
-    with_parent._finish()
+    with_parent.finish()
     assert read_all(tmp_path)[0].terms == 2
     assert capsys.readouterr().err == ""
 

@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
 
 
 def rows_at_the_end(training: Training, folder: Path) -> list[dict[str, Any]]:
-    training.journal._finish()
+    training.journal.finish()
     return [json.loads(line) for line in (folder / "layersync_metrics.jsonl").read_text().splitlines()]
 
 
