@@ -14,7 +14,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
 from layersync_core.capture.policy import Policy, checked, only_forward
-from layersync_core.capture.states import HiddenStates, choose_generated
+from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
@@ -249,6 +249,7 @@ class Attachment:
     def _terms(self, active: list[Enabled], forward: Forward, weight_B: Tensor | None, step: int) -> list[Tensor]:
         if self._generated is not None:
             choose_generated(forward, self._buffer, self._generated)
+        require_tokens(forward)
         if weight_B is not None:
             check_batch(weight_B, len(next(iter(self._buffer.values()))))
         if not self._begun:

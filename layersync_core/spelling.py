@@ -26,6 +26,8 @@ FIELDS = (
     "lambda",
     "preset",
     "tokens",
+    "generated_tokens",
+    "guard",
     "pairs",
     "warmup_steps",
     "decay_steps",

@@ -19,7 +19,9 @@ class TestSpellings:
         plain = GOOD | {
             "layersync_lambda": 0.3,
             "layersync_preset": "lora",
-            "layersync_tokens": "all",
+            "layersync_tokens": "target",
+            "layersync_generated_tokens": 16,
+            "layersync_guard": False,
             "layersync_warmup_steps": 1,
             "layersync_decay_steps": 2,
             "layersync_cutoff_step": 3,

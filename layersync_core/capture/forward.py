@@ -8,13 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 if TYPE_CHECKING:
-    from weakref import ref
-
     from torch import Tensor
 
 Grid = tuple[int, int, int]
+
+
+class Weakly:
+    """What a block returned, without keeping it alive: a tensor, or a tuple or list of tensors and other things."""
+
+    def __init__(self, output: Any) -> None:
+        self._alone = not isinstance(output, (tuple, list))
+        self._refs = [ref(item) if hasattr(item, "grad_fn") else None for item in ([output] if self._alone else output)]
+
+    def get(self) -> Any:
+        """Return it, with None for what is no tensor; None where a tensor is gone."""
+        found = [None if item is None else item() for item in self._refs]
+        if any(item is None and kept is not None for item, kept in zip(found, self._refs, strict=True)):
+            return None
+        return found[0] if self._alone else tuple(found)
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,8 @@ class Forward:
         embedded: What the patch embedder returned.
         streams: Shapes of the tensors that the block before a joined sequence returned; None where it did not run.
         repeated: A block that ran twice in this forward.
-        last: The object that the model's last block returned.
-        last_given: The arguments of that block.
-        later: What a block returned that ran after it, and that the adapter does not list.
+        beside: ``last``, the object that the model's last block returned; ``given``, the arguments of that block; and
+            ``later``, what a block returned that ran after it, and that the adapter does not list.
         end: What dies with the graph of the result, where a host has marked it; None where nobody has.
 
         target: (B, S) bool, True for generated tokens; None when all are.
@@ -60,7 +73,7 @@ class Forward:
         spans: ``layer index -> where the tokens stand in that tensor``.
         video: The tokens have frames: without a grid they cannot be viewed by frame.
         ask_grid: Tells ``grid``, which not every regularizer wants to know; None where nobody can.
-        ask_last: Tells where the tokens stand in ``last``; None where nobody can.
+        ask_last: Tells where the tokens stand in what the last block returned, if that is there; None where nobody can.
     """
 
     outputs: dict[int, Any] = field(default_factory=dict)
@@ -71,9 +84,7 @@ class Forward:
     embedded: Any = None
     streams: tuple[Sequence[int] | None, ...] | None = None
     repeated: int | None = None
-    last: Any = None
-    last_given: Any = None
-    later: Any = None
+    beside: dict[str, Any] = field(default_factory=dict)
     end: ref[Any] | None = None
 
     target: Tensor | None = None
@@ -82,7 +93,7 @@ class Forward:
     spans: Mapping[int, slice] = field(default_factory=dict)
     video: bool = False
     ask_grid: Callable[[], Grid | None] | None = None
-    ask_last: Callable[[], LastOutput] | None = None
+    ask_last: Callable[[], LastOutput | None] | None = None
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -92,10 +103,9 @@ class Forward:
     def release(self) -> None:
         """Let go of every tensor, since what is told on demand holds the forward in a circle."""
         self.outputs.clear()
+        self.beside.clear()
         self.args, self.kwargs, self.tracked = (), {}, {}
-        self.embedded = self.last = self.last_given = self.later = self.target = self.real = self.ask_grid = (
-            self.ask_last
-        ) = None
+        self.embedded = self.target = self.real = self.ask_grid = self.ask_last = None
 
     @property
     def dead(self) -> bool:

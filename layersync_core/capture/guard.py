@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,9 @@ from layersync_core.protocol import Block, TokenSet
 
 log = logging.getLogger(__name__)
 
-_CHECKS = 16
-# A head that starts at zero gives no gradient before it was trained, and a loss may be scaled to nothing.
+_KINDS = 16
+# A head that starts at zero gives no gradient before it was trained, and a loss may be scaled to nothing. Each try
+# waits twice as long as the one before, since a step may have many losses.
 _TRIES = 8
 
 
@@ -45,13 +46,14 @@ class Check:
         device: Where it is.
         streams: Tokens of each stream, the aligned one first, where it is not measured before later blocks join them.
         span: Where the image, video or audio tokens stand in it.
-        lengths: Lengths of the arguments that are sequences.
+        sequences: Lengths of the forward's arguments, where all that it takes are sequences; else none.
         tokens: The token set that counts.
         chosen: (B, S) bool, True for the tokens that count.
         real: (B, S) bool, False for padding; None where nothing is padded.
         seen: (B, S) bool, True where the main loss's gradient is not zero.
         others: The same of other tensors that the last block returned, by their place in it.
         own: What of the gradient comes from the terms.
+        finite: Whether every gradient was; of a loss that overflows nothing can be said.
         queued: The end of the backward is waited for. A program may run several through one forward.
         counts: What was measured, on its way to the host.
         arrived: Event of CUDA: whether it is there.
@@ -61,7 +63,7 @@ class Check:
     shape: tuple[int, int]
     device: torch.device
     span: slice
-    lengths: list[int]
+    sequences: list[int]
     streams: Sequence[int] = ()
     tokens: TokenSet = "target"
     chosen: Tensor | None = None
@@ -69,6 +71,7 @@ class Check:
     seen: Tensor | None = None
     others: dict[int, Tensor] = field(default_factory=dict)
     own: list[Tensor] = field(default_factory=list)
+    finite: Tensor | None = None
     queued: bool = False
     counts: Tensor | None = None
     arrived: Any = None
@@ -77,7 +80,7 @@ class Check:
         """Note which tokens of the forward the terms have counted."""
         self.tokens = tokens
         mask = forward.target if tokens == "target" and forward.target is not None else forward.real
-        self.chosen = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        self.chosen = torch.full(self.shape, bool(self.streams), dtype=torch.bool, device=self.device)
         if self.streams:
             return
         # The blocks of a model may be spread over devices.
@@ -96,19 +99,23 @@ class Guard:
 
     Attributes:
         asked: A host calls ``settle`` before each optimiser step; otherwise the guard speaks up by itself.
-        blind: Why something could not be measured, in a clause; empty where all could, or may yet.
     """
 
     def __init__(self, last: Block, family: str) -> None:
         self.asked = False
-        self.blind = ""
+        self._blind = ""
         self._last, self._family = last, family
-        self._checks = 0
+        self._forwards: Counter[Hashable] = Counter()
         self._tries: Counter[Hashable] = Counter()
         self._answered: set[Hashable] = set()
         self._waiting: list[Check] = []
-        self._said: set[str] = set()
         self._error = ""
+
+    @property
+    def blind(self) -> str:
+        """Why something could not be measured, in a clause; empty where all could, or nothing was there to measure."""
+        tries = sum(self._tries.values())
+        return self._blind or (self._no_gradient(tries) if tries and not (self._answered or self._waiting) else "")
 
     @property
     def waiting(self) -> bool:
@@ -123,16 +130,18 @@ class Guard:
         """
         if self._waiting or self._error:
             self.settle(wait=False)
-        if self._checks >= _CHECKS or (key := _layout(forward)) in self._answered:
+        if len(self._answered) >= _KINDS or (key := _layout(forward)) in self._answered:
+            return None
+        self._forwards[key] += 1
+        if self._forwards[key] < 2 ** self._tries[key]:
             return None
         last = self._last_output(key, forward)
         if last is None:
             return None
         state, others = (last.aligned, last.others) if last.joined is None else (last.joined, [])
-        self._checks += 1
         self._tries[key] += 1
         shape = (1, len(state)) if state.ndim == 2 else (state.shape[0], state.shape[1])
-        check = Check(key, shape, state.device, last.span, [value.shape[1] for value in _values(forward, 3)])
+        check = Check(key, shape, state.device, last.span, _sequences(forward))
         if last.joined is not None:
             check.streams = [stream.shape[-2] for stream in (last.aligned, *last.others)]
         state.register_hook(partial(self._on_gradient, check, None))
@@ -176,49 +185,56 @@ class Guard:
         self._answered.add(check.key)
         where = f"{self._last}, adapter {self._family}"
         if check.streams:
-            finding = judge_joined(counts.extra, check.streams, where)
+            finding = judge_joined(counts, check.streams, where)
         else:
-            finding = judge(counts, check.shape[1], check.tokens, check.lengths, where)
+            finding = judge(counts, check.shape[1], check.tokens, check.sequences, where)
         if finding is None:
             return
         if finding.is_error:
             self._error = finding.text
-        elif finding.kind not in self._said:
-            self._said.add(finding.kind)
-            if finding.kind == "extra":  # it may be meant, and LayerSync's own part is right
-                log.warning(finding.text)
-            else:
-                warnings.warn(finding.text, LayerSyncWarning, stacklevel=2)
+        elif finding.kind == "extra":  # it may be meant, and LayerSync's own part is right
+            log.warning(finding.text)
+        else:
+            warnings.warn(finding.text, LayerSyncWarning, stacklevel=2)
 
     def _last_output(self, key: Hashable, forward: Forward) -> LastOutput | None:
         """Return what the last block returned; None where nothing can be measured on it, which is said once."""
         why = "the adapter's own capture does not say what the last block returned"
         if self._tries[key] >= _TRIES:
-            why = (
-                f"no gradient of the main loss arrived at {self._last} in {_TRIES} forwards (a model that is compiled "
-                "as a whole, or a loss of LayerSync's terms alone)"
-            )
+            why = self._no_gradient(_TRIES)
         elif forward.ask_last is not None:
             try:
                 last = forward.ask_last()
             except CaptureError as error:
                 why = str(error)
             else:
-                if last.aligned.requires_grad and type(last.aligned) is Tensor:
+                if last is None or not last.aligned.requires_grad:
+                    return None  # skipped in this forward, or without anything trainable, which is told elsewhere
+                if type(last.aligned) is Tensor:
                     return last
-                why = f"what {self._last} returned has no gradient, or is spread over devices"
+                why = f"what {self._last} returned is spread over devices"
         self._answered.add(key)
-        if not self.blind:
-            self.blind = why
+        if not self._blind:
+            self._blind = why
             log.warning("which tokens the main loss trains is not measured: %s", why)
         return None
+
+    def _no_gradient(self, forwards: int) -> str:
+        return (
+            f"in {forwards} forward{'s' * (forwards != 1)} no gradient of the main loss arrived at {self._last} (a "
+            "model that is compiled as a whole, a head that stays at zero, a loss without a backward or of LayerSync's "
+            "terms alone)"
+        )
 
     def _on_gradient(self, check: Check, place: int | None, gradient: Tensor | None) -> None:
         # Under re-entrant checkpointing a tensor that the loss does not see gets None.
         if gradient is None or check.chosen is None:
             return
         own = check.own.pop() if place is None and check.own else 0
-        seen = (gradient.detach() != own).any(-1)
+        gradient = gradient.detach()
+        finite = gradient.isfinite().all()
+        check.finite = finite if check.finite is None else check.finite & finite
+        seen = (gradient != own).any(-1)
         seen = seen if gradient.ndim > 2 else seen[None]
         if place is None:
             check.seen = seen if check.seen is None else check.seen | seen
@@ -230,9 +246,10 @@ class Guard:
 
     def _count(self, check: Check) -> None:
         assert check.chosen is not None
+        assert check.finite is not None
         check.queued = False
         seen = torch.zeros_like(check.chosen) if check.seen is None else check.seen
-        counts = count(seen, check.chosen, check.real, list(check.others.values()))
+        counts = count(seen, check.chosen, check.real, list(check.others.values())) * check.finite
         if counts.is_cuda:
             counts, on_device = torch.empty_like(counts, device="cpu", pin_memory=True), counts
             counts.copy_(on_device, non_blocking=True)
@@ -261,7 +278,7 @@ def _layout(forward: Forward) -> Hashable:
     return (
         forward.by_model,
         tuple(map(_kind, forward.args)),
-        tuple((name, _kind(value)) for name, value in forward.kwargs.items() if value is not None),
+        frozenset((name, _kind(value)) for name, value in forward.kwargs.items() if value is not None),
         forward.target is None,
         forward.real is None,
     )
@@ -276,7 +293,6 @@ def _kind(value: Any) -> Any:
     )
 
 
-def _values(forward: Forward, axes: int) -> Iterator[Tensor]:
-    for value in (*forward.args, *forward.kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim == axes:
-            yield value
+def _sequences(forward: Forward) -> list[int]:
+    tensors = [value for value in (*forward.args, *forward.kwargs.values()) if isinstance(value, Tensor)]
+    return [] if any(tensor.ndim > 3 for tensor in tensors) else [item.shape[1] for item in tensors if item.ndim == 3]

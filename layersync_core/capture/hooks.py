@@ -220,12 +220,12 @@ class Capture:
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
         if module is self._last and current is not None and _runs(current):
-            current.last, current.last_given = output, (args, kwargs)
+            current.beside |= {"last": output, "given": (args, kwargs)}
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if current is not None and current.last is not None and _runs(current):
-            current.later = output
+        if current is not None and "last" in current.beside and _runs(current):
+            current.beside["later"] = output
 
     def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open

@@ -13,12 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
-from layersync_core.capture.forward import Forward, LastOutput
+from layersync_core.capture.forward import Forward, LastOutput, Weakly
 from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
 from layersync_core.capture.lengths import CAUSE, Dual, Lengths, refuse_sharded, refuse_split
 from layersync_core.errors import CaptureError
-from layersync_core.inputs import assert_on_device
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,22 @@ class Reader:
         real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
         if target is not None and real is not None:
             target = target & real
-        counted = real if target is None else target
-        if counted is not None:
-            # Without a token to align the term is 0 for ever.
-            message = (
-                "no generated token in the batch, only references or padding, so there is nothing to align; an "
-                "adapter's target and real are True for the tokens that count"
-            )
-            assert_on_device(counted.any(), message, CaptureError)
         forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
-        if forward.last is not None:
+        if forward.beside:
             forward.ask_last = partial(self._last_output, forward, Lengths(lengths.count, lengths.counted_by))
 
-    def _last_output(self, forward: Forward, counted: Lengths) -> LastOutput:
-        state = _select(forward.last, *self.last)
-        span = self._image_span(forward, state.shape[-2], *self.last, counted, forward.last is state)
+    def _last_output(self, forward: Forward, counted: Lengths) -> LastOutput | None:
+        output = forward.beside["last"]
+        if isinstance(output, Weakly):
+            output = output.get()
+            if output is None:
+                return None
+        state = _select(output, *self.last)
+        span = self._image_span(forward, state.shape[-2], *self.last, counted, output is state)
         # What the block hands on untouched has a gradient from wherever else it is used.
-        given = set(map(id, tensors_in(forward.last_given)))
-        streams = [stream for stream in _streams(forward.last, state) if id(stream) not in given or stream is state]
-        later = _streams(forward.later, state)
+        given = set(map(id, tensors_in(forward.beside.get("given"))))
+        streams = [stream for stream in _streams(output, state) if id(stream) not in given or stream is state]
+        later = _streams(forward.beside.get("later"), state)
         lengths = [stream.shape[-2] for stream in streams]
         if len(streams) > 1 and [stream.shape[-2] for stream in later] == lengths:
             # Blocks that the adapter does not list return the same streams, and the last of them is what counts.

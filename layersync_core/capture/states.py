@@ -11,6 +11,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import may_hide_parameter, measured, reaches_parameter
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.inputs import assert_on_device
 from layersync_core.metrics import Meter
 from layersync_core.protocol import Block, TokenSet
 
@@ -21,7 +22,7 @@ def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -
     Args:
         forward: A forward that was read.
         buffer: Its states.
-        number: N for the first N tokens, -N for the last N.
+        number: N for the first N tokens of each sample, -N for the last N, padding not counted.
 
     Raises:
         ConfigError: There are fewer tokens.
@@ -30,9 +31,27 @@ def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -
     batch, tokens, _ = state_BSD.shape
     if abs(number) > tokens:
         raise ConfigError(f"layersync_generated_tokens is {number}, but the forward has {tokens} tokens")
-    position_S = torch.arange(tokens, device=state_BSD.device)
-    target_BS = (position_S < number if number > 0 else position_S >= tokens + number).expand(batch, tokens)
-    forward.target = target_BS if forward.real is None else target_BS & forward.real
+    real_BS = forward.real
+    if real_BS is None:
+        real_BS = torch.ones(batch, tokens, dtype=torch.bool, device=state_BSD.device)
+    place_BS = real_BS.cumsum(1) if number > 0 else real_BS.flip(1).cumsum(1).flip(1)
+    forward.target = real_BS & (place_BS <= abs(number))
+
+
+def require_tokens(forward: Forward) -> None:
+    """Refuse a forward without a token to align, whose term would be 0 for ever.
+
+    Raises:
+        CaptureError: It has none; on a GPU that stops the program there, since the host does not wait for it.
+    """
+    counted = forward.real if forward.target is None else forward.target
+    if counted is not None:
+        message = (
+            "no generated token in the batch, only references or padding, so there is nothing to align; "
+            "layersync_generated_tokens says how many are generated, and an adapter's target and real are True for the "
+            "tokens that count"
+        )
+        assert_on_device(counted.any(), message, CaptureError)
 
 
 class HiddenStates:

@@ -38,6 +38,7 @@ class Counts(NamedTuple):
         chosen: Tokens that were chosen.
         missed: Chosen tokens that the loss does not see.
         extra: Other tokens of the same tensor that it sees, padding left out.
+        padding: Padding that it sees.
         swapped: Samples that have both: tokens missed, and others seen in their place.
         elsewhere: Tokens that it sees in other tensors of the same output.
         at: Positions that are missed in some sample.
@@ -50,11 +51,21 @@ class Counts(NamedTuple):
     chosen: int
     missed: int
     extra: int
+    padding: int
     swapped: int
     elsewhere: int
     at: int
     first: int
     last: int
+
+    @property
+    def in_a_row(self) -> bool:
+        """Whether what is missed stands side by side."""
+        return self.at == self.last - self.first + 1
+
+    def place(self, length: int) -> str:
+        """Return in words where the missed tokens are among so many."""
+        return f"{'' if self.in_a_row else 'scattered over '}positions {self.first} to {self.last} of {length}"
 
 
 def count(seen: Tensor, chosen: Tensor, real: Tensor | None, others: Sequence[Tensor]) -> Tensor:
@@ -71,96 +82,109 @@ def count(seen: Tensor, chosen: Tensor, real: Tensor | None, others: Sequence[Te
         active_B = active_B | (other.any(1) if len(other) == len(seen) else other.any())
     missed = chosen & ~seen & active_B[:, None]
     extra = seen & ~chosen
-    unpadded = extra if real is None else extra & real
+    padding = torch.zeros_like(extra) if real is None else extra & ~real
+    extra = extra & ~padding
     missed_S = missed.any(0).int()
-    length = len(missed_S)
-    most = [(tokens & active_B[:, None]).sum(1).max() for tokens in (chosen, missed, unpadded)]
     elsewhere = torch.stack([other.sum() for other in others]).sum() if others else seen.new_zeros((), dtype=torch.long)
     return torch.stack(
         [
             active_B.sum(),
             (seen & chosen).sum(),
-            *most,
+            *((tokens & active_B[:, None]).sum(1).max() for tokens in (chosen, missed, extra, padding)),
             (missed.any(1) & extra.any(1)).sum(),
             elsewhere,
             missed_S.sum(),
             missed_S.argmax(),
-            length - 1 - missed_S.flip(0).argmax(),
+            len(missed_S) - 1 - missed_S.flip(0).argmax(),
         ]
     )
 
 
-def judge_joined(seen: int, lengths: Sequence[int], where: str) -> Finding | None:
+_OFF = "(layersync_guard false, if all is as you mean it)"
+
+
+def judge_joined(counts: Counts, streams: Sequence[int], where: str) -> Finding | None:
     """Return what is to be said of streams that later blocks join; None where nothing can be told.
 
     Args:
-        seen: Tokens of the joined sequence that the loss sees.
-        lengths: Tokens of each stream, the aligned one first.
+        counts: What was measured, with every token of the joined sequence chosen.
+        streams: Tokens of each stream, the aligned one first.
         where: The last block and the adapter, for the message.
     """
-    aligned, *others = lengths
-    if seen == aligned or seen not in others:
+    aligned, *others = streams
+    seen = counts.chosen - counts.missed
+    at_end = counts.first == 0 or counts.last == counts.chosen - 1
+    if seen == aligned or seen not in others or not (counts.in_a_row and at_end):
         return None
     return Finding(
         "stream",
         f"the main loss sees {seen} tokens, as many as another stream has than the aligned one, which has {aligned} "
         f"({where}): text is aligned in place of the sample. In the adapter's BlockStack, element names the image or "
-        "video among what its blocks return",
+        f"video among what its blocks return {_OFF}",
         is_error=True,
     )
 
 
-def judge(counts: Counts, length: int, tokens: TokenSet, lengths: Sequence[int], where: str) -> Finding | None:
+def judge(counts: Counts, length: int, tokens: TokenSet, sequences: Sequence[int], where: str) -> Finding | None:
     """Return what is to be said; None where all is as it should be, or nothing can be told.
 
     Args:
         counts: What was measured.
         length: Tokens in the aligned tensor, S.
         tokens: The token set that was chosen.
-        lengths: Lengths of the forward's arguments that are sequences.
+        sequences: Lengths of the forward's arguments, where all that it takes are sequences; else none.
         where: The last block and the adapter, for the message.
     """
     missed = f"the main loss does not see {counts.missed} of the {counts.chosen} tokens"
-    place = f"positions {counts.first} to {counts.last} of {length}"
+    place = f"{counts.place(length)}; {where}"
     if not counts.seen and counts.elsewhere and not counts.extra:
         return Finding(
             "stream",
             f"the main loss trains {counts.elsewhere} tokens of another stream and none of those that are aligned "
             f"({where}): LayerSync would train weights that your loss never touches, or the adapter names the wrong "
-            "element of what its blocks return",
+            f"element of what its blocks return {_OFF}",
             is_error=True,
         )
-    if counts.swapped:
+    # A mask over generated and reference tokens alike looks like the second, but is scattered.
+    if (not counts.seen and counts.extra + counts.padding) or (counts.swapped and counts.in_a_row):
         return Finding(
             "order",
-            f"{missed} that are aligned ({place}), but others in their place ({where}): the tokens were chosen at the "
-            "wrong end of the sequence or in another order. In an adapter of your own correct joined, element, target "
-            "or real; where reference tokens stand beside the generated ones, say how many are generated: "
-            "layersync_generated_tokens N for the first N of the image or video tokens, -N for the last N",
+            f"{missed} that are aligned ({place}), but others in their place: the tokens were chosen at the wrong end "
+            "of the sequence or in another order. Where reference tokens stand beside the generated ones, say how many "
+            "are generated: layersync_generated_tokens N for the first N of the image or video tokens, -N for the last "
+            f"N; in an adapter of your own correct joined, element, target or real {_OFF}",
             is_error=True,
         )
-    if counts.missed and counts.at == counts.last - counts.first + 1 and counts.seen:
-        rest, at_end = length - counts.at, counts.first == 0 or counts.last == length - 1
-        if at_end and counts.chosen == length and length not in lengths and {rest, counts.at} <= {*lengths}:
-            return Finding(
-                "text",
-                f"{missed} that are aligned ({place}, as many as an argument of the forward that is no sample has; "
-                f"{where}): text stands among them. In the adapter's BlockStack, joined says where the image tokens "
-                "stand in a sequence of text and image, and embedder how many there are",
-                is_error=True,
-            )
+    if counts.missed and counts.in_a_row and counts.chosen == length and _are_text(counts, length, sequences):
+        return Finding(
+            "text",
+            f"{missed} that are aligned ({place}), as many as one argument of the forward has, and sees as many as "
+            "another one has: text stands among them. In the adapter's BlockStack, joined says where the image tokens "
+            f"stand in a sequence of text and image, and embedder how many there are {_OFF}",
+            is_error=True,
+        )
     if counts.missed and tokens == "target":
         return Finding(
             "missed",
-            f"{missed} that are aligned ({place}; {where}). They may be conditioning frames or a mask of your loss, "
-            "and all is well; or reference tokens that nothing marks as such: then set layersync_generated_tokens to "
-            "N where the first N tokens are generated, to -N where the last N are",
+            f"{missed} that are aligned ({place}). They may be conditioning frames or a mask of your loss, and all is "
+            "well; or reference tokens that nothing marks as such: then set layersync_generated_tokens to N where the "
+            "first N tokens are generated, to -N where the last N are; or, with an adapter of your own, text",
         )
-    if counts.extra and not counts.missed:
+    if counts.extra:
         return Finding(
             "extra",
             f"the main loss sees {counts.extra} tokens beside the {counts.chosen} that are aligned ({where}): "
             "references or text that you train on, or generated tokens that were taken for references; "
-            "layersync_tokens all aligns references as well",
+            "layersync_tokens all aligns references as well, layersync_generated_tokens says how many are generated",
         )
     return None
+
+
+def _are_text(counts: Counts, length: int, sequences: Sequence[int]) -> bool:
+    at_end = counts.first == 0 or counts.last == length - 1
+    left = list(sequences)
+    for part in (counts.at, length - counts.at):
+        if part not in left:
+            return False
+        left.remove(part)
+    return at_end and length not in sequences

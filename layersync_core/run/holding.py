@@ -14,6 +14,7 @@ from torch import nn
 
 from layersync_core import _compat
 from layersync_core.attachment import Attachment
+from layersync_core.capture.forward import Weakly
 from layersync_core.capture.graph import mark
 from layersync_core.capture.hooks import hook
 from layersync_core.protocol import CaptureHandle
@@ -61,9 +62,18 @@ def _mark(
         return
     forward = held[-1]
     # Whatever this forward left behind is of no use without its graph, and would be all that is left of it.
-    forward.end = mark(output, forward.outputs.clear)
+    forward.end = mark(output, partial(_clear, forward.outputs, forward.beside))
     marked(forward.end is not None)
     if forward.end is None:
         attachment.forget(forward)
+    if by_model is None and "last" in forward.beside:
+        # What is marked is the last block's own output, which must not be kept alive by looking at it.
+        forward.beside.clear()
+        forward.beside["last"] = Weakly(output)
     if by_model is not None:
         by_model()  # the model's own forward runs, so the end of its blocks need not be looked at
+
+
+def _clear(*held: dict[Any, Any]) -> None:
+    for item in held:
+        item.clear()

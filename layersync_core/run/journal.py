@@ -34,7 +34,7 @@ class Journal:
         last_names: Callable[[], Iterable[str]],
         fill: Callable[[Status, bool], None] = lambda status, wait: None,
     ) -> None:
-        self._folder, self._finished, self._copied = folder, False, False
+        self._folder, self._copied = folder, False
         self.log = MetricsLog(folder)
         self.status = Status()
         self.seen: dict[str, None] = {}
@@ -88,14 +88,13 @@ class Journal:
 
     def _forked(self) -> None:
         """Begin anew in a copy of the process: what was counted and measured is told by the one that was copied."""
-        self._copied, self._finished = True, False
+        self._copied = True
         self.log, self.status = MetricsLog(self._folder), Status()
 
     def finish(self) -> None:
         """Write what is left, and the status file for the last time."""
-        if self._finished or (self._copied and not self.status.terms):
+        if self._copied and not self.status.terms:
             return
-        self._finished = True
         with suppress(RuntimeError):  # a device that failed is the program's own error
             self.log.close()
             self.log.first.wait()
@@ -105,7 +104,7 @@ class Journal:
             self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
         self.write()
         if self.log.folder is None and self.status.terms and not self.status.error and ranks.rank() == 0:
-            say(summary([self.status]))  # no parent will
+            self.say_once("summary", summary([self.status]))  # no parent will
 
 
 def _finite(value: float | None) -> float | None:

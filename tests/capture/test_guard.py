@@ -317,7 +317,7 @@ def test_a_head_that_stays_at_zero_is_given_up(measured: list[int], caplog: pyte
     head: Any = model.get_submodule("proj_out_2")
     nn.init.zeros_(head.weight)
     with attach(model, on()) as sync, caplog.at_level(logging.WARNING):
-        for _ in range(10):
+        for _ in range(260):
             step(model, inputs, sync)
     assert len(measured) == 8
     assert caplog.text.count("which tokens the main loss trains is not measured") == 1
@@ -429,3 +429,65 @@ def test_nothing_of_a_step_is_kept_after_it(family: str) -> None:
                 assert not any(tensor() is not None for tensor in kept)
         finally:
             gc.enable()
+
+
+# Honest programs that a coarser rule would refuse, and misreadings that it would not see.
+def frames_as_long_as_the_text(y: Tensor) -> Tensor:
+    return y[:, :, 1:].square().mean()
+
+
+def test_conditioning_frames_of_as_many_tokens_as_there_is_text_are_no_error() -> None:
+    model, inputs = built("wan")
+    frames = inputs["hidden_states"].shape[2]
+    tokens = inputs["hidden_states"][0, 0].numel() // 4
+    inputs["encoder_hidden_states"] = torch.randn(2, tokens // frames, inputs["encoder_hidden_states"].shape[-1])
+    with attach(model, on()) as sync, pytest.warns(LayerSyncWarning, match="conditioning frames"):
+        step(model, inputs, sync, frames_as_long_as_the_text)
+
+
+def test_a_mask_over_generated_and_reference_tokens_is_no_error() -> None:
+    model, inputs = built("flux", references=1)
+    mask = (torch.arange(32) % 3 == 0)[None, :, None]
+    with attach(model, on()) as sync, pytest.warns(LayerSyncWarning, match="scattered over positions"):
+        step(model, inputs, sync, lambda y: (y * mask).square().mean())
+
+
+def test_padding_alone_is_an_error() -> None:
+    adapter = replace(get_adapter("flux"), real=lambda call: torch.arange(call.tokens) >= 8)  # type: ignore[type-var]
+    model, inputs = built("flux")
+    with attach(model, on(), adapter=adapter) as sync, pytest.raises(CaptureError, match="others in their place"):
+        step(model, inputs, sync, first_half)
+
+
+def test_a_user_s_number_helps_where_the_adapter_finds_none() -> None:
+    model, inputs = built("flux", references=1)
+    inputs["img_ids"][:, 0] += 1
+    with attach(model, on()) as sync, pytest.raises(CaptureError, match="layersync_generated_tokens says how many"):
+        step(model, inputs, sync, first_half)
+    with attach(model, on(layersync_generated_tokens=16)) as sync:
+        step(model, inputs, sync, first_half)
+
+
+def test_a_loss_that_overflows_settles_nothing(measured: list[int]) -> None:
+    model, inputs = built("flux", references=1)
+    inputs["img_ids"][:, 0] = 0
+    with attach(model, on()) as sync:
+        step(model, inputs, sync, lambda y: first_half(y) * torch.tensor(torch.inf))
+        with pytest.warns(LayerSyncWarning, match="16 of the 32 tokens"):
+            step(model, inputs, sync, first_half)
+    assert len(measured) == 2
+
+
+def test_each_kind_of_call_is_told_of(measured: list[int]) -> None:
+    model, inputs = built("flux", references=1)
+    inputs["img_ids"][:, 0] = 0
+    older = inputs | {"img_ids": inputs["img_ids"][None], "txt_ids": inputs["txt_ids"][None]}
+    with attach(model, on()) as sync:
+        for kind in (inputs, older, dict(reversed(inputs.items()))):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", LayerSyncWarning)
+                step(model, kind, sync, first_half)
+            assert len([item for item in caught if item.category is LayerSyncWarning]) == (
+                kind is inputs or kind is older
+            )
+    assert len(measured) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from layersync_core.run.training import Training
@@ -31,9 +30,6 @@ def test_forwards_are_held_as_long_as_what_they_returned(launch: Launch) -> None
     assert optimiser
 
 
-@pytest.mark.xfail(
-    reason="what the last block returned is held with the forward, and with it the graph that the mark is on"
-)
 def test_a_forward_of_blocks_alone_is_held_as_long_as_what_they_returned(launch: Launch) -> None:
     training = launch()
     model, inputs = build("dit")
