@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from layersync_core import BlockStack, BlockStackAdapter, CaptureError, ConfigError, attach
+from layersync_core import (
+    BlockStack,
+    BlockStackAdapter,
+    CaptureError,
+    ConfigError,
+    attach,
+    get_adapter,
+    load_tiny,
+)
 from layersync_core.testing import AdapterConformance, scatter_weights
 from tests.capture.shorter import ROUTED, shortened
 from tests.models import (
@@ -356,4 +364,19 @@ def test_a_pair_of_other_tokens_names_the_cause() -> None:
         with pytest.raises(
             ConfigError, match=rf"student block 1 .*\(2, 5, 8\) and teacher block 3 .*\(2, 4, 8\); {ROUTED}"
         ):
+            sync.loss()
+
+
+@pytest.mark.parametrize("family", ["wan", "cosmos"])
+def test_tokens_that_are_added_to_a_grid_are_told(family: str) -> None:
+    tiny: Any = load_tiny(family)
+    model = tiny.tiny_model()
+    path = get_adapter(family).list_blocks(model)[0].stack
+    blocks: Any = model.get_submodule(path)
+    for block, after in ((blocks[0], blocks[1]), (blocks[1], blocks[2])):
+        block.register_forward_hook(lambda _, __, out: torch.cat([out, out[:, :4]], dim=1))
+        after.register_forward_pre_hook(lambda _, args: (args[0][:, :-4], *args[1:]))
+    with attach(model, settings(1, 2)) as sync:
+        model(**tiny.example_inputs(model, 2))
+        with pytest.raises(CaptureError, match="tokens were dropped, added or merged"):
             sync.loss()

@@ -6,13 +6,18 @@ are in the video's own grid and count like the others.
 
 from __future__ import annotations
 
+from math import prod
+
 from layersync_core import BlockStackAdapter, latent_grid
+
+_grid = latent_grid("hidden_states", lambda model: model.config.patch_size)
 
 adapter = BlockStackAdapter(
     family="cosmos",
     model_classes="CosmosTransformer3DModel",
     stacks="transformer_blocks",
     width="patch_embed.proj.out_features",
-    grid=latent_grid("hidden_states", lambda model: model.config.patch_size),
+    image_tokens=lambda call: prod(_grid(call)),
+    grid=_grid,
     video=True,
 )

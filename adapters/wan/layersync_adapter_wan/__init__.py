@@ -43,12 +43,15 @@ def _real(call: ForwardCall) -> Tensor | None:
     return torch.stack([position_S < count for count in counts])
 
 
+_latents = latent_grid("hidden_states", lambda model: model.config.patch_size)
+
 adapter = BlockStackAdapter(
     family="wan",
     model_classes=("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
     stacks="blocks",
     width="patch_embedding.out_channels",
-    grid=latent_grid("hidden_states", lambda model: model.config.patch_size),
+    image_tokens=lambda call: prod(_latents(call)),
+    grid=_latents,
     video=True,
     forks=[
         ModelLayout(  # the original repository, musubi-tuner
