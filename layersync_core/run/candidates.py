@@ -177,6 +177,9 @@ class Candidates:
                 ". Gradients by torch.autograd.grad or torch.func do not pass through a loss that a term could be "
                 "added to"
             )
+        target = self._settings.launch.layersync_target
+        if target and self._all and not any(target in (item.name, str(item)) for item in self._all):
+            why = f"layersync_target {target} matches no model of this program; {why}"
         return why or (
             f"no model of a known family was built; models of this program: {', '.join(names) or 'none'}; "
             "layersync list-supported shows the families"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,24 @@ def exception_hook() -> None:
             others(kind, error, error.__traceback__)
 
     sys.excepthook = show
+
+
+class _Lines(logging.Handler):
+    """Say what is logged in lines of ours: a program's own handlers may write to its output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from layersync_core.run import ranks  # as below
+
+        if ranks.rank() == 0:
+            say(record.getMessage())
+
+
+def say_logs() -> None:
+    """Say what our code logs, in lines of ours."""
+    logger = logging.getLogger("layersync_core")
+    if logger.propagate:
+        logger.addHandler(_Lines(logging.WARNING))
+        logger.propagate = False
 
 
 def say_error(error: LayerSyncError) -> None:

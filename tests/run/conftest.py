@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -51,6 +52,11 @@ def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Launch]:
     for owner, name in PLACES:
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr("sys.excepthook", print)
+    logger = logging.getLogger("layersync_core")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])
+    for name in ("_exit", "execv", "execve"):
+        monkeypatch.setattr(os, name, getattr(os, name))
     hooks = dict(optimizers._global_optimizer_pre_hooks)
 
     def launch(**more: Any) -> Training:

@@ -13,7 +13,7 @@ from layersync_core import _compat
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
 from layersync_core.run.replaced import ReplacedSteps
-from layersync_core.run.showing import exception_hook
+from layersync_core.run.showing import exception_hook, say_logs
 from layersync_core.run.training import training
 
 WATCHES = ("torch",)
@@ -22,6 +22,7 @@ WATCHES = ("torch",)
 def take_hold() -> None:
     """Take hold of what every training passes."""
     exception_hook()
+    say_logs()
     training()
     wrap_once(nn.Module, "__init__", _building)
     wrap_once(nn.Module, "__setstate__", _building)
