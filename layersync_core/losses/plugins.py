@@ -6,7 +6,11 @@ iterated here; a plugin that fails is remembered with its error and harms nobody
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,7 @@ import pluggy
 
 from layersync_core.config import LayerSyncConfig, switch_of
 from layersync_core.entrypoints import KNOWN_PLUGINS, LOAD_VARIABLE, PLUGINS, Provider, describe_failure, providers
-from layersync_core.errors import ConfigError
+from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.losses.hookspecs import Hooks
 from layersync_core.spelling import PREFIX, is_on, refuse_other_case
 
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
     from layersync_core.objective import Objective
     from layersync_core.protocol import Regularizer
+
+
+log = logging.getLogger(__name__)
+
+_SLOW = 5
+"""Seconds from which it is said that a plugin takes long to load."""
 
 
 class Plugins:
@@ -49,12 +59,17 @@ class Plugins:
                 self._left_out.append(name)
 
     def _load(self, found: Provider, name: str) -> None:
+        started = time.monotonic()
         try:
-            self.manager.register(found.load(), name=name)
+            with redirect_stdout(sys.stderr):  # a program's output is its own
+                self.manager.register(found.load(), name=name)
         except (Exception, SystemExit) as error:  # a module that is a script exits
             self.broken[name] = describe_failure(error)
             if self.manager.has_plugin(name):  # refused half-way, for a hook with wrong arguments
                 self.manager.unregister(name=name)
+        took = time.monotonic() - started
+        if took > _SLOW:
+            log.warning("plugin %s took %.0f s to load; %s leaves it out", name, took, LOAD_VARIABLE)
 
     def _ask(self, hook: str, **arguments: Any) -> list[Any]:
         """Return what each plugin answers, built-in ones first; one that fails joins the broken."""
@@ -62,9 +77,50 @@ class Plugins:
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 answers.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.broken[implementation.plugin_name] = describe_failure(error)
         return [answer for answer in answers if answer is not None]
+
+    def _offered(self, hook: str, config: LayerSyncConfig, members: Sequence[str]) -> list[Any]:
+        """Return what every plugin offers; one that fails is left out, unless the configuration asks for it.
+
+        Args:
+            hook: Name of the hook.
+            config: Settings.
+            members: What each thing that is offered must have.
+
+        Raises:
+            ConfigError: A plugin that is asked for fails, or a plugin says what is wrong with its settings.
+        """
+        offered: list[Any] = []
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            name = implementation.plugin_name
+            try:
+                items = list(implementation.function(*(config for _ in implementation.argnames)) or ())
+                for item in items:
+                    if lacking := [member for member in members if not hasattr(item, member)]:
+                        raise TypeError(f"{hook} returned a {type(item).__name__} without {', '.join(lacking)}")
+            except LayerSyncError:
+                raise
+            except (Exception, SystemExit) as error:
+                if name not in self._entries:  # one of our own
+                    raise
+                self.broken[name] = failure = describe_failure(error)
+                if self._is_asked_for(name, config):
+                    raise ConfigError(f"plugin {name} is switched on, but it fails: {failure}") from error
+                log.warning("plugin %s is left out, since it fails: %s", name, failure)
+                continue
+            offered += items
+        return offered
+
+    def _is_asked_for(self, name: str, config: LayerSyncConfig) -> bool:
+        keys: list[str | None] = [f"{self._entries[name]}_enabled"]
+        for implementation in self.manager.hook.layersync_config_models.get_hookimpls():
+            if implementation.plugin_name == name:
+                with suppress(Exception, SystemExit):
+                    models: Any = implementation.function()
+                    keys += map(switch_of, models)
+        return any(is_on(config.given.get(key or "")) for key in keys)
 
     def regularizers(self, config: LayerSyncConfig) -> list[Regularizer]:
         """Return the enabled regularizers in the order their terms are computed.
@@ -83,8 +139,8 @@ class Plugins:
         for model in self.config_models():
             if model is not LayerSyncConfig and is_on(config.given.get(switch_of(model) or "")):
                 config.of(model)  # for an unknown key, if the plugin itself does not ask
-        groups = self.manager.hook.layersync_regularizers(config=config)
-        items = sorted((item for group in groups for item in group), key=lambda item: (item.order, item.name))
+        offered = self._offered("layersync_regularizers", config, ("name", "order", "layers", "compute"))
+        items = sorted(offered, key=lambda item: (item.order, item.name))
         names = [item.name for item in items]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(
@@ -121,8 +177,8 @@ class Plugins:
         Raises:
             ConfigError: Two are enabled.
         """
-        groups = self.manager.hook.layersync_objectives(config=config)
-        items = sorted((item for group in groups for item in group), key=lambda item: item.name)
+        offered = self._offered("layersync_objectives", config, ("name", "compute"))
+        items = sorted(offered, key=lambda item: item.name)
         if len(items) > 1:
             raise ConfigError(
                 f"objectives {' and '.join(item.name for item in items)} are enabled, and each would replace the main "

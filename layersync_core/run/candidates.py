@@ -101,7 +101,7 @@ class Candidates:
             name = _class_name(module)
             number = self._counts[name] = self._counts.get(name, 0) + 1
             candidate = Candidate(ref(module), name, number)
-            self._all.append(candidate)
+            self._all = [item for item in self._all if item.model() is not None] + [candidate]
         # For a program without an optimiser: its first forward is the last moment to attach.
         candidate.sentinel = module.register_forward_pre_hook(
             hook(partial(self._first_forward, candidate)), with_kwargs=True

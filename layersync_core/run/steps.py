@@ -110,7 +110,11 @@ class Steps:
                 self._check(course)
         found = [course.step(optimiser, bool(course.steps) or self._losses is None) for course in courses]
         for course in courses:
-            course.candidate.attached_to.gate(course.now)
+            attachment = course.candidate.attached_to
+            attachment.gate(course.now)
+            # Of a compiled model nothing tells when a forward is given up, but after the step its weights are others.
+            for forward in [held for held in attachment.forwards if held.end is None]:
+                attachment.forget(forward)
         if True in found:
             self._idle = 0
             status.steps += 1

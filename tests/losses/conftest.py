@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from layersync_core import LayerSyncConfig
 from layersync_core.losses.hookspecs import hookimpl
+from layersync_core.losses.plugins import third_parties
 from layersync_core.session import plugins
+from tests.fakes import Distribution
 from tests.losses.support import Register
+
+Install = Callable[[Distribution], Path]
 
 
 @pytest.fixture
@@ -30,3 +35,13 @@ def register() -> Iterator[Register]:
     yield register
     for name in names:
         plugins().manager.unregister(name=name)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a distribution for one test, with plugins that are loaded anew."""
+    for loaded in (plugins, third_parties):
+        loaded.cache_clear()
+    yield lambda distribution: distribution.install(tmp_path, monkeypatch)
+    for loaded in (plugins, third_parties):
+        loaded.cache_clear()
