@@ -56,7 +56,8 @@ def _kolors(model: Identity) -> bool:
         return True
     projected = model.setting("projection_class_embeddings_input_dim")
     time = model.setting("addition_time_embed_dim")
-    return projected is not None and time is not None and projected - 6 * time == _CHATGLM_WIDTH
+    # A file may hold anything there.
+    return isinstance(projected, int) and isinstance(time, int) and projected - 6 * time == _CHATGLM_WIDTH
 
 
 _KANDINSKY_VIDEO = ((1792, 32), (4096, 60))

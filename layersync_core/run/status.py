@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from layersync_core.files import replace_file
 
 HOOK = "layersync_hook"
@@ -64,6 +66,8 @@ class Status:
         blind: Why it was not measured which tokens the main loss trains; empty where it was.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     pid: int = 0
     rank: int = 0
     targets: list[str] = field(default_factory=list)
@@ -80,9 +84,6 @@ class Status:
     blind: str = ""
     trainings: list[Record] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.trainings = [Record(**item) if isinstance(item, dict) else item for item in self.trainings]
-
     def write(self, folder: Path | None) -> None:
         """Write the file of this process; a full disk or a missing folder stops no training."""
         if folder is None:
@@ -91,6 +92,10 @@ class Status:
         path = folder / f"layersync_status_{self.pid}.json"
         with suppress(OSError):
             replace_file(path, json.dumps(asdict(self)))
+
+
+_ENTRIES = 8  # of a last line that can still be read
+_STATUS = TypeAdapter(Status)
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -103,8 +108,8 @@ def read_all(folder: Path) -> list[Status]:
     found = []
     for path in files(folder):
         try:
-            found.append(Status(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):  # a process that was killed while writing
+            found.append(_STATUS.validate_json(path.read_bytes()))
+        except (OSError, ValueError):  # a process that was killed while writing, or a file of somebody else
             continue
     return sorted(found, key=lambda status: (status.rank, status.pid))
 
@@ -116,7 +121,9 @@ def summary(processes: list[Status]) -> str:
     ranks = len({status.rank for status in trained})
     on = f"{ranks} rank{'s' * (ranks != 1)}"
     if len(first.trainings) > 1:
-        each = (f"{training.name}: {', '.join(_did(training))}" for training in first.trainings)
+        each = [f"{training.name}: {', '.join(_did(training))}" for training in first.trainings]
+        if len(each) > _ENTRIES:
+            each[_ENTRIES // 2 : -_ENTRIES // 2] = [f"{len(each) - _ENTRIES} more trainings"]
         line = "; ".join((*each, on))
     else:
         counted, *similarity = _did(first)

@@ -56,6 +56,7 @@ NOT_REFUSED: dict[str, tuple[str | None, Json]] = {
     "sdxl": ("sdxl", SDXL),
     "sdxl with an IP-Adapter": ("sdxl", SDXL | {"encoder_hid_dim_type": "ip_image_proj"}),
     "sdxl refiner": ("sdxl", SDXL | {"projection_class_embeddings_input_dim": 2560}),
+    "sdxl with a text for a number": ("sdxl", SDXL | {"projection_class_embeddings_input_dim": "2816"}),
     "sd 1.5": (None, SD15),
     "sd 1.5 with an IP-Adapter": (None, SD15 | {"encoder_hid_dim_type": "ip_image_proj"}),
     "deepfloyd": (None, SD15 | {"addition_embed_type": "text", "encoder_hid_dim": 4096}),

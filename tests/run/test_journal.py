@@ -105,13 +105,15 @@ def test_a_process_with_a_parent_leaves_the_summary_to_it(
 
 
 TRAIN_ON = """
-import signal, sys, tiny_dit
+import signal, sys, torch, tiny_dit
 signal.signal(signal.SIGINT, lambda number, frame: sys.exit())
 model = tiny_dit.build()
-tiny_dit.train(model)
-print("ready", flush=True)
-while True:
-    tiny_dit.train(model)
+optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+for step in range(10**9):
+    tiny_dit.loss_of(model, *tiny_dit.batch()).backward()
+    optimiser.step()
+    if step == 3:
+        print("ready", flush=True)
 """
 
 

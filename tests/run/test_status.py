@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layersync_core.run.status import UNREACHED, Status, read_all, summary, why_nothing
+from layersync_core.run.status import UNREACHED, Record, Status, read_all, summary, why_nothing
 from tests.run.processes import FLAGS, LAYERSYNC, RUN, SETTINGS, SUMMARY, Script, python, run
 
 
@@ -116,3 +116,26 @@ def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     Status().write(None)
     Status().write(tmp_path / "missing")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1, 2]",
+        "null",
+        '{"rank": "x"}',
+        '{"terms": "many"}',
+        '{"trainings": 5, "terms": 1}',
+        '{"first": "a", "terms": 1}',
+    ],
+)
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "layersync_status_1.json").write_text(content)
+    assert read_all(tmp_path) == []
+
+
+def test_a_last_line_of_many_trainings_can_be_read() -> None:
+    trainings = [Record(f"DiT#{number}", 2, 2, 0, None, None) for number in range(1, 21)]
+    line = summary([Status(terms=40, steps=40, trainings=trainings)])
+    assert line.count("steps with the term") == 8
+    assert "DiT#4: 2 steps with the term; 12 more trainings; DiT#17: 2 steps with the term" in line
