@@ -103,7 +103,7 @@ class Steps:
         for course in courses:
             if course.losses:
                 self._check(course)
-        found = [course.step(optimiser, bool(course.steps) or self._losses is None) for course in courses]
+        found = [course.step(optimiser) for course in courses]
         for course in courses:
             course.candidate.attached_to.gate(course.now)
         if True in found:
@@ -120,6 +120,7 @@ class Steps:
             course = self._courses.find(candidate)
             if course is not None:
                 course.skip()
+                candidate.attached_to.gate(course.now)
 
     def _check(self, course: Course) -> None:
         attachment = course.candidate.attached_to
