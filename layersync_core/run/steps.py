@@ -127,12 +127,13 @@ class Steps:
         if attachment.guard is not None and attachment.guard.waiting:
             with one_line_warnings():
                 attachment.guard.settle(wait=not course.checked)
+        if not course.accumulation.settled:
+            said = course.accumulation.verify(course.losses)
+            if said and ranks.rank() == 0:
+                say(said)
         if course.checked:
             return
         course.checked = True
-        said = course.accumulation.verify(course.losses)
-        if said and ranks.rank() == 0:
-            say(said)
         attachment.parts.require_placed()
         ranks.compare("; ".join(sorted(f"{line}, step {course.now}" for line in self._journal.status.targets)))
 
