@@ -135,8 +135,8 @@ class Courses:
     def begin_anew(self, candidate: Candidate) -> None:
         """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
         course = self.find(candidate)
-        if course is None or not course.steps:
-            return
+        if course is None or not (course.steps or candidate.owned):
+            return  # losses that came before the first optimiser may be those of its first step
         if candidate.optimisers:
             gc.collect()  # schedulers and hooks hold optimisers in circles
         if not candidate.optimisers:
@@ -158,9 +158,9 @@ class Courses:
 
     def _begin(self, candidate: Candidate) -> Course:
         # A program that goes on from a checkpoint does so with its first training.
-        stepped = any(course.steps for course in self.all if course.candidate.attachment is None)
-        again = self.find(candidate) is not None
-        course = Course(candidate, self._accumulation_steps, 0 if stepped or again else self.first)
+        over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
+        stepped = any(course.steps for course in over)
+        course = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

@@ -48,7 +48,7 @@ class Steps:
         self._optimisers += 1
         for candidate in self._candidates.trained_by(optimiser):
             self._courses.begin_anew(candidate)
-            candidate.optimisers.add(optimiser)
+            candidate.give_to(optimiser)
             self._owned[optimiser] = True
 
     def loss(self, trained: Sequence[Candidate] | None) -> None:
@@ -151,7 +151,7 @@ class Steps:
         if optimiser not in self._owned:
             held = self._candidates.trained_by(optimiser)
             for candidate in held:
-                candidate.optimisers.add(optimiser)
+                candidate.give_to(optimiser)
             self._owned[optimiser] = bool(held)
         attached = self._candidates.attached
         if self._owned[optimiser]:
