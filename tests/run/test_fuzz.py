@@ -418,6 +418,8 @@ def first_factors(program: Program) -> set[float]:
         summed = program.loss == "sum" and not program.extra.startswith("+")
         if summed and factor and not is_share(factor):
             factor /= BATCH  # no mean, so it is a sum with a factor
+        if factor and program.way in ("accelerate", "divides") and not is_share(factor):
+            factor = 1.0  # where a library runs backward, it is a weight, such as that of a timestep
         if factor:
             found.add(factor)
     return found
@@ -451,6 +453,11 @@ UNDECIDABLE: dict[str, Callable[[Program], bool]] = {
         len(first_step(program).weights) > 1
         and (program.loss == "curved" or program.extra.startswith("+"))
         and all(is_near(factor, 1) for factor in first_factors(program))
+    ),
+    "the first step has several weighted losses, which accelerate does not divide": lambda program: (
+        program.way in ("accelerate", "divides")
+        and len(first_step(program).weights) > 1
+        and any(abs(weight) not in (0, 1) for weight in first_step(program).weights)
     ),
     "the first step has as many losses as its sums have elements": lambda program: (
         program.loss == "sum" and len(first_step(program).weights) == BATCH
