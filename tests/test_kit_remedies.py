@@ -158,7 +158,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "image",
         {"real": lambda call: torch.zeros(9) > 0},
         SHAPE,
-        "target and real are True for the tokens that count",
+        "real= returns True for the tokens that count; it may be the wrong way round",
     ),
     "mask of other tokens": (
         "image",

@@ -110,9 +110,13 @@ class Accumulation:
 
     Args:
         steps: Losses of an optimiser step, where the user says so; else None.
+
+    Attributes:
+        settled: A step has shown it. One of losses that are all multiplied with 0 shows nothing.
     """
 
     def __init__(self, steps: int | None) -> None:
+        self.settled = False
         self._steps = steps
         self._seen: list[tuple[Factor, int]] = []  # of the first step
         self._first: tuple[Factor, int] | None = None
@@ -157,7 +161,9 @@ class Accumulation:
         self._seen.clear()
 
     def verify(self, losses: int) -> str:
-        """Check what was read against the losses of the first optimiser step; return what to say of it, if anything.
+        """Check what was read against the losses of an optimiser step; return what to say of it, if anything.
+
+        It is done for the first step, and for further ones until the share is settled.
 
         Args:
             losses: Losses that got a term before the step.
@@ -166,13 +172,18 @@ class Accumulation:
             CaptureError: The term may have been scaled otherwise than the loss.
         """
         if self._steps is not None:
+            self.settled = True
             if self._steps in (1, losses):  # 1: every loss counts fully
                 return ""
             return (
                 f"warning: layersync_accumulation_steps is {self._steps}, but the first optimiser step had {losses} "
                 f"loss{'es' * (losses != 1)}"
             )
-        seen, self._seen, self._share = self._seen, [], 1.0
+        seen, self._seen = self._seen, []
+        self.settled = any(factor.value for factor, _ in seen) or any(divides > 1 for _, divides in seen)
+        if not self.settled:
+            return ""
+        self._share = 1.0
         if any(divides > 1 for _, divides in seen):
             return ""  # the library's word, also for an epoch that ends before a step is full
         # Of the opposite sign where an optimiser maximises; a loss times 0 is a batch that is left out.

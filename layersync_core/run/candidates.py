@@ -33,6 +33,7 @@ class Candidate:
         name: Its class name, without what FSDP2 puts before it.
         number: Its place among the candidates of its class, from 1.
         optimisers: Those that hold parameters of it.
+        owned: There was one.
         failure: Why it could not be attached.
         untrained: Its last forward had nothing trainable in it.
     """
@@ -41,6 +42,7 @@ class Candidate:
     name: str
     number: int
     optimisers: WeakSet[torch.optim.Optimizer] = field(default_factory=WeakSet)
+    owned: bool = False
     failure: LayerSyncError | None = None
     untrained: bool = False
     sentinel: Any = None
@@ -54,6 +56,11 @@ class Candidate:
     def keep(self, attachment: Attachment) -> None:
         """Remember the attachment, which hooks on the model hold."""
         self._attachment = ref(attachment)
+
+    def give_to(self, optimiser: torch.optim.Optimizer) -> None:
+        """Note that an optimiser holds parameters of it."""
+        self.optimisers.add(optimiser)
+        self.owned = True
 
     def note_end(self, trained: bool) -> None:
         """Note whether a forward that has ended may train something."""

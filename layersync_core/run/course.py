@@ -37,7 +37,7 @@ class Course:
 
     def __init__(self, candidate: Candidate, accumulation_steps: int | None, first: int) -> None:
         self.candidate = candidate
-        self.now = first
+        self.now = self._first = first
         self.accumulation = Accumulation(accumulation_steps)
         self.losses = self.terms = self.steps = self.idle = 0
         self.checked = False
@@ -51,17 +51,22 @@ class Course:
         self.losses += 1
         self.terms += 1
 
+    def resume(self, step: int) -> None:
+        """Go on at an optimiser step."""
+        self.now = self._first = step
+
     def skip(self) -> None:
         """End a group of losses whose step was not taken."""
+        if not self.steps:
+            self.now = self._first
         self.losses = 0
         self.accumulation.begin_again()
 
-    def step(self, optimiser: torch.optim.Optimizer, counted: bool) -> bool | None:
-        """Note a step of one of its optimisers.
+    def step(self, optimiser: torch.optim.Optimizer) -> bool | None:
+        """Note a step of one of its optimisers; several share the losses of one step.
 
         Args:
-            optimiser: Which one; several share the losses of one step.
-            counted: Steps are counted by optimisers, and not by losses.
+            optimiser: Which one.
 
         Returns:
             Whether it is a step with a term; None where it belongs to a step that another optimiser has begun.
@@ -71,7 +76,8 @@ class Course:
         if self.losses:
             self._stepped = WeakSet([optimiser])
             self.losses = 0
-            self.now += counted
+            # Until the first step shows that an optimiser steps, they may have been counted by losses.
+            self.now = (self.now if self.steps else self._first) + 1
             self.steps += 1
             return True
         return False if again or len(self._stepped) == 1 else None
@@ -129,8 +135,8 @@ class Courses:
     def begin_anew(self, candidate: Candidate) -> None:
         """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
         course = self.find(candidate)
-        if course is None or not course.steps:
-            return
+        if course is None or not (course.steps or candidate.owned):
+            return  # losses that came before the first optimiser may be those of its first step
         if candidate.optimisers:
             gc.collect()  # schedulers and hooks hold optimisers in circles
         if not candidate.optimisers:
@@ -140,7 +146,7 @@ class Courses:
         """Go on at the steps of a checkpoint, by name of the model."""
         self.first = max(steps.values(), default=0)
         for course in self.current():
-            course.now = steps.get(str(course.candidate), self.first)
+            course.resume(steps.get(str(course.candidate), self.first))
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of each model that is trained by its name; of none, the step that one would begin with."""
@@ -152,9 +158,9 @@ class Courses:
 
     def _begin(self, candidate: Candidate) -> Course:
         # A program that goes on from a checkpoint does so with its first training.
-        stepped = any(course.steps for course in self.all if course.candidate.attachment is None)
-        again = self.find(candidate) is not None
-        course = Course(candidate, self._accumulation_steps, 0 if stepped or again else self.first)
+        over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
+        stepped = any(course.steps for course in over)
+        course = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

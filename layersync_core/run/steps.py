@@ -53,7 +53,7 @@ class Steps:
         self._optimisers += 1
         for candidate in self._candidates.trained_by(optimiser):
             self._courses.begin_anew(candidate)
-            candidate.optimisers.add(optimiser)
+            candidate.give_to(optimiser)
             self._owned[optimiser] = True
 
     def loss(self, trained: Sequence[Candidate] | None) -> None:
@@ -108,7 +108,7 @@ class Steps:
         for course in courses:
             if course.losses:
                 self._check(course)
-        found = [course.step(optimiser, bool(course.steps) or self._losses is None) for course in courses]
+        found = [course.step(optimiser) for course in courses]
         for course in courses:
             attachment = course.candidate.attached_to
             attachment.gate(course.now)
@@ -129,18 +129,20 @@ class Steps:
             course = self._courses.find(candidate)
             if course is not None:
                 course.skip()
+                candidate.attached_to.gate(course.now)
 
     def _check(self, course: Course) -> None:
         attachment = course.candidate.attached_to
         if attachment.guard is not None and attachment.guard.waiting:
             with one_line_warnings():
                 attachment.guard.settle(wait=not course.checked)
+        if not course.accumulation.settled:
+            said = course.accumulation.verify(course.losses)
+            if said and ranks.rank() == 0:
+                say(said)
         if course.checked:
             return
         course.checked = True
-        said = course.accumulation.verify(course.losses)
-        if said and ranks.rank() == 0:
-            say(said)
         attachment.parts.require_placed()
         ranks.compare("; ".join(sorted(f"{line}, step {course.now}" for line in self._journal.status.targets)))
 
@@ -158,7 +160,7 @@ class Steps:
         if optimiser not in self._owned:
             held = self._candidates.trained_by(optimiser)
             for candidate in held:
-                candidate.optimisers.add(optimiser)
+                candidate.give_to(optimiser)
             self._owned[optimiser] = bool(held)
         attached = self._candidates.attached
         if self._owned[optimiser]:

@@ -71,6 +71,11 @@ class Terms:
                 total = total + (term if share == 1 else term * share).to(loss.device)
             return total, [candidate for candidate, _ in terms] if found else []
 
+    def note_made(self, loss: Tensor) -> None:
+        """Note that a loss was made of one that was looked at, so that it is not looked at again."""
+        if loss.grad_fn is not None:
+            notes(loss.grad_fn).setdefault(_TERM, [])
+
     def _terms(self, found: list[Found]) -> list[tuple[Candidate, Tensor]]:
         """Return the terms of the models whose results stand furthest from the loss.
 

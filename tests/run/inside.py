@@ -3,18 +3,87 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import accelerate
+import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
+from torch.optim import optimizer as optimizers
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from layersync_core.families.registry import load_tiny
+from layersync_core.run import patches
+from layersync_core.run import training as of_process
+from layersync_core.run.settings import VARIABLE
 from layersync_core.run.training import Training
-from tests.models import build, generated, gradients_by_autograd, mean_cosine, states_by_hand
+from tests.models import build, generated, gradients_by_autograd, mean_cosine, settings, states_by_hand
 
 WEIGHT = 0.5
 Launch = Callable[..., Training]
+
+PLACES = [
+    (nn.Module, "__init__"),
+    (nn.Module, "__setstate__"),
+    (torch, "compile"),
+    (torch.optim.Optimizer, "__init__"),
+    (torch.autograd, "backward"),
+    (torch.amp.GradScaler, "scale"),
+    (torch.amp.GradScaler, "step"),
+    (accelerate.Accelerator, "__init__"),
+    (accelerate.Accelerator, "prepare"),
+    (accelerate.Accelerator, "backward"),
+    (accelerate.Accelerator, "log"),
+    (accelerate.data_loader.DataLoaderShard, "__iter__"),
+    (DataLoader, "__iter__"),
+    (SummaryWriter, "add_scalar"),
+]
+
+
+@contextmanager
+def switched_on(folder: Path) -> Iterator[Launch]:
+    """Let ``layersync run`` be switched on in this process as the start-up hook does; everything is undone at the end.
+
+    Args:
+        folder: For status and metrics.
+    """
+    hooks = dict(optimizers._global_optimizer_pre_hooks)
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in PLACES:
+            patch.setattr(owner, name, getattr(owner, name))
+        for name in ("_exit", "execv", "execve"):
+            patch.setattr(os, name, getattr(os, name))
+        patch.setattr("sys.excepthook", print)
+        logger = logging.getLogger("layersync_core")
+        patch.setattr(logger, "propagate", True)
+        patch.setattr(logger, "handlers", [])
+
+        def launch(**more: Any) -> Training:
+            given = {**settings(1, 3, WEIGHT), "layersync_status_dir": str(folder), **more}
+            patch.setenv(VARIABLE, json.dumps(given))
+            patches._installed.clear()
+            of_process.training.cache_clear()
+            patches.install("torch")
+            patches.install("accelerate")
+            return of_process.training()
+
+        try:
+            yield launch
+        finally:
+            patches._installed.clear()
+            of_process.training.cache_clear()
+            optimizers._global_optimizer_pre_hooks.clear()
+            optimizers._global_optimizer_pre_hooks.update(hooks)
+            for state in (AcceleratorState, GradientState):
+                state._reset_state()
 
 
 def main_loss(output: Any) -> Tensor:

@@ -209,6 +209,35 @@ def test_a_batch_that_is_left_out_gets_no_term(launch: Launch, way: str) -> None
     assert_same_gradients(gradients(model), expected)
 
 
+def test_a_step_of_losses_that_are_left_out_shows_nothing(launch: Launch) -> None:
+    launch()
+    model, batches, expected = micro_batches(2)
+    optimiser = sgd(model)
+    for weight in (0, 0, 1, -1):
+        for inputs in batches:
+            (weight * main_loss(model(**inputs)) / 2).backward()
+        optimiser.step()
+        found = gradients(model)
+        if weight:
+            assert_same_gradients(found, {name: weight * grad for name, grad in expected.items()})
+        else:
+            assert not any(grad.any() for grad in found.values())
+
+
+def test_a_factor_is_asked_about_at_the_first_step_that_shows_one(launch: Launch) -> None:
+    launch()
+    model, batches, _ = micro_batches(3)
+    optimiser = sgd(model)
+    for weight in (0, 1):
+        for inputs in batches:
+            (weight * main_loss(model(**inputs)) / 2).backward()
+        if weight:
+            with pytest.raises(CaptureError, match=r"the loss is multiplied with 0\.5, but 3 losses"):
+                optimiser.step()
+        else:
+            optimiser.step()
+
+
 @pytest.mark.parametrize(
     ("write", "value"),
     [

@@ -81,6 +81,21 @@ def test_one_model_that_is_trained_anew_begins_anew(launch: Launch) -> None:
     assert len(training.courses.all) == 2
 
 
+@pytest.mark.parametrize("start", [0, 7])
+def test_losses_of_an_optimiser_that_went_without_a_step_are_of_no_other(launch: Launch, start: int) -> None:
+    training = launch(layersync_start_step=start)
+    model, inputs = build("dit")
+    for stepping in (False, True):
+        optimiser = sgd(model)
+        for _ in range(2):
+            (main_loss(model(**inputs)) / 2).backward()
+        if stepping:
+            optimiser.step()
+        del optimiser
+    assert training.steps.now == start + 1
+    assert training.courses.all[-1].terms == 2
+
+
 def test_an_optimiser_that_comes_with_an_unfreeze_goes_on(launch: Launch) -> None:
     training = launch(layersync_warmup_steps=10)
     model, inputs = build("dit")

@@ -33,6 +33,20 @@ def test_grad_scaler(launch: Launch) -> None:
     assert_same_gradients(gradients(model), expected)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_loss_of_something_else_that_is_scaled_is_one_loss(launch: Launch, enabled: bool) -> None:
+    launch()
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    optimiser, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=512.0, enabled=enabled)
+    scaler.scale(torch.ones(3, requires_grad=True).sum()).backward()
+    (loss,) = scaler.scale([main_loss(model(**inputs))])
+    loss.backward()
+    scaler.unscale_(optimiser)
+    scaler.step(optimiser)
+    assert_same_gradients(gradients(model), expected)
+
+
 def test_more_gradients_than_losses_are_left_to_torch(launch: Launch) -> None:
     found = []
     for switched_on in (False, True):

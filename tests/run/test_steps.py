@@ -138,6 +138,33 @@ def test_no_step_is_counted_twice_where_losses_are_counted_as_well(launch: Launc
         assert training.steps.now == number + 1
 
 
+@pytest.mark.parametrize(("given", "count"), [(1, 3), (4, 2), (2, 2)])
+def test_the_first_step_shows_that_optimisers_count(launch: Launch, given: int, count: int) -> None:
+    training = launch(layersync_warmup_steps=10, layersync_accumulation_steps=given, layersync_start_step=5)
+    model, batches, _ = micro_batches(count)
+    optimiser = sgd(model)
+    for number in range(3):
+        for inputs in batches:
+            main_loss(model(**inputs)).backward()
+        optimiser.step()
+        assert training.steps.now == 5 + number + 1
+
+
+def test_losses_of_a_step_that_is_skipped_are_no_steps(launch: Launch) -> None:
+    training = launch(layersync_cutoff_step=1, layersync_accumulation_steps=1)
+    model, inputs = build("dit")
+    optimiser, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=16.0)
+    for number in range(2):
+        scaler.scale(main_loss(model(**inputs))).backward()
+        if not number:
+            next(p.grad for p in model.parameters() if p.grad is not None).fill_(torch.inf)
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad()
+        assert training.steps.now == number
+    assert training.journal.status.terms == 2
+
+
 def test_a_schedule_that_nobody_counts_is_an_error(launch: Launch) -> None:
     launch(layersync_warmup_steps=10)
     model, inputs = build("dit")

@@ -171,7 +171,7 @@ def test_an_objective_is_refused_when_the_optimiser_is_made(launch: Launch) -> N
     class Plugin:
         @hookimpl
         def layersync_objectives(self, config: LayerSyncConfig) -> Sequence[Any]:
-            return [SimpleNamespace(name="other")]
+            return [SimpleNamespace(name="other", compute=None)]
 
     plugins().manager.register(Plugin(), name="objective")
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from layersync_core import _compat
+from layersync_core.capture.graph import tensors_in
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
 from layersync_core.run.replaced import ReplacedSteps
@@ -85,13 +86,17 @@ def _scaled_with_term(loss: Any, factor: Any) -> tuple[Any, Any]:
 
 
 def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
-    if not is_inside():
-        if isinstance(outputs, Tensor):
-            outputs = training().add_terms(outputs)
-        else:
-            outputs = [training().add_terms(output) for output in outputs]
-    with inside():  # a list is scaled one by one
+    if is_inside():
         return original(scaler, outputs)
+    if isinstance(outputs, Tensor):
+        outputs = training().add_terms(outputs)
+    else:
+        outputs = [training().add_terms(output) for output in outputs]
+    with inside():  # a list is scaled one by one
+        scaled = original(scaler, outputs)
+    for loss in tensors_in(scaled):
+        training().terms.note_made(loss)
+    return scaled
 
 
 # Steps.
