@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 FACE = {
     "attachment": ("Attachment",),
     "capture.buffer": ("HiddenStateBuffer",),
-    "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "latent_grid"),
+    "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "joined_text", "latent_grid"),
     "cli.meta": ("build_on_meta",),
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),

@@ -6,6 +6,7 @@ from layersync_core.capture.forward import Forward as Forward
 from layersync_core.capture.layout import BlockStack as BlockStack
 from layersync_core.capture.layout import ForwardCall as ForwardCall
 from layersync_core.capture.layout import ModelLayout as ModelLayout
+from layersync_core.capture.layout import joined_text as joined_text
 from layersync_core.capture.layout import latent_grid as latent_grid
 from layersync_core.capture.policy import only_forward as only_forward
 from layersync_core.cli.meta import build_on_meta as build_on_meta

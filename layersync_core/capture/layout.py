@@ -171,6 +171,21 @@ def latent_grid(argument: str, patch: Callable[[Any], Sequence[int]]) -> Callabl
     return grid
 
 
+def joined_text(argument: str, dual: str) -> Callable[[ForwardCall], int | None]:
+    """Return a ``joined_tokens`` function for models without dual-stream blocks, whose output shows it otherwise.
+
+    Args:
+        argument: Name of the forward's text states, (B, S, D).
+        dual: Name of the list of dual-stream blocks in the model.
+    """
+
+    def joined(call: ForwardCall) -> int | None:
+        text = call.arguments.get(argument)
+        return None if text is None or getattr(call.model, dual) else call.tokens + int(text.shape[1])
+
+    return joined
+
+
 def class_names(module: nn.Module) -> set[str]:
     """Return the names of a module's class and its bases."""
     return {base.__name__ for base in type(module).__mro__}

@@ -81,15 +81,16 @@ class Reader:
             target = target & real
         forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
         if forward.beside:
-            forward.ask_last = partial(self._last_output, forward, Lengths(lengths.count, lengths.counted_by))
+            forward.ask_last = partial(self._last_output, forward, lengths)
 
-    def _last_output(self, forward: Forward, counted: Lengths) -> LastOutput | None:
+    def _last_output(self, forward: Forward, lengths_read: Lengths) -> LastOutput | None:
         output = forward.beside["last"]
         if isinstance(output, Weakly):
             output = output.get()
             if output is None:
                 return None
         state = _select(output, *self.last)
+        counted = Lengths(lengths_read.count, lengths_read.counted_by)  # of this block alone
         span = self._image_span(forward, state.shape[-2], *self.last, counted, output is state)
         # What the block hands on untouched has a gradient from wherever else it is used.
         given = set(map(id, tensors_in(forward.beside.get("given"))))

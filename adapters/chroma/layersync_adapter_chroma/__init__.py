@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, joined_text
 
 
 def _text_last(model: Any) -> Sequence[BlockStack]:
@@ -30,12 +30,6 @@ def _pixel_patches(call: ForwardCall) -> int:
     return int((rows // size) * (columns // size))
 
 
-def _joined(call: ForwardCall) -> int | None:
-    """Return the length of a joined sequence without dual-stream blocks, whose output shows it otherwise."""
-    text = call.arguments.get("encoder_hidden_states")
-    return None if text is None or call.model.transformer_blocks else call.tokens + text.shape[1]
-
-
 _TEXT_FIRST = (BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="last"))
 
 adapter = BlockStackAdapter(
@@ -47,7 +41,7 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
-    joined_tokens=_joined,
+    joined_tokens=joined_text("encoder_hidden_states", "transformer_blocks"),
     forks=[
         ModelLayout(model_classes="Chroma", stacks=_text_last, embedder="img_in", width="hidden_size"),
         ModelLayout(model_classes="Chroma", stacks=_radiance, image_tokens=_pixel_patches, width="hidden_size"),

@@ -5,10 +5,10 @@ A ControlNet's residuals are added after a block, so the block's output is what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, joined_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,17 +28,6 @@ def _generated_by_rotation(call: ForwardCall) -> Tensor | None:
     return call.block["image_rotary_emb"][0, 0, -call.tokens :, 0, 0, 0] == 1  # type: ignore[no-any-return]
 
 
-def _joined(text: str) -> Callable[[ForwardCall], int | None]:
-    """Return a ``joined_tokens`` function for models without dual-stream blocks, whose output shows it otherwise."""
-
-    def joined(call: ForwardCall) -> int | None:
-        dual = "transformer_blocks" if hasattr(call.model, "transformer_blocks") else "double_blocks"
-        states = call.arguments.get(text)
-        return None if states is None or getattr(call.model, dual) else call.tokens + states.shape[1]
-
-    return joined
-
-
 def _original(model: Any) -> Sequence[BlockStack]:
     # The Chroma of sd-scripts derives from its Flux, but joins [image, text] and has no pooled text embedding.
     if not hasattr(model, "vector_in"):
@@ -56,7 +45,7 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
-    joined_tokens=_joined("encoder_hidden_states"),
+    joined_tokens=joined_text("encoder_hidden_states", "transformer_blocks"),
     target=_generated,
     forks=[
         # the original repository, sd-scripts, musubi-tuner
@@ -65,7 +54,7 @@ adapter = BlockStackAdapter(
             stacks=_original,
             embedder="img_in",
             width="hidden_size",
-            joined_tokens=_joined("txt"),
+            joined_tokens=joined_text("txt", "double_blocks"),
             target=_generated,
         ),
         ModelLayout(  # DiffSynth-Studio, which calls the blocks itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, joined_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +24,6 @@ def _generated(argument: str) -> Callable[[ForwardCall], Tensor | None]:
     return target
 
 
-def _joined(text: str) -> Callable[[ForwardCall], int | None]:
-    """Return a ``joined_tokens`` function for models without dual-stream blocks, whose output shows it otherwise."""
-
-    def joined(call: ForwardCall) -> int | None:
-        dual = "transformer_blocks" if hasattr(call.model, "transformer_blocks") else "double_blocks"
-        states = call.arguments.get(text)
-        return None if states is None or getattr(call.model, dual) else call.tokens + states.shape[1]
-
-    return joined
-
-
 adapter = BlockStackAdapter(
     family="flux2",
     model_classes=("Flux2Transformer2DModel", "Flux2DiT"),  # diffusers; DiffSynth-Studio
@@ -44,7 +33,7 @@ adapter = BlockStackAdapter(
     ],
     embedder="x_embedder",
     width="inner_dim",
-    joined_tokens=_joined("encoder_hidden_states"),
+    joined_tokens=joined_text("encoder_hidden_states", "transformer_blocks"),
     target=_generated("img_ids"),
     forks=[
         ModelLayout(  # the original repository, musubi-tuner, ai-toolkit
@@ -55,7 +44,7 @@ adapter = BlockStackAdapter(
             ],
             embedder="img_in",
             width="hidden_size",
-            joined_tokens=_joined("txt"),
+            joined_tokens=joined_text("txt", "double_blocks"),
             target=_generated("x_ids"),
         ),
     ],

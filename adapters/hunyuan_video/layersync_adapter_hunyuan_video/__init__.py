@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, latent_grid
+from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayout, joined_text, latent_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,12 +60,6 @@ def _packed_grid(call: ForwardCall) -> tuple[int, int, int] | None:
     return _grid(call) if call.tokens == _generated_count(call) else None
 
 
-def _joined(call: ForwardCall) -> int | None:
-    """Return the length of a joined sequence without dual-stream blocks, whose output shows it otherwise."""
-    text = call.arguments.get("text_states")
-    return None if text is None or call.model.double_blocks else call.tokens + text.shape[1]
-
-
 adapter = BlockStackAdapter(
     family="hunyuan_video",
     model_classes="HunyuanVideoTransformer3DModel",
@@ -98,7 +92,7 @@ adapter = BlockStackAdapter(
             stacks=[BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="first")],
             embedder="img_in",
             width="hidden_size",
-            joined_tokens=_joined,
+            joined_tokens=joined_text("text_states", "double_blocks"),
             grid=latent_grid("x", lambda model: model.patch_size),
             video=True,
         ),
