@@ -14,6 +14,7 @@ FACE = {
     "capture.buffer": ("HiddenStateBuffer",),
     "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "joined_text", "latent_grid"),
     "cli.meta": ("build_on_meta",),
+    "cli.inspect": ("model_parameters",),
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),
     "distributed": ("several_ranks",),
@@ -59,6 +60,8 @@ FACE = {
     "replacing": ("wrap_once",),
     "state": ("load_states", "save_states"),
     "session": ("attach", "plugins"),
+    "suggest.findings": ("Findings", "SkippedRun"),
+    "suggest.probe": ("Probe",),
     "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),
 }
 """Module -> the names that it lends to the public face."""

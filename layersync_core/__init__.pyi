@@ -9,6 +9,7 @@ from layersync_core.capture.layout import ModelLayout as ModelLayout
 from layersync_core.capture.layout import joined_text as joined_text
 from layersync_core.capture.layout import latent_grid as latent_grid
 from layersync_core.capture.policy import only_forward as only_forward
+from layersync_core.cli.inspect import model_parameters as model_parameters
 from layersync_core.cli.meta import build_on_meta as build_on_meta
 from layersync_core.cli.options import add_command as add_command
 from layersync_core.config import BlockNumber as BlockNumber
@@ -61,6 +62,9 @@ from layersync_core.spelling import taken_for_the_hosts as taken_for_the_hosts
 from layersync_core.spelling import unknown_key as unknown_key
 from layersync_core.state import load_states as load_states
 from layersync_core.state import save_states as save_states
+from layersync_core.suggest.findings import Findings as Findings
+from layersync_core.suggest.findings import SkippedRun as SkippedRun
+from layersync_core.suggest.probe import Probe as Probe
 
 __version__: str
 FACE: dict[str, tuple[str, ...]]

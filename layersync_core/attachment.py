@@ -16,11 +16,13 @@ from layersync_core.capture.guard import Guard
 from layersync_core.capture.policy import Policy, checked, only_forward
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.families.registry import resolve
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
 from layersync_core.losses.parts import TrainedParts
 from layersync_core.metrics import Meter, total
 from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer
+from layersync_core.suggest.probe import Probe
 
 attached: WeakSet[nn.Module] = WeakSet()
 """The models that have an attachment."""
@@ -49,7 +51,7 @@ class Attachment:
     ) -> None:
         self.blocks = blocks
         self.family = adapter.family if adapter else None
-        self._model = model
+        self._model, self._adapter = model, adapter
         self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
         self.uses_steps = any(item.uses_steps for item in self._regularizers)
         self._meter = Meter()
@@ -139,6 +141,18 @@ class Attachment:
         else:
             with self._capture.paused():
                 yield
+
+    def probe(self, tokens: int = 64, seed: int = 0) -> Probe:
+        """Measure from now on how alike all blocks are in each training forward, with or without a regularizer.
+
+        Args:
+            tokens: Tokens of the sub-sample of one forward and noise level.
+            seed: Of the sub-samples.
+
+        Raises:
+            LayerSyncError: As for ``attach``, where LayerSync is off and the family was not resolved yet.
+        """
+        return Probe(self._model, self._adapter or resolve(self._model), tokens, seed)
 
     def remove(self) -> None:
         """Take every hook off the model; ``apply`` and ``loss`` raise from then on."""

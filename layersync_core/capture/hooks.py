@@ -20,6 +20,7 @@ from layersync_core import _compat
 from layersync_core.capture.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.lengths import shapes_of
+from layersync_core.capture.reading import Reader
 from layersync_core.errors import CaptureError
 from layersync_core.protocol import CaptureHandle
 
@@ -34,9 +35,12 @@ class Capture:
         last: The model's last block.
         later: Blocks that may run after it, though the adapter does not list them.
         embedder: The patch embedder, whose output's length is the number of image tokens; None if not needed.
-        read: Says what the tokens of a finished forward are, and fills the buffer.
+        reader: Says what the tokens of a finished forward are, and fills the buffer.
         clear: Empties the buffer.
         dual: The block whose streams are joined behind it; None if not needed.
+
+    Attributes:
+        watch: Called with each block's number as it returns, whose output is not held then.
     """
 
     def __init__(
@@ -47,14 +51,16 @@ class Capture:
         last: nn.Module,
         later: Sequence[nn.Module],
         embedder: nn.Module | None,
-        read: Callable[[Forward], None],
+        reader: Reader,
         clear: Callable[[], None],
         dual: nn.Module | None = None,
     ) -> None:
         self.enabled = True
         self.policy: Callable[[CaptureHandle], None] = _any_number
+        self.watch: Callable[[Forward, int], None] | None = None
         self._model, self._first, self._last, self._embedder, self._dual = model, first, last, embedder, dual
-        self._blocks, self._read, self._clear = blocks, read, clear
+        self.reader = reader
+        self._blocks, self._clear = blocks, clear
         self._held: list[Forward] = []
         self._open: Forward | None = None
         self._pauses = 0
@@ -106,7 +112,7 @@ class Capture:
         """
         if fault := self._fault(forward):
             raise CaptureError(fault)
-        self._read(forward)
+        self.reader.read(forward)
 
     def discard(self, forward: Forward | None = None) -> None:
         """Forget a forward, or all of them, and empty the buffer."""
@@ -240,6 +246,9 @@ class Capture:
         if index in current.outputs:
             current.repeated = index
         current.outputs[index] = output
+        if self.watch is not None:
+            self.watch(current, index)
+            current.outputs[index] = None  # that it ran is all that is kept of it
 
 
 def _runs(forward: Forward) -> bool:

@@ -16,7 +16,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward, LastOutput, Weakly
 from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
-from layersync_core.capture.lengths import CAUSE, Dual, Lengths, refuse_sharded, refuse_split
+from layersync_core.capture.lengths import CAUSE, Dual, Lengths, refuse_sharded, refuse_split, shapes_of
 from layersync_core.errors import CaptureError
 
 
@@ -63,25 +63,60 @@ class Reader:
         spans: dict[int, slice] = {}
         refuse_split(self.watched)
         lengths = self._lengths(forward)
-        for index, (stack, path) in self.stacks.items():
-            output = forward.outputs[index]
-            state = tracked[index] = _select(output, stack, path)
-            refuse_sharded(state, path)
-            span = spans[index] = self._image_span(forward, state.shape[-2], stack, path, lengths, output is state)
-            tensor = self.buffer[self.buffer.key(index)] = tokens_of(state, span)
+        for index in self.stacks:
+            tracked[index], spans[index] = self._state(forward, index, lengths)
+            tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
         layout = self.layout
         call = partial(self._call, forward, *tensor.shape[:2])
         forward.video, grid_of = layout.video, layout.grid
         if grid_of is not None and forward.by_model:
             forward.ask_grid = lambda: grid_of(call())
             lengths.check_grid(forward, self.stacks.values(), tensor.shape[1])
-        target = self._mask(layout.target if forward.by_model else layout.block_target or layout.target, call)
-        real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
-        if target is not None and real is not None:
-            target = target & real
-        forward.target, forward.real, forward.tracked, forward.spans = target, real, tracked, spans
+        forward.target, forward.real = self._masks(forward, call)
+        forward.tracked, forward.spans = tracked, spans
         if forward.beside:
             forward.ask_last = partial(self._last_output, forward, lengths)
+
+    def peek(self, forward: Forward, index: int) -> Tensor:
+        """Return (B, S, D), the tokens of a block that has just returned, before the forward is over.
+
+        Raises:
+            CaptureError: As for a forward that is read.
+        """
+        held = forward.beside
+        if "lengths" not in held:
+            refuse_split(self.watched)
+            held["lengths"] = self._lengths(forward)
+        tokens_BSD = tokens_of(*self._state(forward, index, held["lengths"]))
+        if self.dual is not None and index == self.dual.index:
+            # Whoever peeks need not keep the output, which says how many tokens the blocks behind it join.
+            forward.streams = shapes_of(forward.outputs.pop(index))
+            del held["lengths"]
+        return tokens_BSD
+
+    def counted(self, forward: Forward, batch: int, tokens: int) -> Tensor | None:
+        """Return (B, S) bool, True for the generated tokens of a forward that is not over yet; None when all are."""
+        target, real = self._masks(forward, partial(self._call, forward, batch, tokens))
+        return real if target is None else target
+
+    def arguments(self, forward: Forward) -> Mapping[str, Any]:
+        """Return the arguments of the model's forward by name; none where a trainer calls the blocks itself."""
+        return self.parameters.by_name(forward) if forward.by_model else {}
+
+    def _state(self, forward: Forward, index: int, lengths: Lengths) -> tuple[Tensor, slice]:
+        """Return the tensor of a block's output that has its tokens, and where they stand in it."""
+        stack, path = self.stacks[index]
+        output = forward.outputs[index]
+        state = _select(output, stack, path)
+        refuse_sharded(state, path)
+        return state, self._image_span(forward, state.shape[-2], stack, path, lengths, output is state)
+
+    def _masks(self, forward: Forward, call: Callable[[], ForwardCall]) -> tuple[Tensor | None, Tensor | None]:
+        """Return which tokens are generated, and which are real."""
+        layout = self.layout
+        target = self._mask(layout.target if forward.by_model else layout.block_target or layout.target, call)
+        real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
+        return target & real if target is not None and real is not None else target, real
 
     def _last_output(self, forward: Forward, lengths_read: Lengths) -> LastOutput | None:
         output = forward.beside["last"]

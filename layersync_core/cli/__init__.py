@@ -14,7 +14,7 @@ from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
 _COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check", "run": "run", "env": "env"}
 # Command -> the distribution that brings it.
-_PLUGIN_COMMANDS = {"train": "layersync-plugin-trainer"}
+_PLUGIN_COMMANDS = dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer")
 _USER_ERROR = 2
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from inspect import Parameter
 from typing import Any
 
-from layersync_core.cli.inspect import Family, Model
+from layersync_core.cli.inspect import model_parameters
 from layersync_core.cli.meta import build_on_meta
 from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
@@ -21,10 +20,7 @@ def register(app: Any) -> None:
         run,
         models(),
         "Check a configuration against a model's config.json: every start-up error, without loading weights.",
-        [
-            Parameter("model", Parameter.KEYWORD_ONLY, annotation=Model),
-            Parameter("family", Parameter.KEYWORD_ONLY, annotation=Family, default=None),
-        ],
+        model_parameters(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from inspect import Parameter
 from typing import Annotated, Any, Optional
 
 import typer
@@ -15,6 +16,14 @@ from layersync_core.protocol import Block
 
 Model = Annotated[str, typer.Argument(help="local model folder, pipeline folder or config.json")]
 Family = Annotated[Optional[str], typer.Option("--family", help="family, where the config cannot tell it")]  # noqa: UP045
+
+
+def model_parameters() -> list[Parameter]:
+    """Return the parameters of a command that takes a model, for ``add_command``."""
+    return [
+        Parameter("model", Parameter.KEYWORD_ONLY, annotation=Model),
+        Parameter("family", Parameter.KEYWORD_ONLY, annotation=Family, default=None),
+    ]
 
 
 def register(app: Any) -> None:

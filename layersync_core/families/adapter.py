@@ -92,7 +92,7 @@ class BlockStackAdapter(ModelLayout):
             # Several streams may be joined after the blocks that are listed; one stream goes on to the head.
             later=later_blocks(model, found[-1][1]) if found[-1][0].element is not None else (),
             embedder=embedder,
-            read=reader.read,
+            reader=reader,
             clear=buffer.clear,
             dual=None if dual is None or dual.index in stacks else dual.module,  # what a captured one returned is held
         )

@@ -15,16 +15,28 @@ HELP = (
 )
 
 
+SUGGEST_HELP = (
+    "Measure how alike the blocks of a model are on a few batches, and say which pair that speaks for, if any."
+)
+
+
 @hookimpl
 def layersync_commands(app: Any) -> None:
-    """Register ``train``."""
-    from layersync_core import add_command, plugins
-    from layersync_plugin_trainer.config import TrainerConfig
+    """Register ``train`` and ``suggest``."""
+    from layersync_core import add_command, model_parameters, plugins
+    from layersync_plugin_trainer.config import SuggestConfig, TrainerConfig
 
     add_command(app, "train", _train, [TrainerConfig, *plugins().config_models()], HELP)
+    add_command(app, "suggest", _suggest, [SuggestConfig], SUGGEST_HELP, model_parameters())
 
 
 def _train(settings: dict[str, Any]) -> None:
     from layersync_plugin_trainer.train import train
 
     train(settings)
+
+
+def _suggest(settings: dict[str, Any], model: str, family: str | None) -> None:
+    from layersync_plugin_trainer.suggest import suggest
+
+    suggest(settings, model, family)

@@ -95,6 +95,31 @@ class TrainerConfig(BaseModel):
         return 1e-4 if self.model or self.rank else 2e-3
 
 
+def _levels(value: Any) -> Any:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+class SuggestConfig(BaseModel):
+    """Settings of ``layersync suggest``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output_dir: str = Field("./layersync-suggest", description="folder for suggest.json, suggest.html and suggest.png")
+    batches: Count = Field(16, description="batches of each noise level")
+    batch_size: Count = Field(16, description="samples of a batch")
+    noise_levels: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_levels), Field(min_length=1)
+    ] = Field((0.2, 0.5, 0.8), description="shares of noise in the samples, such as 0.2,0.5,0.8")
+    data: str | None = Field(
+        None,
+        description="safetensors file, or a folder of them, each with the arguments of one forward by name, and labels "
+        "(B,) if they are known; default: embedded data",
+    )
+    tokens: Count = Field(64, description="tokens of each forward that are compared")
+    skip: Steps = Field(0, description="forwards to spend on how much the loss rises without a block; 0 spends none")
+    seed: Steps = Field(0, description="seed of samples, noise and sub-samples")
+
+
 class Settings:
     """A whole configuration: the trainer's part, the regularizers' part, and what the user wrote.
 

@@ -56,7 +56,7 @@ class Source:
         Raises:
             ConfigError: The weights cannot be loaded, or the model lacks what was asked for.
         """
-        model = self._whole()
+        model = self.whole()
         _switch_off_label_dropout(model)
         if config.gradient_checkpointing:
             _checkpoint_gradients(model)
@@ -74,7 +74,12 @@ class Source:
             return self.tiny.tiny_model()
         return build_on_meta(read_model_config(self.folder))  # type: ignore[no-any-return]
 
-    def _whole(self) -> nn.Module:
+    def whole(self) -> nn.Module:
+        """Return the model with its weights.
+
+        Raises:
+            ConfigError: They cannot be loaded.
+        """
         if self.folder is None:
             return self.tiny.tiny_model()
         kind = _diffusers_class(read_model_config(self.folder))
@@ -85,18 +90,22 @@ class Source:
             raise ConfigError(f"the weights in {self.folder} cannot be loaded: {reason}") from error
 
 
-def find_source(config: TrainerConfig) -> Source:
+def find_source(model: str | None, family: str | None) -> Source:
     """Tell where the model comes from.
+
+    Args:
+        model: Local diffusers folder; None takes a family's tiny model.
+        family: Id of the family; None reads it from the folder, and takes the default without one.
 
     Raises:
         LayerSyncError: The family or the folder is unknown, refused, not installed, or ships no tiny model, or one that
             does not say how it is fed.
     """
-    if config.model is not None:
-        file = find_model_config(config.model)
-        adapter = get_adapter(config.family) if config.family else resolve(read_model_config(file))
+    if model is not None:
+        file = find_model_config(model)
+        adapter = get_adapter(family) if family else resolve(read_model_config(file))
         return Source(adapter.family, adapter, declared(adapter.family, load_tiny(adapter.family)), file.parent)
-    family = config.family or DEFAULT_FAMILY
+    family = family or DEFAULT_FAMILY
     adapter = get_adapter(family)
     if family == DEFAULT_FAMILY:
         from layersync_plugin_trainer import digits_dit

@@ -74,7 +74,7 @@ def _train_in(
 
     from layersync_plugin_trainer import arm, models, objective, report
 
-    source = models.find_source(config)
+    source = models.find_source(config.model, config.family)
     outline = source.outline()
     regularizers = models.regularizer_settings(settings, source.adapter.list_blocks(outline))
     # A schedule may end with the run.

@@ -42,7 +42,7 @@ def make(settings=PAIR, forwards=1, batch=4, **more):
         step_scheduler_with_optimizer=False,
         mixed_precision=config.mixed_precision,
     )
-    source = find_source(config)
+    source = find_source(config.model, config.family)
     set_seed(0)
     model = source.build(config)
     feed = Feed(source.tiny, model)

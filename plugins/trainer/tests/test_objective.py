@@ -94,7 +94,7 @@ def test_the_small_dit_has_a_null_class_and_draws_no_label_dropout_itself():
     from layersync_plugin_trainer.models import find_source
 
     config = TrainerConfig()
-    source = find_source(config)
+    source = find_source(config.model, config.family)
     model = source.build(config)
     feed = Feed(source.tiny, model)
     assert feed.null_label == 10

@@ -76,7 +76,7 @@ def fresh_accelerate():
 
 def make(main, settings=PAIR):
     config = TrainerConfig(train_batch_size=4, max_grad_norm=1e9)
-    source = find_source(config)
+    source = find_source(config.model, config.family)
     set_seed(0)
     model = source.build(config)
     feed = Feed(source.tiny, model)

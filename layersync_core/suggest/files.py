@@ -1,0 +1,38 @@
+"""The three files of a measurement: numbers, a page and a picture."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from layersync_core.errors import ConfigError
+from layersync_core.files import replace_file
+from layersync_core.suggest.findings import Findings
+from layersync_core.suggest.page import page_of
+
+JSON, PAGE, PICTURE = "suggest.json", "suggest.html", "suggest.png"
+
+
+def write(found: Findings, folder: Path) -> list[str]:
+    """Write the files, and return what is to be said of them.
+
+    Raises:
+        ConfigError: They cannot be written.
+    """
+    content = found.content()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / JSON, f"{json.dumps(content, indent=1)}\n")
+        replace_file(folder / PAGE, page_of(found, content))
+        drawn = bool(found.cka) and find_spec("matplotlib") is not None
+        if drawn:
+            from layersync_core.suggest.picture import draw
+
+            draw(found, content, folder / PICTURE)
+        else:
+            (folder / PICTURE).unlink(missing_ok=True)  # of another measurement
+    except OSError as error:
+        raise ConfigError(f"output_dir {folder} cannot be written: {error.strerror or error}") from None
+    missing = "" if drawn or not found.cka else f"; {PICTURE} needs matplotlib: pip install matplotlib"
+    return [f"{', '.join((JSON, PAGE, *([PICTURE] if drawn else [])))} in {folder}{missing}"]

@@ -1,0 +1,111 @@
+"""A page with everything that was measured, in one file: no script, no style and nothing from outside.
+
+Colours are attributes of SVG shapes, which even a policy of `default-src 'none'` lets through.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from layersync_core.suggest.findings import Findings, Grid
+from layersync_core.suggest.text import lines_of
+from layersync_core.suggest.verdict import pairs_of
+
+MEASURES = {
+    "cka": "Linear CKA",
+    "centered_cosine": "Centred cosine",
+    "cosine": "Cosine",
+    "gap": "Linear probe, teacher minus student",
+}
+"""Measures that are shown, and what they are called."""
+_CELL, _LABELS = 14, 190
+
+
+def colour(value: float, low: float, high: float) -> str:
+    """Return a colour that grows darker with a value, as #rrggbb; readable without telling red from green."""
+    share = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+    stops = ((255, 255, 229), (65, 182, 196), (8, 29, 88))
+    at = share * (len(stops) - 1)
+    place = min(int(at), len(stops) - 2)
+    mixed = (one + (other - one) * (at - place) for one, other in zip(stops[place], stops[place + 1], strict=True))
+    return "#" + "".join(f"{round(part):02x}" for part in mixed)
+
+
+def page_of(found: Findings, content: dict[str, Any]) -> str:
+    """Return the page."""
+    told = "\n".join(f"<p>{escape(line.strip())}</p>" for line in lines_of(found))
+    body = [f"<h1>LayerSync: which pair, measured on {escape(found.model)}</h1>", told]
+    names = [name for name in MEASURES if getattr(found, name)]
+    for number, level in enumerate(found.noise_levels):
+        body.append(f"<h2>{'Noise level unknown' if level is None else f'Noise level {level:g}'}</h2>")
+        for name in names:
+            body.append(f"<h3>{MEASURES[name]}</h3>")
+            body.append(heat_map(found, getattr(found, name)[number], content))
+    body += [_table("Linear probe of each block", found, [*zip(*found.probe, strict=True)])] if found.probe else []
+    body += [_table("Rise of the loss without a block", found, [[value] for value in found.skip])] if found.skip else []
+    if found.skip_runs:
+        rows = "".join(
+            f"<tr><td>{run.first} to {run.last}</td><td>{run.rise:+.4g}</td></tr>" for run in found.skip_runs
+        )
+        body.append(f"<h2>Rise of the loss without a run of blocks</h2><table border='1'>{rows}</table>")
+    how = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in found.sub_sample.items())
+    body.append(f"<h2>How it was measured</h2><dl>{how}</dl>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>layersync suggest</title></head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def heat_map(found: Findings, grid: Grid, content: dict[str, Any]) -> str:
+    """Return a heat map as SVG: students down, teachers across, the advised zone and the recommended pairs framed."""
+    blocks = found.described
+    values = [value for row in grid for value in row if value is not None]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    size = len(blocks) * _CELL
+    shapes = []
+    for block, row in zip(blocks, grid, strict=True):
+        y = _LABELS + block.index * _CELL
+        shapes.append(_text(_LABELS - 4, y + _CELL - 4, f"{block.index + 1} {block.path}", "end"))
+        turned = f' transform="rotate(-90 {y + _CELL - 4} {_LABELS - 4})"'
+        shapes.append(_text(y + _CELL - 4, _LABELS - 4, f"{block.index + 1} {block.path}", "start", turned))
+        for other, value in enumerate(row):
+            if value is not None:
+                x, fill = _LABELS + other * _CELL, colour(value, low, high)
+                shapes.append(f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="{fill}"/>')
+    frames = [(pair.student.index, pair.teacher.index, "#888888", 0.6) for pair in pairs_of(blocks) if pair.inside]
+    frames += [(pair["student"] - 1, pair["teacher"] - 1, "#d55e00", 2.0) for pair in content["recommended"]]
+    shapes += [_frame(*frame) for frame in frames]
+    legend = (
+        f"from {low:.3g} (light) to {high:.3g} (dark); white: no pair; grey frames: where the paper's rules allow a "
+        "pair; orange: recommended"
+    )
+    side = _LABELS + size + 10
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 {side} {side}" '
+        f'role="img" aria-label="heat map"><rect width="{side}" height="{side}" fill="#ffffff"/>'
+        f"{_text(4, 14, 'student: down, teacher: across', 'start')}{''.join(shapes)}</svg>\n<p>{legend}</p>"
+    )
+
+
+def _text(x: int, y: int, text: str, anchor: str, more: str = "") -> str:
+    place = f'x="{x}" y="{y}" text-anchor="{anchor}"{more}'
+    return f'<text {place} font-size="10" font-family="sans-serif">{escape(text)}</text>'
+
+
+def _frame(row: int, column: int, colour: str, width: float) -> str:
+    x, y = _LABELS + column * _CELL, _LABELS + row * _CELL
+    return (
+        f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+    )
+
+
+def _table(title: str, found: Findings, rows: list[Any]) -> str:
+    cells = "".join(
+        f"<tr><td>{block.index + 1}</td><td>{escape(block.path)}</td>"
+        + "".join(f"<td>{'' if value is None else f'{value:.4g}'}</td>" for value in row)
+        + "</tr>"
+        for block, row in zip(found.described, rows, strict=True)
+    )
+    return f"<h2>{title}</h2><table border='1'>{cells}</table>"

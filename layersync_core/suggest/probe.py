@@ -1,0 +1,222 @@
+"""Look at every block of a model while it runs, in whatever loop: a sub-sample of tokens, at once, and nothing held."""
+
+# Shapes: B batch, S tokens, N tokens of the sub-sample, D channels, G blocks of one kind
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.forward import Forward
+from layersync_core.capture.hooks import Capture
+from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.protocol import Adapter, Block
+from layersync_core.suggest.findings import Findings
+from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
+
+TOKENS = 64
+"""Tokens of the sub-sample of one forward and noise level."""
+LEVELS = (0.125, 0.375, 0.625, 0.875)
+"""Middles of the quarters of the model's own time, by which a training loop's samples are sorted."""
+_TIMES = ("timestep", "timesteps", "t", "time")
+_LABELLED = 1024  # samples whose class is known that are kept, at most, for each level
+
+
+class Probe:
+    """Measure how alike the blocks of a model are, in the training forwards that it makes while this is there.
+
+    Args:
+        model: The unwrapped model.
+        adapter: Of its family.
+        tokens: Tokens of the sub-sample of one forward and noise level; all of them where there are fewer.
+        seed: Of the sub-samples.
+
+    Attributes:
+        blocks: Every block of the model.
+        forwards: Whole forwards that were measured.
+
+    Raises:
+        ConfigError: The adapter has a capture of its own, which cannot be looked into.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, tokens: int = TOKENS, seed: int = 0) -> None:
+        self.blocks: list[Block] = adapter.list_blocks(model)
+        self.forwards = 0
+        self._name, self._tokens, self._seed = type(model).__name__, tokens, seed
+        self._draw = torch.Generator().manual_seed(seed)
+        self._levels: dict[float | None, Level] = {}
+        self._given: tuple[float | None, Tensor | None] = (None, None)
+        self._now: _Now | None = None
+        layers = range(len(self.blocks))
+        capture = adapter.capture(model, layers, HiddenStateBuffer(layers))
+        if not isinstance(capture, Capture):
+            capture.remove()
+            raise ConfigError(
+                f"adapter {adapter.family} has a capture of its own, whose blocks cannot be measured one by one; "
+                "describe them with BlockStackAdapter"
+            )
+        capture.policy = lambda held: held.discard()
+        # Measuring is no part of what a compiled model computes.
+        capture.watch = torch.compiler.disable(self._see)
+        self._capture = capture
+
+    @contextmanager
+    def at(self, level: float | None = None, labels: Tensor | None = None) -> Iterator[None]:
+        """Say of the forwards inside the context what their call does not.
+
+        Args:
+            level: Their noise level, 0 to 1; None reads it from the call.
+            labels: (B,) classes of their samples, which the model must not be told.
+        """
+        self._given = (level, labels)
+        try:
+            yield
+        finally:
+            self._given = (None, None)
+
+    def findings(self) -> Findings:
+        """Return what was measured up to now.
+
+        Raises:
+            CaptureError: Nothing was.
+        """
+        if not self.forwards:
+            raise CaptureError(f"no forward of {self._name} was measured: {self._why_none()}")
+        named = {level: self._levels[level] for level in self._sorted()}
+        return Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
+
+    def remove(self) -> None:
+        """Take the hooks off the model; what was measured stays."""
+        self._capture.remove()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _why_none(self) -> str:
+        return self._capture.why_none or "the last forward did not run all of its blocks"
+
+    def _sub_sample(self) -> dict[str, Any]:
+        return {
+            "estimator": ESTIMATOR,
+            "tokens": self._tokens,
+            "seed": self._seed,
+            "drawn": "generated tokens of each forward and noise level, without replacement, the same for every block",
+        }
+
+    def _see(self, forward: Forward, index: int) -> None:
+        """Take the sub-sample of a block that has just returned."""
+        reader = self._capture.reader
+        tokens_BSD = reader.peek(forward, index).detach()
+        if self._now is None or self._now.forward is not forward:
+            self._now = _Now(forward, self._levels_of(reader.arguments(forward), len(tokens_BSD)))
+        now = self._now
+        kind = tuple(tokens_BSD.shape[:2])
+        if kind not in now.places:
+            mask_BS = reader.counted(forward, *kind)
+            counted_BS = torch.ones(kind, dtype=torch.bool) if mask_BS is None else mask_BS.cpu()
+            now.places[kind] = {
+                level: self._places(counted_BS & of_level_B[:, None]) for level, of_level_B in now.levels.items()
+            }
+            now.masks[kind] = mask_BS
+        for level, place_N in now.places[kind].items():
+            state_ND = tokens_BSD.flatten(0, 1)[place_N.to(tokens_BSD.device)]
+            now.states.setdefault((level, *kind, tokens_BSD.shape[2], self.blocks[index].stage), {})[index] = state_ND
+        if self._given[1] is not None:
+            now.pooled[index] = _mean_token(tokens_BSD, now.masks[kind]).cpu()
+        now.seen += 1
+        if now.seen == len(self.blocks):
+            self._end(now)
+
+    def _places(self, counted_BS: Tensor) -> Tensor:
+        """Draw tokens among those that count, as positions in (B · S)."""
+        found = counted_BS.flatten().nonzero()[:, 0]
+        if len(found) <= self._tokens:
+            return found
+        return found[torch.randperm(len(found), generator=self._draw)[: self._tokens]].sort().values
+
+    def _end(self, now: _Now) -> None:
+        self._now = None
+        self.forwards += 1
+        for (level, *_), states in now.states.items():
+            tallies = self._levels.setdefault(level, Level()).tallies
+            states_GND = torch.stack(
+                [_doubles(state_ND.to(next(iter(states.values())).device)) for state_ND in states.values()]
+            )
+            tallies.setdefault(tuple(states), Tally()).add(states_GND)
+        labels = self._given[1]
+        if labels is None:
+            return
+        for level, of_level_B in now.levels.items():
+            found = self._levels[level]
+            if sum(map(len, found.labels)) < _LABELLED:
+                found.labels.append(labels.cpu()[of_level_B])
+                for index, mean_BD in now.pooled.items():
+                    found.pooled.setdefault(index, []).append(mean_BD[of_level_B])
+
+    def labelled_samples(self) -> list[tuple[Tensor, list[Tensor]]]:
+        """Return, for each noise level, the known classes (N,) and each block's mean tokens (N, D)."""
+        levels = [self._levels[level] for level in self._sorted()]
+        return [
+            (torch.cat(level.labels), [torch.cat(level.pooled[index]) for index in sorted(level.pooled)])
+            for level in levels
+            if level.labels
+        ]
+
+    def _sorted(self) -> list[float | None]:
+        return sorted(self._levels, key=lambda level: -1.0 if level is None else level)
+
+    def _levels_of(self, arguments: Mapping[str, Any], batch: int) -> dict[float | None, Tensor]:
+        """Return which samples have which noise level, each (B,) bool on the host."""
+        time_B = None if self._given[0] is not None else _time(arguments, batch)
+        if time_B is None:
+            return {self._given[0]: torch.ones(batch, dtype=torch.bool)}
+        place_B = (time_B * len(LEVELS)).long().clamp(max=len(LEVELS) - 1)
+        return {LEVELS[place]: place_B == place for place in place_B.unique().tolist()}
+
+
+class _Now:
+    """A forward that is running.
+
+    Args:
+        forward: It.
+        levels: Which of its samples have which noise level.
+    """
+
+    def __init__(self, forward: Forward, levels: dict[float | None, Tensor]) -> None:
+        self.forward, self.levels = forward, levels
+        self.places: dict[tuple[int, ...], dict[float | None, Tensor]] = {}
+        self.masks: dict[tuple[int, ...], Tensor | None] = {}
+        self.states: dict[tuple[Any, ...], dict[int, Tensor]] = {}  # of blocks of one kind, by their number
+        self.pooled: dict[int, Tensor] = {}
+        self.seen = 0
+
+
+def _time(arguments: Mapping[str, Any], batch: int) -> Tensor | None:
+    """Return (B,) fp32 on the host: the samples' time from 0 to 1 as the call says it; None where it does not."""
+    time = next((arguments[name] for name in _TIMES if isinstance(arguments.get(name), Tensor)), None)
+    if time is None or time.numel() == 0 or (time.ndim and time.shape[0] not in (1, batch)):
+        return None
+    time_B = time.detach().float().cpu().reshape(time.shape[0] if time.ndim else 1, -1).mean(1).expand(batch)
+    if not time.is_floating_point() or float(time_B.max()) > 1:
+        time_B = time_B / 1000
+    within = bool(((time_B >= 0) & (time_B <= 1)).all())
+    return time_B if within else None
+
+
+def _mean_token(tokens_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+    if mask_BS is None:
+        return tokens_BSD.mean(1, dtype=torch.float32)
+    weight_BS1 = mask_BS.to(tokens_BSD.device, torch.float32)[..., None]
+    return (tokens_BSD * weight_BS1).sum(1) / weight_BS1.sum(1).clamp(min=1)
+
+
+def _doubles(states: Tensor) -> Tensor:
+    return states.double() if states.device.type in ("cpu", "cuda") else states.cpu().double()

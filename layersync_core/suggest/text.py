@@ -1,0 +1,39 @@
+"""What a terminal shows of what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layersync_core.protocol import Block
+from layersync_core.suggest.findings import Findings
+
+
+def lines_of(found: Findings) -> list[str]:
+    """Return the recommended pairs, each with its reason, and the verdict."""
+    content = found.content()
+    levels = ", ".join("unknown" if level is None else f"{level:g}" for level in found.noise_levels)
+    of = f"{found.forwards} forward{'s' * (found.forwards != 1)}, noise levels {levels}" if found.forwards else "config"
+    lines = [f"{found.model}: {len(found.described)} blocks, {of}"]
+    for pair in content["recommended"]:
+        lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
+        lines.append(f"    {pair['reason']}")
+    if not content["recommended"]:
+        lines.append("recommended: none")
+    lines.append(f"does it speak for LayerSync? {content['verdict']['answer']}: {content['verdict']['reason']}")
+    return lines
+
+
+def _named(found: Findings, number: int) -> Block:
+    return found.described[number - 1]
+
+
+def settings_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the first recommended pair; none where there is none."""
+    first = next(iter(content["recommended"]), None)
+    if first is None:
+        return {}
+    return {
+        "layersync_enabled": True,
+        "layersync_student_block": first["student"],
+        "layersync_teacher_block": first["teacher"],
+    }

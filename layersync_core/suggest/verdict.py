@@ -1,0 +1,167 @@
+"""Which pairs what was measured speaks for, told apart from what is the paper's rule (arXiv 2510.12581, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby
+
+from layersync_core.losses.pairing import pair_advice, suggest_pair
+from layersync_core.protocol import Block
+from layersync_core.suggest.findings import Findings, Recommended, Verdict
+
+SATURATED = 0.95
+"""Centred cosine above which a student has next to nothing left to learn from its teacher."""
+STRANGERS = 0.05
+"""CKA below which two blocks share next to nothing, so that nothing says the one could become the other."""
+STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
+"""Where the paper's best pairs lie, as shares of the depth."""
+_BEST_DEPTHS = 0.3, 0.65
+_FEW = 6  # blocks, below which all that counts is that the teacher is deeper and not the last
+_MOST = 3
+_SURE = 2.0  # standard errors of the difference of two probes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two blocks of one run of blocks of one width and stage.
+
+    Attributes:
+        student: The shallower one.
+        teacher: The deeper one.
+        depths: Where they lie in their run, as shares of it.
+        inside: Whether the paper's rules allow them.
+    """
+
+    student: Block
+    teacher: Block
+    depths: tuple[float, float]
+    inside: bool
+
+    @property
+    def distance(self) -> float:
+        """How far they are from the depths that the paper found best."""
+        return sum(abs(depth - best) for depth, best in zip(self.depths, _BEST_DEPTHS, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.student} and {self.teacher}"
+
+
+def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
+    """Return every two blocks that may be paired, those nearest to the paper's depths first."""
+    found = []
+    runs = [list(run) for _, run in groupby(blocks, key=lambda block: (block.width, block.stage))]
+    for run in runs:
+        for (one, student), (other, teacher) in combinations(enumerate(run, 1), 2):
+            depths = one / len(run), other / len(run)
+            within = [
+                low <= at <= high for at, (low, high) in zip(depths, (STUDENT_DEPTHS, TEACHER_DEPTHS), strict=True)
+            ]
+            # Depths of a model with stages are those in the stage, which the advice does not know.
+            against = pair_advice(student, teacher) if len(runs) == 1 else []
+            inside = depths[1] <= TEACHER_DEPTHS[1] if len(run) < _FEW else all(within) and not against
+            found.append(Pair(student, teacher, depths, inside))
+    return sorted(found, key=lambda pair: pair.distance)
+
+
+def judge(found: Findings) -> tuple[list[Recommended], Verdict]:
+    """Return at most three pairs, the best first, and what is to be said of the model as a whole."""
+    if not found.cka:
+        student, teacher = suggest_pair(found.described)
+        advised = next(pair for pair in pairs_of(found.described) if (pair.student, pair.teacher) == (student, teacher))
+        return [Recommended(student.index + 1, teacher.index + 1, f"measured: nothing. {_prior(advised)}")], Verdict(
+            "unknown", "only the configuration is known, without weights, so nothing was measured"
+        )
+    allowed = [pair for pair in pairs_of(found.described) if pair.inside]
+    if not allowed:
+        return [], Verdict("no", "no two blocks of one width and stage lie where the paper's rules allow a pair")
+    worth = [pair for pair in allowed if not _why_not(found, pair)]
+    if not worth:
+        return [], Verdict(
+            "no",
+            "no pair that the paper's rules allow has anything to learn; "
+            f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
+        )
+    if not found.gap:
+        return [_recommend(found, pair) for pair in _apart(worth)], Verdict(
+            "unknown",
+            "these blocks are alike and not equal, so there is something to learn; whether the deeper ones are better "
+            "was not measured, since the classes of the samples are not known",
+        )
+    better = [pair for pair in worth if _lead(found, pair) > _SURE * _error(found, pair)]
+    if not better:
+        best = max(worth, key=lambda pair: _lead(found, pair))
+        return [], Verdict(
+            "no",
+            "no teacher tells the classes of the samples apart better than its student beyond chance; the largest lead "
+            f"of a linear probe is {_lead(found, best):+.3f} ± {_error(found, best):.3f} ({best})",
+        )
+    # Leads that the samples cannot tell apart are one.
+    step = max(_error(found, better[0]), 1e-6)
+    ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)))
+    return [_recommend(found, pair) for pair in ranked], Verdict(
+        "yes",
+        "deeper blocks tell the classes of the samples apart better, a linear probe by "
+        f"{_lead(found, ranked[0]):.3f} ± {_error(found, ranked[0]):.3f}, and the blocks before are not like them yet",
+    )
+
+
+def _why_not(found: Findings, pair: Pair) -> str:
+    """Return why the student has nothing to learn from the teacher, in a clause; empty where it has."""
+    cka, centered = (_mean(found, name, pair) for name in ("cka", "centered_cosine"))
+    if cka is None or centered is None:
+        return "all tokens of a block are alike, so nothing can be measured"
+    if centered > SATURATED:
+        return f"saturated already, with a centred cosine of {centered:.3f}"
+    if cka < STRANGERS:
+        return f"they share next to nothing, with a CKA of {cka:.3f}"
+    return ""
+
+
+def _mean(found: Findings, name: str, pair: Pair) -> float | None:
+    return found.mean(name, pair.student.index, pair.teacher.index)
+
+
+def _lead(found: Findings, pair: Pair) -> float:
+    return _mean(found, "gap", pair) or 0.0
+
+
+def _scores(found: Findings, pair: Pair) -> list[float]:
+    return [
+        sum(level[block.index] for level in found.probe) / len(found.probe) for block in (pair.student, pair.teacher)
+    ]
+
+
+def _error(found: Findings, pair: Pair) -> float:
+    """Return the standard error of the difference of two accuracies, as of independent samples."""
+    return float((sum(score * (1 - score) for score in _scores(found, pair)) / max(found.samples, 1)) ** 0.5)
+
+
+def _apart(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the first pairs that share no block with one before them."""
+    chosen: list[Pair] = []
+    for pair in pairs:
+        used = {block.index for other in chosen for block in (other.student, other.teacher)}
+        if len(chosen) < _MOST and not used & {pair.student.index, pair.teacher.index}:
+            chosen.append(pair)
+    return chosen
+
+
+def _recommend(found: Findings, pair: Pair) -> Recommended:
+    cka, cosine, centered = (_mean(found, name, pair) for name in ("cka", "cosine", "centered_cosine"))
+    measured = f"measured: CKA {cka:.2f}, cosine {cosine:.2f}, centred cosine {centered:.2f}, so not saturated"
+    if found.gap:
+        student, teacher = _scores(found, pair)
+        measured += (
+            f"; a linear probe is right for {teacher:.2f} of the samples at the teacher, {student:.2f} at the student"
+        )
+    skip = found.skip[pair.student.index] if found.skip else None
+    if skip is not None:
+        measured += f"; without the student block the loss changes by {skip:+.3g}"
+    return Recommended(pair.student.index + 1, pair.teacher.index + 1, f"{measured}. {_prior(pair)}")
+
+
+def _prior(pair: Pair) -> str:
+    student, teacher = pair.depths
+    where = "the paper's best pairs lie near 0.3 and 0.6 to 0.75, never in the last fifth"
+    return f"prior (the paper's, not measured here): depths {student:.2f} and {teacher:.2f}; {where}"

@@ -1,0 +1,153 @@
+"""``layersync suggest MODEL``: run a model on a few batches, and say which pair what its blocks do speaks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from layersync_core import (
+    Adapter,
+    CaptureError,
+    ConfigError,
+    Findings,
+    Probe,
+    build_on_meta,
+    find_model_config,
+    get_adapter,
+    list_families,
+    load_tiny,
+    read_model_config,
+    resolve,
+    validate,
+)
+from layersync_plugin_trainer import data
+from layersync_plugin_trainer.config import SuggestConfig
+from layersync_plugin_trainer.feeding import Feed, check_forward, declared
+from layersync_plugin_trainer.models import Source, find_source
+from layersync_plugin_trainer.objective import Batch, draw, flow_loss
+from layersync_plugin_trainer.probing import score_probes
+from layersync_plugin_trainer.skipping import leave_out
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+
+
+def suggest(settings: Mapping[str, Any], model: str, family: str | None) -> None:
+    """Measure a model, write the three files and print what was found.
+
+    Args:
+        settings: Of ``SuggestConfig``, by name.
+        model: Local folder, family, config.json or hub name.
+        family: Where the config cannot tell it.
+
+    Raises:
+        LayerSyncError: The model is unknown, refused or cannot be fed, a setting is wrong, or a file cannot be written.
+    """
+    config = validate(SuggestConfig, dict(settings))
+    found = _measured(config, model, family)
+    for line in (*found.lines(), *found.write(config.output_dir)):
+        print(line)
+
+
+def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings:
+    source = _source(model, family)
+    if isinstance(source, Findings):
+        return source
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = source.whole().to(device).eval().requires_grad_(False)
+    if config.data is not None:
+        if config.skip:
+            raise ConfigError("skip needs a loss, which batches of data do not have; leave skip or data out")
+        return _with_data(config, network, source.adapter, device)
+    return _with_embedded(config, network, source, device)
+
+
+def _source(model: str, family: str | None) -> Source | Findings:
+    """Return where a model's weights come from; where only its configuration is known, what that says."""
+    if not Path(model).exists() and (model in list_families()):
+        return Source(model, get_adapter(model), declared(model, load_tiny(model)))
+    config = read_model_config(model)
+    adapter = get_adapter(family) if family else resolve(config)
+    folder = find_model_config(model).parent
+    if any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        return find_source(model, family)
+    return Findings(str(config["_class_name"]), adapter.list_blocks(build_on_meta(config)))
+
+
+def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device: torch.device) -> Findings:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(config.data or "")
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(
+            f"data {path} has no safetensors file; write one for each forward, with its arguments by name"
+        )
+    with Probe(model, adapter, config.tokens, config.seed) as probe:
+        for file in tqdm(files, desc="suggest", unit="forward"):
+            try:
+                arguments = load_file(file, device=str(device))
+            except (OSError, SafetensorError) as error:
+                raise ConfigError(f"data {file} cannot be read: {error}") from None
+            labels = arguments.pop("labels", None)
+            before = probe.forwards
+            with probe.at(labels=labels):
+                _run(model, arguments, file)
+            if probe.forwards == before:
+                raise CaptureError(f"data {file}: the forward did not run all blocks of the model")
+        found = probe.findings()
+        score_probes(found, probe)
+    return found
+
+
+def _run(model: nn.Module, arguments: dict[str, Tensor], file: Path) -> None:
+    try:
+        model(**arguments)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"data {file} does not fit the forward of {type(model).__name__}: {reason}") from error
+
+
+def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, device: torch.device) -> Findings:
+    feed = Feed(source.tiny, model, config.seed)
+    check_forward(feed, model)
+    samples = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
+    batches = [*_batches(config, samples, feed)]
+    # A model that is told the classes would show them to every probe.
+    asked = feed.classes is None or feed.null_label is not None
+    with Probe(model, source.adapter, config.tokens, config.seed) as probe:
+        for level, batch in tqdm(batches, desc="suggest", unit="forward"):
+            there = batch.to(device)
+            told = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
+            with probe.at(level, there.labels if asked else None):
+                feed(model, there.noisy, there.time, told)
+        found = probe.findings()
+        score_probes(found, probe)
+    if config.skip:
+        first = [batch.to(device) for _, batch in batches[:: config.batches]]
+        leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)
+    return found
+
+
+def _batches(config: SuggestConfig, samples: data.Dataset, feed: Feed) -> Iterator[tuple[float, Batch]]:
+    """Yield batches of each noise level: the same samples at every level, each with noise of its own."""
+    size = config.batches * config.batch_size
+    chosen = data.positions(config.seed, 0, size, len(samples.samples))
+    for level in config.noise_levels:
+        whole = draw(samples.samples[chosen], samples.labels[chosen], data.generator(config.seed, "suggest", level))
+        whole = replace(whole, time=torch.full_like(whole.time, level))
+        for start in range(0, size, config.batch_size):
+            yield level, whole[start : start + config.batch_size]
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, feed: Feed, batches: list[Batch]) -> float:
+    """Return the flow-matching loss, a mean over batches."""
+    return float(torch.stack([flow_loss(partial(feed, model), batch) for batch in batches]).mean())
