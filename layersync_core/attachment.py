@@ -146,7 +146,7 @@ class Attachment:
         """Measure from now on how alike all blocks are in each training forward, with or without a regularizer.
 
         Args:
-            tokens: Tokens of the sub-sample of one forward and noise level.
+            tokens: Tokens of the sub-sample of one forward.
             seed: Of the sub-samples.
 
         Raises:

@@ -217,6 +217,8 @@ class Capture:
         current = self._open
         if module is not self._embedder:
             return
+        if self.watch is not None and isinstance(output, torch.Tensor):
+            output = torch.empty_like(output, device="meta")  # its shape is all that is asked for
         if current is not None and current.by_model and not current.finished:
             current.embedded = output
         elif self._opens():

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from layersync_core.suggest.findings import Findings
 from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
 
 TOKENS = 64
-"""Tokens of the sub-sample of one forward and noise level."""
+"""Tokens of the sub-sample of one forward."""
+_LEAST_SHARE = 16  # of one noise level, where the samples of a forward have several
 LEVELS = (0.125, 0.375, 0.625, 0.875)
 """Middles of the quarters of the model's own time, by which a training loop's samples are sorted."""
 _TIMES = ("timestep", "timesteps", "t", "time")
@@ -33,7 +34,8 @@ class Probe:
     Args:
         model: The unwrapped model.
         adapter: Of its family.
-        tokens: Tokens of the sub-sample of one forward and noise level; all of them where there are fewer.
+        tokens: Tokens of the sub-sample of one forward, shared by the noise levels of its samples; at least 16 for
+            each, and all of them where there are fewer.
         seed: Of the sub-samples.
 
     Attributes:
@@ -90,6 +92,10 @@ class Probe:
         named = {level: self._levels[level] for level in self._sorted()}
         return Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the forwards inside the context alone."""
+        return self._capture.paused()
+
     def remove(self) -> None:
         """Take the hooks off the model; what was measured stays."""
         self._capture.remove()
@@ -108,7 +114,7 @@ class Probe:
             "estimator": ESTIMATOR,
             "tokens": self._tokens,
             "seed": self._seed,
-            "drawn": "generated tokens of each forward and noise level, without replacement, the same for every block",
+            "drawn": "generated tokens of each forward and noise level without replacement, the same for every block",
         }
 
     def _see(self, forward: Forward, index: int) -> None:
@@ -122,8 +128,10 @@ class Probe:
         if kind not in now.places:
             mask_BS = reader.counted(forward, *kind)
             counted_BS = torch.ones(kind, dtype=torch.bool) if mask_BS is None else mask_BS.cpu()
+            share = max(self._tokens // len(now.levels), _LEAST_SHARE)
             now.places[kind] = {
-                level: self._places(counted_BS & of_level_B[:, None]) for level, of_level_B in now.levels.items()
+                level: self._places(counted_BS & of_level_B[:, None], share)
+                for level, of_level_B in now.levels.items()
             }
             now.masks[kind] = mask_BS
         for level, place_N in now.places[kind].items():
@@ -135,12 +143,12 @@ class Probe:
         if now.seen == len(self.blocks):
             self._end(now)
 
-    def _places(self, counted_BS: Tensor) -> Tensor:
+    def _places(self, counted_BS: Tensor, count: int) -> Tensor:
         """Draw tokens among those that count, as positions in (B · S)."""
         found = counted_BS.flatten().nonzero()[:, 0]
-        if len(found) <= self._tokens:
+        if len(found) <= count:
             return found
-        return found[torch.randperm(len(found), generator=self._draw)[: self._tokens]].sort().values
+        return found[torch.randperm(len(found), generator=self._draw)[:count]].sort().values
 
     def _end(self, now: _Now) -> None:
         self._now = None
