@@ -13,7 +13,7 @@ FACE = {
     "attachment": ("Attachment",),
     "capture.buffer": ("HiddenStateBuffer",),
     "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "joined_text", "latent_grid"),
-    "cli.meta": ("build_on_meta",),
+    "cli.meta": ("build_on_meta", "model_of"),
     "cli.inspect": ("model_parameters",),
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),

@@ -11,6 +11,7 @@ from layersync_core.capture.layout import latent_grid as latent_grid
 from layersync_core.capture.policy import only_forward as only_forward
 from layersync_core.cli.inspect import model_parameters as model_parameters
 from layersync_core.cli.meta import build_on_meta as build_on_meta
+from layersync_core.cli.meta import model_of as model_of
 from layersync_core.cli.options import add_command as add_command
 from layersync_core.config import BlockNumber as BlockNumber
 from layersync_core.config import LayerSyncConfig as LayerSyncConfig

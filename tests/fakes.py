@@ -61,6 +61,15 @@ def adapter(name: str, family: str, *classes: str, stacks: Any = "blocks", more:
     return Distribution(name, source, {family: "{module}:adapter"})
 
 
+def add_tiny(site: Path, source: str) -> None:
+    """Give the one module of a distribution that is written in a folder a module ``tiny``."""
+    (module,) = site.glob("fake_*.py")
+    package = site / module.stem
+    package.mkdir()
+    module.rename(package / "__init__.py")
+    (package / "tiny.py").write_text(source)
+
+
 def broken(name: str, family: str, source: str = "import a_package_that_is_missing") -> Distribution:
     """Return a distribution whose adapter cannot be used."""
     return Distribution(name, source, {family: "{module}:adapter"})

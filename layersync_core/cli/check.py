@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from layersync_core.cli.inspect import model_parameters
-from layersync_core.cli.meta import build_on_meta
+from layersync_core.cli.meta import model_of
 from layersync_core.cli.options import add_command
 from layersync_core.cli.run import models
-from layersync_core.families.registry import get_adapter, read_model_config, resolve
 from layersync_core.run.settings import read
 
 
@@ -19,7 +18,7 @@ def register(app: Any) -> None:
         "check",
         run,
         models(),
-        "Check a configuration against a model's config.json: every start-up error, without loading weights.",
+        "Check a configuration against a model: every start-up error, without loading weights.",
         model_parameters(),
     )
 
@@ -29,12 +28,7 @@ def run(settings: dict[str, Any], model: str, family: str | None) -> int:
     from layersync_core.session import attach
 
     known = read(settings)
-    family = family or known.launch.layersync_family
-    model_config = read_model_config(model)
-    if family:
-        get_adapter(family)
-    else:
-        resolve(model_config)
-    with attach(build_on_meta(model_config), known.config, family=family) as sync:
+    named = model_of(model, family or known.launch.layersync_family)
+    with attach(named.model, known.config, family=named.adapter.family) as sync:
         print("\n".join(sync.describe()))
     return 0

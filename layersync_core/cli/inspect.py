@@ -9,12 +9,18 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from layersync_core.cli.meta import build_on_meta
-from layersync_core.families.registry import get_adapter, provider, read_model_config, resolve
+from layersync_core.cli.meta import model_of
+from layersync_core.families.registry import provider
 from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Block
 
-Model = Annotated[str, typer.Argument(help="local model folder, pipeline folder or config.json")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="local model folder, pipeline folder or config.json; a family, for its tiny model; or owner/name on the "
+        "hub, of which only the config is fetched"
+    ),
+]
 Family = Annotated[Optional[str], typer.Option("--family", help="family, where the config cannot tell it")]  # noqa: UP045
 
 
@@ -35,10 +41,9 @@ def register(app: Any) -> None:
         family: Family = None,
         as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     ) -> None:
-        """Show the blocks of a model from its config, with both numberings and a suggested pair."""
-        config = read_model_config(model)
-        adapter = get_adapter(family) if family else resolve(config)
-        blocks = adapter.list_blocks(build_on_meta(config))
+        """Show the blocks of a model, with both numberings and a suggested pair; no weights are needed."""
+        named = model_of(model, family)
+        blocks = named.adapter.list_blocks(named.model)
         student, teacher = suggest_pair(blocks)
         settings = {
             "layersync_enabled": True,
@@ -46,10 +51,15 @@ def register(app: Any) -> None:
             "layersync_teacher_block": teacher.index + 1,
         }
         if as_json:
-            content = {"family": adapter.family, "blocks": [asdict(block) for block in blocks], "suggested": settings}
+            content = {
+                "family": named.adapter.family,
+                "blocks": [asdict(block) for block in blocks],
+                "suggested": settings,
+            }
             print(json.dumps(content, indent=2))
             return
-        print(f"{config['_class_name']}: family {adapter.family} ({provider(adapter.family)}), {len(blocks)} blocks\n")
+        family = named.adapter.family
+        print(f"{named.title}: family {family} ({provider(family)}), {len(blocks)} blocks\n")
         print(_table(blocks))
         print(f"\nsuggested student: {student}\nsuggested teacher: {teacher}\n{json.dumps(settings)}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
+from layersync_core.families.hub import CONFIG_FILES, is_hub_name
 from layersync_core.families.known import KNOWN, distribution_of, known_family
 from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
@@ -123,7 +124,7 @@ def identify(model_or_config: Any) -> Identity:
 
 
 def read_model_config(path: str | Path) -> dict[str, Any]:
-    """Read a model's config.json: of a model folder, or the denoiser's in a pipeline's folder.
+    """Read a model's config.json: of a local model folder, or the denoiser's in a pipeline's folder.
 
     Raises:
         ConfigError: There is none, or it is no JSON object.
@@ -137,15 +138,20 @@ def find_model_config(path: str | Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
     if path.is_file():
         return path
-    for part in (".", "transformer", "unet", "prior"):
-        candidate = path / part / "config.json"
-        if candidate.is_file():
-            return candidate
-    missing = "has no config.json (nor transformer/, unet/ or prior/ with one)" if path.is_dir() else "does not exist"
-    raise ConfigError(f"{path} {missing}; give a local model folder or its config.json")
+    for file in CONFIG_FILES:
+        if (path / file).is_file():
+            return path / file
+    remedy = "give a local model folder or its config.json"
+    if path.is_dir():
+        raise ConfigError(
+            f"the folder {path} has no config.json (nor transformer/, unet/ or prior/ with one); {remedy}"
+        )
+    if is_hub_name(name):
+        remedy += f"; a model of the hub is downloaded first: hf download {name} --local-dir FOLDER"
+    raise ConfigError(f"{path} does not exist; {remedy}")
 
 
 def load_tiny(family: str) -> ModuleType:

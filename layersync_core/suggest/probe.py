@@ -130,8 +130,7 @@ class Probe:
             counted_BS = torch.ones(kind, dtype=torch.bool) if mask_BS is None else mask_BS.cpu()
             share = max(self._tokens // len(now.levels), _LEAST_SHARE)
             now.places[kind] = {
-                level: self._places(counted_BS & of_level_B[:, None], share)
-                for level, of_level_B in now.levels.items()
+                level: self._places(counted_BS & of_level_B[:, None], share) for level, of_level_B in now.levels.items()
             }
             now.masks[kind] = mask_BS
         for level, place_N in now.places[kind].items():

@@ -113,24 +113,16 @@ class TestListSupported:
             fakes.adapter("somebodys", "somebodys_family", "DiTTransformer2DModel", stacks="transformer_blocks")
         )
         functions = "from layersync_adapter_dit.tiny import example_inputs, tiny_model"
-        self.add_tiny(site, functions)
+        fakes.add_tiny(site, functions)
         monkeypatch.setenv("LAYERSYNC_LOAD", "somebodys_family")
         assert self.rows(capsys, "--check")["somebodys_family"]["detail"].startswith("works")
-
-    def add_tiny(self, site: Path, source: str) -> None:
-        """Give the one module of a distribution a module ``tiny``."""
-        (module,) = site.glob("fake_*.py")
-        package = site / module.stem
-        package.mkdir()
-        module.rename(package / "__init__.py")
-        (package / "tiny.py").write_text(source)
 
     def test_check_of_a_tiny_model_that_fails_in_several_lines(
         self, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
     ) -> None:
         """The listing stays one line a family."""
         site = install(fakes.adapter("somebodys", "somebodys_family", "X"))
-        self.add_tiny(site, "def tiny_model(): raise RuntimeError('one\\ntwo')")
+        fakes.add_tiny(site, "def tiny_model(): raise RuntimeError('one\\ntwo')")
         monkeypatch.setenv("LAYERSYNC_LOAD", "somebodys_family")
         assert "one" in self.rows(capsys, "--check", code=2)["somebodys_family"]["detail"]
         assert main(["list-supported", "--check"]) == 2
@@ -145,7 +137,8 @@ class TestListSupported:
     def test_in_a_process_without_torch(self) -> None:
         program = (
             "import sys; from layersync_core.cli import main; code = main(['list-supported'])\n"
-            "print([m for m in ('torch', 'diffusers', 'typer', 'pydantic') if m in sys.modules], file=sys.stderr)"
+            "heavy = ('torch', 'diffusers', 'huggingface_hub', 'typer', 'pydantic')\n"
+            "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert done.stderr == "[]\n"

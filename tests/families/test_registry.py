@@ -30,6 +30,7 @@ from tests.startup_cases import DIT, SD15, SDXL
 Install = Callable[[Distribution], Path]
 CLASS = "SomebodysTransformer"
 CONFIG = {"_class_name": CLASS}
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub")
 
 
 @pytest.fixture
@@ -193,7 +194,10 @@ class TestPaths:
         assert "does not exist" in message_of(ConfigError, resolve, tmp_path / "no")
 
     def test_a_hub_name_is_not_downloaded(self) -> None:
-        assert "local model folder" in message_of(ConfigError, resolve, "black-forest-labs/FLUX.1-dev")
+        message = message_of(ConfigError, resolve, "black-forest-labs/FLUX.1-dev")
+        assert "local model folder" in message
+        assert "hf download black-forest-labs/FLUX.1-dev" in message
+        assert "hf download" not in message_of(ConfigError, resolve, "./black-forest-labs/FLUX.1-dev")
 
 
 class TestConflicts:
@@ -390,7 +394,8 @@ class TestTiny:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import layersync_core.families.registry, layersync_core.config, layersync_core.cli",
+        "import layersync_core.families.registry, layersync_core.families.hub",
+        "import layersync_core.config, layersync_core.cli",
         "import layersync_core.losses.plugins, layersync_core.losses.hookspecs",
         "import layersync_core.families.adapter, layersync_core.families.refusals, layersync_core.families.known",
         "import layersync_core.protocol, layersync_core.capture.layout",
@@ -401,7 +406,7 @@ class TestTiny:
     ],
 )
 def test_needs_no_torch(statement: str) -> None:
-    heavy = "[name for name in ('torch', 'diffusers', 'transformers', 'accelerate') if name in sys.modules]"
+    heavy = f"[name for name in {HEAVY} if name in sys.modules]"
     command = [sys.executable, "-c", f"import sys; {statement}; assert not (found := {heavy}), found"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,13 +18,9 @@ from layersync_core import (
     ConfigError,
     Findings,
     Probe,
-    build_on_meta,
     find_model_config,
-    get_adapter,
-    list_families,
     load_tiny,
-    read_model_config,
-    resolve,
+    model_of,
     validate,
 )
 from layersync_plugin_trainer import data
@@ -70,14 +66,14 @@ def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings
 
 def _source(model: str, family: str | None) -> Source | Findings:
     """Return where a model's weights come from; where only its configuration is known, what that says."""
-    if not Path(model).exists() and (model in list_families()):
-        return Source(model, get_adapter(model), declared(model, load_tiny(model)))
-    config = read_model_config(model)
-    adapter = get_adapter(family) if family else resolve(config)
-    folder = find_model_config(model).parent
-    if any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+    if Path(model).exists() and any(
+        file for pattern in WEIGHTS for file in find_model_config(model).parent.glob(pattern)
+    ):
         return find_source(model, family)
-    return Findings(str(config["_class_name"]), adapter.list_blocks(build_on_meta(config)))
+    named = model_of(model, family)
+    if next(named.model.parameters()).is_meta:
+        return Findings(named.title, named.adapter.list_blocks(named.model))
+    return Source(model, named.adapter, declared(model, load_tiny(model)))
 
 
 def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device: torch.device) -> Findings:
