@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from layersync_core import ConfigError, load_states, save_states
 from layersync_plugin_trainer.claiming import is_empty
+from layersync_plugin_trainer.writing import partial_of, remove, replace, together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,29 +63,51 @@ def write(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        WriteError: It cannot be written, on whichever rank; nothing of it is left, and the others are what they were.
     """
     target = folder / f"checkpoint-{step}"
-    partial = folder / f".{target.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_states(partial, {"": sync.state_dict()})
-        state = {"step": step, "settings": dict(settings), "history": history}
-        (partial / STATE).write_text(json.dumps(state, indent=1))
-        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
-        pairs = [f"{pair.student} -> {pair.teacher}" for pair in sync.pairs]
-        manifest = {"format": FORMAT, "step": step, "identity": dict(identity), "pairs": pairs, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _replace(partial, target)
-        if limit is not None:
-            for old in found(folder)[:-limit]:
-                shutil.rmtree(old)
+    partial, first = partial_of(target), accelerator.is_main_process
+    try:
+        with together(accelerator, target):
+            if first:
+                # A killed run may have left some.
+                for unfinished in folder.glob(".checkpoint-*.partial"):
+                    remove(unfinished)
+                partial.mkdir(parents=True)
+        with together(accelerator, target):
+            accelerator.save_state(str(partial), safe_serialization=True)
+        with together(accelerator, target):
+            if first:
+                _complete(partial, sync, step, identity, settings, history)
+                replace(partial, target)
+    finally:
+        if first:
+            remove(partial)
+    if first and limit is not None:
+        for old in found(folder)[:-limit]:
+            shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return target
+
+
+def _complete(
+    partial: Path,
+    sync: Attachment,
+    step: int,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    history: list[dict[str, float]],
+) -> None:
+    """Add to accelerate's files what the run itself must know, and the manifest."""
+    save_states(partial, {"": sync.state_dict()})
+    state = {"step": step, "settings": dict(settings), "history": history}
+    (partial / STATE).write_text(json.dumps(state, indent=1))
+    files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
+    pairs = [f"{pair.student} -> {pair.teacher}" for pair in sync.pairs]
+    manifest = {"format": FORMAT, "step": step, "identity": dict(identity), "pairs": pairs, "files": files}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def restore(accelerator: Accelerator, sync: Attachment, checkpoint: Checkpoint) -> None:
@@ -216,13 +239,3 @@ def _fingerprint(file: Path) -> dict[str, int]:
         while chunk := stream.read(1 << 22):
             checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
     return {"size": size, "crc32": checksum}
-
-
-def _replace(partial: Path, target: Path) -> None:
-    # A folder cannot be renamed onto a full one; an older checkpoint of the same step goes last.
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,6 +14,7 @@ from layersync_core import ConfigError, LayerSyncError, overlay
 from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
+from layersync_plugin_trainer.writing import WriteError, quiet_writers
 
 ARMS = ("layersync", "vanilla")
 SMALL = 10_000_000
@@ -32,7 +33,7 @@ def train(mapping: Mapping[str, Any]) -> None:
         mapping: Settings by name: the trainer's keys beside ``layersync_*`` keys.
 
     Raises:
-        LayerSyncError: A start-up error; nothing was written.
+        LayerSyncError: A start-up error, where nothing was written; or something could not be written.
         SystemExit: 130 or 143 after a signal, with a checkpoint written.
     """
     try:
@@ -55,8 +56,11 @@ def _train(mapping: Mapping[str, Any]) -> None:
     if config.resume_from_checkpoint and not resume:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
     # One process claims the folder for all of a run.
-    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder):
-        _train_in(folder, settings, resume, notes, began)
+    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder), quiet_writers():
+        try:
+            _train_in(folder, settings, resume, notes, began)
+        except WriteError as error:
+            raise LayerSyncError(f"{error}; {_what_is_left(folder)}") from error
 
 
 def _train_in(
@@ -201,6 +205,15 @@ def _check_later(point: Checkpoint, folder: Path) -> None:
 def _resume_command(folder: Path) -> str:
     """Return the command that continues a stopped run."""
     return f"layersync train --output_dir {shlex.quote(str(folder))} --resume_from_checkpoint latest"
+
+
+def _what_is_left(folder: Path) -> str:
+    """Return what to do after something could not be written."""
+    newest = [places[-1].relative_to(folder) for arm in ("", *ARMS) if (places := found(folder / arm))]
+    if newest:
+        be = "is" if len(newest) == 1 else "are"
+        return f"{' and '.join(map(str, newest))} {be} whole: make room, then {_resume_command(folder)}"
+    return f"there is no checkpoint to go on from: make room, empty {folder} and start again"
 
 
 def _visible(folder: Path) -> list[Path]:
