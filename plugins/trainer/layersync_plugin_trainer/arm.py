@@ -25,9 +25,10 @@ from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.feeding import Feed, check_forward
 from layersync_plugin_trainer.loop import Trainer
 from layersync_plugin_trainer.outcome import Outcome
+from layersync_plugin_trainer.restoring import restore
 from layersync_plugin_trainer.similarity import layer_similarity
 from layersync_plugin_trainer.stopping import Stop
-from layersync_plugin_trainer.writing import whole, writing
+from layersync_plugin_trainer.writing import together, whole, writing
 
 SAMPLES = {"image": 40, "video": 4, "audio": 8}
 """How many samples are drawn for the figures."""
@@ -108,7 +109,7 @@ def train_arm(
         family=source.family,
         objective=main.name,
         blocks=[],
-        history=list(resume.history) if resume else [],
+        history=[],
         data=dataset,
         layout_modality=feed.layout.modality,
         model_class=type(model).__name__,
@@ -127,8 +128,8 @@ def train_arm(
         _announce(accelerator, outcome, sync.describe(), config)
         trainer = prepare(accelerator, model, sync, feed, config, main)
         if resume is not None:
-            checkpoints.restore(accelerator, sync, resume)
-            trainer.global_step, trainer.history = resume.step, outcome.history
+            with together(accelerator):
+                restore(trainer, resume)
         accelerator.wait_for_everyone()
         with writing(folder / "logs"):
             accelerator.init_trackers("layersync", config=_flat(config, regularizers))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core import ConfigError, LayerSyncError, overlay
-from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
+from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.writing import WriteError, quiet_writers
@@ -140,7 +140,7 @@ def _resume_points(config: TrainerConfig) -> dict[str, Checkpoint]:
 
 
 def _no_arm(point: Checkpoint) -> Checkpoint:
-    if point.settings.get("compare") and Settings(point.settings).trainer.compare:
+    if point.settings.get("compare") and _settings_of(point).trainer.compare:
         raise ConfigError(
             f"{point.folder} is one arm of a comparison; resume both arms with --output_dir "
             f"{point.folder.parent.parent} --resume_from_checkpoint latest"
@@ -148,10 +148,18 @@ def _no_arm(point: Checkpoint) -> Checkpoint:
     return point
 
 
+def _settings_of(point: Checkpoint) -> Settings:
+    """Return the settings of the run that wrote a checkpoint."""
+    try:
+        return Settings({**point.settings, "output_dir": None, "resume_from_checkpoint": None})
+    except ConfigError as error:
+        raise ConfigError(f"{point.folder} cannot be resumed with the settings in its {STATE}: {error}") from None
+
+
 def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Settings, list[str]]:
     """Return the settings of a resumed run: those it was started with, and what may change and was given now."""
     point = next(iter(resume.values()))
-    before = Settings({**point.settings, "output_dir": None, "resume_from_checkpoint": None})
+    before = _settings_of(point)
     for key in settings.trainer.model_fields_set - MAY_CHANGE:
         was, now = getattr(before.trainer, key), getattr(settings.trainer, key)
         if was != now:

@@ -95,28 +95,27 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def together(accelerator: Accelerator, what: Path) -> Iterator[None]:
-    """Wait for what all ranks do inside the context, and fail on all of them where one cannot write.
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Wait for what all ranks do inside the context, and fail on all of them where one does.
 
     Raises:
-        WriteError: One of them cannot.
+        LayerSyncError: This rank's own, else the first rank's that has one.
     """
     from accelerate.utils import gather_object
 
-    failure: WriteError | None = None
+    failure: LayerSyncError | None = None
     try:
-        with writing(what):
-            yield
-    except WriteError as error:
+        yield
+    except LayerSyncError as error:
         failure = error
-    told = [text for text in gather_object([str(failure or "")]) if text]
-    if told:
-        raise failure or WriteError(told[0])
+    failures = [told for told in gather_object([failure]) if told is not None]
+    if failures:
+        raise failure or failures[0]
 
 
 @contextmanager
 def quiet_writers() -> Iterator[None]:
-    """Keep tracebacks of a tracker's own thread off the terminal: who gives it more is told that it cannot write."""
+    """Keep tracebacks of a tracker's own thread off the terminal; its caller is told that it cannot write."""
     before = threading.excepthook
 
     def hook(told: threading.ExceptHookArgs) -> None:
