@@ -236,6 +236,13 @@ class Attachment:
         capture = self._capture
         if capture is None:
             raise CaptureError("this attachment was removed from its model; attach again to go on with LayerSync")
+        if torch.compiler.is_dynamo_compiling():
+            # Where the compiler may leave its graph it runs this uncompiled instead; with fullgraph=True it reports the
+            # text, of a plain exception alone, since it cannot trace how one of ours is made.
+            raise RuntimeError(
+                "torch.compile(fullgraph=True) cannot trace the checks of a term: call apply() and loss() outside of "
+                "the compiled function, on what it returns"
+            )
         now, read = None, None
         try:
             check()

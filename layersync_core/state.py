@@ -28,7 +28,7 @@ def save_states(folder: Path, states: Mapping[str, State]) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     about: dict[str, Any] = {}
     tensors = {}
@@ -39,8 +39,12 @@ def save_states(folder: Path, states: Mapping[str, State]) -> None:
                 place = f"{name}/{module}/{key}" if name else f"{module}/{key}"
                 tensors[place] = value.detach().cpu().contiguous()
     temporary = folder / f"{STATE_FILE}.tmp"
-    save_file(tensors, temporary, metadata={"layersync": json.dumps({"version": _VERSION, "states": about})})
-    temporary.replace(folder / STATE_FILE)
+    content = save(tensors, metadata={"layersync": json.dumps({"version": _VERSION, "states": about})})
+    try:
+        temporary.write_bytes(content)  # by ourselves, since safetensors raises no OSError
+        temporary.replace(folder / STATE_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_states(folder: Path) -> dict[str, State] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def test_what_is_written_is_read(states: Any, tmp_path: Path) -> None:
     save_states(tmp_path, states)
     assert_same(load_states(tmp_path), states)
     save_states(tmp_path, {"": state(1)})  # over it
+    assert_same(load_states(tmp_path), {"": state(1)})
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path: Path) -> None:
+    save_states(tmp_path, {"": state(1)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_states(tmp_path, {"": state(2, crepa={"weight": torch.zeros(1000)})})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_same(load_states(tmp_path), {"": state(1)})
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
 

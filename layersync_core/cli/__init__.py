@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +19,7 @@ _COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": 
 # Command -> the distribution that brings it.
 _PLUGIN_COMMANDS = dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer")
 _USER_ERROR = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,11 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", LayerSyncWarning)
         warnings.showwarning = _one_line_warnings(warnings.showwarning)
         try:
-            return _run(arguments)
+            code = _run(arguments)
+            print(end="", flush=True)  # what is told only when Python ends would be no line of ours
+            return code
         except LayerSyncError as error:
             return _complain(str(error))
         except KeyboardInterrupt:
             return 130
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            with suppress(OSError, ValueError, AttributeError):  # else Python tries again when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _complain(f"cannot write: {error.strerror}")
         except Exception as error:
             # Typer carries its own copy of click in newer versions, so its errors are told by what they can do.
             if not hasattr(error, "format_message"):

@@ -155,6 +155,33 @@ def test_further_forwards_of_a_compiled_model(fullgraph: bool) -> None:
     sync.remove()
 
 
+# torch, about its own tracing of an autograd function.
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@compiles
+@pytest.mark.parametrize("ask", ["apply", "loss"])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_the_term_asked_for_in_a_compiled_function(fullgraph: bool, ask: str) -> None:
+    model, x = toy(), toy_input()
+    expected, expected_gradients = toy_term(model, x)
+    with attached(model) as sync:
+
+        def step(x: Any) -> Any:
+            zero = 0 * model(x).sum()
+            return sync.apply(zero) if ask == "apply" else zero + sync.loss()
+
+        run = torch.compile(step, backend="aot_eager", fullgraph=fullgraph)
+        if fullgraph:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call apply\(\) and loss\(\) outside"):
+                run(x)
+            run = step
+        for _ in range(2):
+            loss = run(x)
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+            loss.backward()
+            found = {name: grad for name, grad in gradients(model).items() if grad.any()}
+            assert_same_gradients(found, expected_gradients)
+
+
 # A store in a block that is compiled and checkpointed is a side effect in a region that backward runs again.
 OPTION = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 

@@ -25,8 +25,10 @@ from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.feeding import Feed, check_forward
 from layersync_plugin_trainer.loop import Trainer
 from layersync_plugin_trainer.outcome import Outcome
+from layersync_plugin_trainer.restoring import restore
 from layersync_plugin_trainer.similarity import layer_similarity
 from layersync_plugin_trainer.stopping import Stop
+from layersync_plugin_trainer.writing import together, whole, writing
 
 SAMPLES = {"image": 40, "video": 4, "audio": 8}
 """How many samples are drawn for the figures."""
@@ -107,7 +109,7 @@ def train_arm(
         family=source.family,
         objective=main.name,
         blocks=[],
-        history=list(resume.history) if resume else [],
+        history=[],
         data=dataset,
         layout_modality=feed.layout.modality,
         model_class=type(model).__name__,
@@ -126,10 +128,11 @@ def train_arm(
         _announce(accelerator, outcome, sync.describe(), config)
         trainer = prepare(accelerator, model, sync, feed, config, main)
         if resume is not None:
-            checkpoints.restore(accelerator, sync, resume)
-            trainer.global_step, trainer.history = resume.step, outcome.history
+            with together(accelerator):
+                restore(trainer, resume)
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("layersync", config=_flat(config, regularizers))
+        with writing(folder / "logs"):
+            accelerator.init_trackers("layersync", config=_flat(config, regularizers))
         batches = objective.Batches(
             dataset,
             config.seed,
@@ -169,15 +172,17 @@ def train_arm(
                         f"\nwarning: the loss is {metrics['loss']} at step {step}; lower the learning rate"
                     )
                 bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
-                accelerator.log({**metrics, "lr": trainer.scheduler.get_last_lr()[0]}, step=step)
+                with writing(folder / "logs"):
+                    accelerator.log({**metrics, "lr": trainer.scheduler.get_last_lr()[0]}, step=step)
 
             trainer.run(
                 of_step, config.max_train_steps, stop, config.logging_steps, config.checkpointing_steps, save, show
             )
         outcome.seconds, outcome.steps = time.perf_counter() - began, trainer.global_step - first
         outcome.history = trainer.history
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        with writing(folder / "logs"):
+            for tracker in accelerator.trackers:
+                tracker.finish()
     if stop.signal and trainer.global_step < config.max_train_steps:
         accelerator.print(f"stopped at step {trainer.global_step}; to resume: {resume_line}")
         raise SystemExit(stop.exit_code)
@@ -206,7 +211,8 @@ def _finish(
     if config.compare:
         outcome.similarity["after"] = layer_similarity(model, source.adapter, feed, outcome.data, config.seed, device)
     # Mixed precision wraps the forward; the exported model has its own again.
-    models.export(model, folder / "model", config.rank is not None)
+    with whole(folder / "model") as place:
+        models.export(model, place, config.rank is not None)
 
 
 def prepare(

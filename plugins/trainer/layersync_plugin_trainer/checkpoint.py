@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersync_core import ConfigError, load_states, save_states
+from layersync_core import ConfigError, save_states
 from layersync_plugin_trainer.claiming import is_empty
+from layersync_plugin_trainer.writing import partial_of, remove, replace, together, writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,40 +63,51 @@ def write(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        WriteError: It cannot be written, on whichever rank; nothing of it is left, and the others are what they were.
     """
     target = folder / f"checkpoint-{step}"
-    partial = folder / f".{target.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_states(partial, {"": sync.state_dict()})
-        state = {"step": step, "settings": dict(settings), "history": history}
-        (partial / STATE).write_text(json.dumps(state, indent=1))
-        files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
-        pairs = [f"{pair.student} -> {pair.teacher}" for pair in sync.pairs]
-        manifest = {"format": FORMAT, "step": step, "identity": dict(identity), "pairs": pairs, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _replace(partial, target)
-        if limit is not None:
-            for old in found(folder)[:-limit]:
-                shutil.rmtree(old)
+    partial, first = partial_of(target), accelerator.is_main_process
+    try:
+        with together(accelerator), writing(target):
+            if first:
+                # A killed run may have left some.
+                for unfinished in folder.glob(".checkpoint-*.partial"):
+                    remove(unfinished)
+                partial.mkdir(parents=True)
+        with together(accelerator), writing(target):
+            accelerator.save_state(str(partial), safe_serialization=True)
+        with together(accelerator), writing(target):
+            if first:
+                _complete(partial, sync, step, identity, settings, history)
+                replace(partial, target)
+    finally:
+        if first:
+            remove(partial)
+    if first and limit is not None:
+        for old in found(folder)[:-limit]:
+            shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return target
 
 
-def restore(accelerator: Accelerator, sync: Attachment, checkpoint: Checkpoint) -> None:
-    """Load weights, optimiser, schedule, random generators and LayerSync's state from a whole checkpoint."""
-    states = load_states(checkpoint.folder)
-    if states is None:
-        raise ConfigError(f"{checkpoint.folder} has no state of LayerSync; choose another output_dir")
-    # First, since it says what does not fit; an optimiser would only count weights.
-    sync.load_state_dict(states[""])
-    # Weights that are not trained (a LoRA's base model) are not in the file.
-    accelerator.load_state(str(checkpoint.folder), strict=False)
+def _complete(
+    partial: Path,
+    sync: Attachment,
+    step: int,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    history: list[dict[str, float]],
+) -> None:
+    """Add to accelerate's files what the run itself must know, and the manifest."""
+    save_states(partial, {"": sync.state_dict()})
+    state = {"step": step, "settings": dict(settings), "history": history}
+    (partial / STATE).write_text(json.dumps(state, indent=1))
+    files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
+    pairs = [f"{pair.student} -> {pair.teacher}" for pair in sync.pairs]
+    manifest = {"format": FORMAT, "step": step, "identity": dict(identity), "pairs": pairs, "files": files}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def locate(resume: str, folder: Path) -> Checkpoint | None:
@@ -127,6 +139,13 @@ def verify(folder: Path) -> Checkpoint:
     Raises:
         ConfigError: It is missing, torn, altered or foreign.
     """
+    try:
+        return _verified(folder)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+
+
+def _verified(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise ConfigError(f"resume_from_checkpoint: {folder} is no folder; give a checkpoint's folder, or latest")
     try:
@@ -135,7 +154,7 @@ def verify(folder: Path) -> Checkpoint:
         raise ConfigError(
             f"{folder} has no {MANIFEST}: it is torn (writing it was interrupted) or no checkpoint of layersync"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{folder} is torn: its {MANIFEST} is no JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ConfigError(f"{folder} is no checkpoint of this trainer: its {MANIFEST} does not say {FORMAT}")
@@ -160,10 +179,24 @@ def verify(folder: Path) -> Checkpoint:
             raise ConfigError(f"{folder} is torn: {name} has {file.stat().st_size} bytes instead of {expected['size']}")
         if _fingerprint(file) != expected:
             raise ConfigError(f"{folder} is damaged: the content of {name} is not what was written")
-    state = json.loads((folder / STATE).read_text())
+    state = _state(folder)
     if state["step"] != step:
         raise ConfigError(f"{folder} is damaged: its {MANIFEST} says step {step}, its {STATE} {state['step']}")
     return Checkpoint(folder, step, identity, state["settings"], state["history"])
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        rows = state["history"]
+        numbers = [number for row in rows for number in (row["step"], *row.values())]
+        fits = "step" in state and isinstance(state["settings"], dict) and isinstance(rows, list)
+        fits = fits and all(isinstance(number, (int, float)) for number in numbers)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        fits = False
+    if not fits:
+        raise ConfigError(f"{folder} is damaged: its {STATE} is not what a run of this trainer writes")
+    return state
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -216,13 +249,3 @@ def _fingerprint(file: Path) -> dict[str, int]:
         while chunk := stream.read(1 << 22):
             checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
     return {"size": size, "crc32": checksum}
-
-
-def _replace(partial: Path, target: Path) -> None:
-    # A folder cannot be renamed onto a full one; an older checkpoint of the same step goes last.
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,6 +14,7 @@ from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import COLOURS, DPI, draw_samples
 from layersync_plugin_trainer.outcome import Outcome
 from layersync_plugin_trainer.report import real_examples
+from layersync_plugin_trainer.writing import whole
 
 LAST = 0.1
 """Share of the logged rows over which the table's final values are averaged."""
@@ -22,15 +23,18 @@ LAST = 0.1
 def write_comparison(folder: Path, layersync: Outcome, vanilla: Outcome, settings: Settings) -> None:
     """Write compare.png (curves and layer similarity), compare_samples.png and report.md."""
     arms = [layersync, vanilla]
-    _figure(folder / "compare.png", arms)
+    with whole(folder / "compare.png") as file:
+        _figure(file, arms)
     assert layersync.samples is not None
     assert vanilla.samples is not None
     assert layersync.sample_labels is not None
     panels = {f"real {layersync.data.name}": real_examples(layersync)}
     panels |= {f"samples, {arm.name}": arm.samples for arm in arms if arm.samples is not None}
     title = f"{layersync.model_class} after {settings.trainer.max_train_steps} steps: same seed, noise and classes"
-    draw_samples(folder / "compare_samples.png", layersync.layout_modality, panels, layersync.sample_labels, title)
-    (folder / "report.md").write_text(_text(layersync, vanilla, settings))
+    with whole(folder / "compare_samples.png") as file:
+        draw_samples(file, layersync.layout_modality, panels, layersync.sample_labels, title)
+    with whole(folder / "report.md") as file:
+        file.write_text(_text(layersync, vanilla, settings))
 
 
 def recognised(outcome: Outcome) -> float:
@@ -93,7 +97,7 @@ def _figure(file: Path, arms: list[Outcome]) -> None:
     if image is not None:
         bottom.colorbar(image, ax=maps, label="mean cosine (the aligned pair is framed)", shrink=0.8)
     figure.suptitle(f"LayerSync and vanilla: {arms[0].model_class}")
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file, dpi=DPI, format="png")
 
 
 def _lowest(arms: list[Outcome]) -> float:

@@ -37,7 +37,7 @@ def draw_samples(file: Path, modality: str, panels: Mapping[str, Tensor], labels
     else:
         figure = _waves(panels, labels)
     figure.suptitle(title)
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file, dpi=DPI, format="png")
 
 
 def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], title: str, objective: str) -> None:
@@ -65,7 +65,7 @@ def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], t
             axes.legend(frameon=False)
     panels[-1].set_xlabel("optimiser step")
     figure.suptitle(title)
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file, dpi=DPI, format="png")
 
 
 def _grey(value: Tensor) -> Any:

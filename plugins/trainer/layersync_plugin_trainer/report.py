@@ -16,6 +16,7 @@ from layersync_core import provider
 from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import draw_curves, draw_samples
 from layersync_plugin_trainer.outcome import Outcome
+from layersync_plugin_trainer.writing import whole
 
 PACKAGES = ("layersync-core", "layersync-plugin-trainer", "torch", "diffusers", "accelerate", "peft")
 
@@ -37,10 +38,13 @@ def write_arm(folder: Path, outcome: Outcome, settings: Settings, regularizers: 
     real = real_examples(outcome)
     drawn = "samples of the model" if outcome.conditional else "samples of the model, which is not told the class"
     panels = {f"real {outcome.data.name}": real, drawn: outcome.samples}
-    draw_samples(folder / "samples.png", outcome.layout_modality, panels, outcome.sample_labels, title)
-    draw_curves(folder / "curves.png", {outcome.name: outcome.history}, title, outcome.objective)
+    with whole(folder / "samples.png") as file:
+        draw_samples(file, outcome.layout_modality, panels, outcome.sample_labels, title)
+    with whole(folder / "curves.png") as file:
+        draw_curves(file, {outcome.name: outcome.history}, title, outcome.objective)
     run = run_record(outcome, settings, regularizers, elapsed)
-    (folder / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
+    with whole(folder / "run.json") as file:
+        file.write_text(json.dumps(run, indent=2, default=str) + "\n")
 
 
 def real_examples(outcome: Outcome) -> Tensor:

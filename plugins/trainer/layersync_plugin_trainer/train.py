@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core import ConfigError, LayerSyncError, overlay
-from layersync_plugin_trainer.checkpoint import Checkpoint, found, is_whole, locate
+from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
+from layersync_plugin_trainer.writing import WriteError, quiet_writers
 
 ARMS = ("layersync", "vanilla")
 SMALL = 10_000_000
@@ -32,7 +33,7 @@ def train(mapping: Mapping[str, Any]) -> None:
         mapping: Settings by name: the trainer's keys beside ``layersync_*`` keys.
 
     Raises:
-        LayerSyncError: A start-up error; nothing was written.
+        LayerSyncError: A start-up error, where nothing was written; or something could not be written.
         SystemExit: 130 or 143 after a signal, with a checkpoint written.
     """
     try:
@@ -55,8 +56,11 @@ def _train(mapping: Mapping[str, Any]) -> None:
     if config.resume_from_checkpoint and not resume:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
     # One process claims the folder for all of a run.
-    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder):
-        _train_in(folder, settings, resume, notes, began)
+    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder), quiet_writers():
+        try:
+            _train_in(folder, settings, resume, notes, began)
+        except WriteError as error:
+            raise LayerSyncError(f"{error}; {_what_is_left(folder)}") from error
 
 
 def _train_in(
@@ -136,7 +140,7 @@ def _resume_points(config: TrainerConfig) -> dict[str, Checkpoint]:
 
 
 def _no_arm(point: Checkpoint) -> Checkpoint:
-    if point.settings.get("compare") and Settings(point.settings).trainer.compare:
+    if point.settings.get("compare") and _settings_of(point).trainer.compare:
         raise ConfigError(
             f"{point.folder} is one arm of a comparison; resume both arms with --output_dir "
             f"{point.folder.parent.parent} --resume_from_checkpoint latest"
@@ -144,10 +148,18 @@ def _no_arm(point: Checkpoint) -> Checkpoint:
     return point
 
 
+def _settings_of(point: Checkpoint) -> Settings:
+    """Return the settings of the run that wrote a checkpoint."""
+    try:
+        return Settings({**point.settings, "output_dir": None, "resume_from_checkpoint": None})
+    except ConfigError as error:
+        raise ConfigError(f"{point.folder} cannot be resumed with the settings in its {STATE}: {error}") from None
+
+
 def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Settings, list[str]]:
     """Return the settings of a resumed run: those it was started with, and what may change and was given now."""
     point = next(iter(resume.values()))
-    before = Settings({**point.settings, "output_dir": None, "resume_from_checkpoint": None})
+    before = _settings_of(point)
     for key in settings.trainer.model_fields_set - MAY_CHANGE:
         was, now = getattr(before.trainer, key), getattr(settings.trainer, key)
         if was != now:
@@ -201,6 +213,15 @@ def _check_later(point: Checkpoint, folder: Path) -> None:
 def _resume_command(folder: Path) -> str:
     """Return the command that continues a stopped run."""
     return f"layersync train --output_dir {shlex.quote(str(folder))} --resume_from_checkpoint latest"
+
+
+def _what_is_left(folder: Path) -> str:
+    """Return what to do after something could not be written."""
+    newest = [places[-1].relative_to(folder) for arm in ("", *ARMS) if (places := found(folder / arm))]
+    if newest:
+        be = "is" if len(newest) == 1 else "are"
+        return f"{' and '.join(map(str, newest))} {be} whole: make room, then {_resume_command(folder)}"
+    return f"there is no checkpoint to go on from: make room, empty {folder} and start again"
 
 
 def _visible(folder: Path) -> list[Path]:

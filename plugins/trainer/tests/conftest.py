@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,3 +48,18 @@ def train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., R
         return Result(code, captured.out, captured.err, place)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run with three checkpoints, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    flags = "--max_train_steps 3 --train_batch_size 4 --num_sampling_steps 1 --report_to none --checkpointing_steps 1"
+    assert main(["train", "--output_dir", str(folder), *flags.split()]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the short run, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

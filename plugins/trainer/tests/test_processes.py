@@ -59,6 +59,19 @@ def test_two_processes_train_what_one_trains(train, tmp_path):
     assert result.code == 2
     assert "number of processes was 2, is 1" in result.err
 
+    # What only the second process cannot read ends both, and is said once.
+    random_states = two / "checkpoint-1" / "random_states_1.pkl"
+    random_states.write_bytes(b"")
+    manifest = json.loads((two / "checkpoint-1" / "manifest.json").read_text())
+    manifest["files"][random_states.name] = {"size": 0, "crc32": 0}
+    (two / "checkpoint-1" / "manifest.json").write_text(json.dumps(manifest))
+    again = ["--output_dir", two, "--resume_from_checkpoint", "latest", "--max_train_steps", "2"]
+    launched = subprocess.run(
+        accelerate(*again), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert launched.returncode != 0
+    assert launched.stderr.count(f"error: {random_states} cannot be read: EOFError") == 1
+
 
 @pytest.fixture
 def start(tmp_path):
