@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from layersync_core import _compat
-from layersync_core.capture.compiling import allow_checkpointed_hooks, disallow_checkpointed_hooks
+from layersync_core.capture.compiling import let_hooks_compile, stop_hooks_compiling
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.lengths import shapes_of
 from layersync_core.capture.reading import Reader
@@ -81,7 +81,7 @@ class Capture:
             self._handles.append(dual.register_forward_hook(_Hook(self._on_dual)))
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
-        allow_checkpointed_hooks()
+        let_hooks_compile()
 
     @property
     def forwards(self) -> list[Forward]:
@@ -137,7 +137,7 @@ class Capture:
     def remove(self) -> None:
         """Take every hook off the model."""
         if self._handles:
-            disallow_checkpointed_hooks()
+            stop_hooks_compiling()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

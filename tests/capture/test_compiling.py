@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layersync_core import CaptureError, attach
 from layersync_core.capture import compiling
@@ -204,7 +204,7 @@ def test_compiled_and_checkpointed(reentrant: bool) -> None:
 
 @compiles
 def test_a_torch_that_cannot_compile_hooked_checkpoints_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_OPTION", "an_option_that_this_torch_does_not_have")
+    monkeypatch.setattr(compiling, "_OPTIONS", {"an_option_that_this_torch_does_not_have": True})
     model = toy(reentrant=False)
     # Whatever another test left attached has set the option.
     clean = torch._dynamo.config.patch({OPTION: False})
@@ -212,13 +212,44 @@ def test_a_torch_that_cannot_compile_hooked_checkpoints_says_so(monkeypatch: pyt
         whole(model)(toy_input())
 
 
+class Around(nn.Module):
+    """A compiled module in a block's place, as trainers put there to checkpoint it; its graph has the block inside."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.compile(backend="aot_eager", fullgraph=True)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.block(state)
+
+
+@compiles
+@pytest.mark.parametrize("reentrant", [None, False])
+def test_blocks_inside_of_compiled_modules_of_one_class(reentrant: bool | None) -> None:
+    model, x = toy(depth=6, reentrant=reentrant), toy_input()
+    # The third and fourth block have no hook, and the fifth is the teacher.
+    expected, expected_gradients = toy_term(model, x, 2, 5)
+    with attach(model, settings(2, 5), adapter=TOY) as sync:
+        model.blocks = nn.ModuleList(Around(block) for block in model.blocks)
+        for _ in range(2):
+            model(x)
+            loss = sync.loss()
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+            loss.backward()
+            found = {name.replace(".block.", "."): grad for name, grad in gradients(model).items()}
+            assert_same_gradients(found, expected_gradients)
+
+
 @pytest.mark.parametrize("before", [False, True])
-def test_the_compilers_option_is_set_while_anything_is_attached(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compilers_options_while_anything_is_attached(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_users", 0)
-    with torch._dynamo.config.patch({OPTION: before}):
+    monkeypatch.setattr(compiling, "_before", {})
+    options = {OPTION: True, "skip_nnmodule_hook_guards": False}
+    with torch._dynamo.config.patch(dict.fromkeys(options, before)):
         first, second = attached(toy()), attached(toy())
         first.remove()
         first.remove()
-        assert getattr(torch._dynamo.config, OPTION)
+        assert {name: getattr(torch._dynamo.config, name) for name in options} == options
         second.remove()
-        assert getattr(torch._dynamo.config, OPTION) is before
+        assert {getattr(torch._dynamo.config, name) for name in options} == {before}

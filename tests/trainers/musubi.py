@@ -11,9 +11,14 @@ from pathlib import Path
 TABLE = "musubi"
 SOURCES = "src"
 STUBS = True
+BACKWARD, SAVED_AT = "accelerate", "step"
 BLOCK, ELEMENT = "WanAttentionBlock", None
 ATTACHED = "WanModel#1 (family wan): student block 2 of 5 (blocks.1), teacher block 4 of 5 (blocks.3), weight 0.5"
-VARIANTS = ("", "--gradient_checkpointing", "--gradient_accumulation_steps 2")
+VARIANTS: dict[str, dict[str, int]] = {
+    "": {},
+    "--gradient_checkpointing": {},
+    "--gradient_accumulation_steps 2": {},
+}
 
 _VIDEOS = 12
 _DATASET = """

@@ -11,11 +11,15 @@ from pathlib import Path
 TABLE = "sd_scripts"
 SOURCES = "."
 STUBS = True
+BACKWARD, SAVED_AT = "accelerate", "step"
 BLOCK, ELEMENT = "DoubleStreamBlock", 0
 ATTACHED = (
     "Flux#1 (family flux): student block 2 of 7 (double_blocks.1), teacher block 4 of 7 (double_blocks.3), weight 0.5"
 )
-VARIANTS = ("", "--gradient_checkpointing")
+VARIANTS: dict[str, dict[str, int]] = {
+    "": {},
+    "--gradient_checkpointing": {},
+}
 
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:

@@ -5,9 +5,9 @@ Nothing here knows of layersync: what the term is, where it is added and which t
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
-import accelerate
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,19 +15,38 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 _steps: list[list[Tensor]] = []
+_early: dict[int, Tensor] = {}
 
 
 def watch() -> None:
     """Save {path}, a list of the gradients of each step in the order of the optimiser's parameters."""
-    register_optimizer_step_pre_hook(_save)
+    if os.environ["TRAINER_SAVED_AT"] == "step":
+        register_optimizer_step_pre_hook(_save)
+    else:
+        zero_grad = torch.optim.Optimizer.zero_grad
+
+        def saving(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+            _save(optimizer)
+            zero_grad(optimizer, *args, **kwargs)
+
+        torch.optim.Optimizer.zero_grad = saving  # type: ignore[method-assign]
     reference = json.loads(os.environ.get("TRAINER_REFERENCE", "null"))
     if reference:
         _Reference(**reference).install()
 
 
-def _save(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def keep(parameter: Tensor) -> None:
+    """Keep the gradient of a parameter that is updated, and loses it, before the step."""
+    assert parameter.grad is not None
+    _early[id(parameter)] = parameter.grad.detach().clone()
+
+
+def _save(optimizer: torch.optim.Optimizer, *args: Any) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    _steps.append([p.grad.detach().clone() for p in parameters if p.grad is not None])
+    gradients = [_early.pop(id(p), p.grad) for p in parameters]
+    if all(gradient is None for gradient in gradients):
+        return
+    _steps.append([gradient.detach().clone() for gradient in gradients if gradient is not None])
     torch.save(_steps, os.environ["TRAINER_GRADIENTS"])
 
 
@@ -40,33 +59,61 @@ class _Reference:
         student: The student's place in the order of the first calls, from 1.
         teacher: The teacher's.
         weight: The term is minus ``weight`` times the mean cosine.
+        backward: Which function takes the loss: ``accelerate`` (the Accelerator's, which divides), or ``tensor``.
+        losses: How many losses the trainer itself divides a step's gradient by.
+        warmup: Steps over which the weight rises from zero.
     """
 
-    def __init__(self, block: str, element: int | None, student: int, teacher: int, weight: float) -> None:
-        self._block, self._element = block, element
+    def __init__(
+        self,
+        block: str,
+        element: int | None,
+        student: int,
+        teacher: int,
+        weight: float,
+        backward: str,
+        losses: int = 1,
+        warmup: int = 0,
+    ) -> None:
+        self._block, self._element, self._backward = block, element, backward
         self._student, self._teacher, self._weight = student, teacher, weight
+        self._losses, self._warmup = losses, warmup
         self._blocks: list[torch.nn.Module] = []
         self._states: dict[int, Tensor] = {}
 
     def install(self) -> None:
         register_module_forward_hook(self._keep)
-        backward = accelerate.Accelerator.backward
+        owner: Any = torch.Tensor
+        if self._backward == "accelerate":
+            from accelerate import Accelerator as owner  # noqa: N813  # a trainer without it has no use for it
+        owner.backward = self._with_term(owner.backward)
 
-        def with_term(accelerator: accelerate.Accelerator, loss: Tensor, **kwargs: Any) -> None:
-            backward(accelerator, loss + self._term(), **kwargs)
+    def _with_term(self, backward: Callable[..., None]) -> Callable[..., None]:
+        def with_term(*args: Any, **kwargs: Any) -> None:
+            # A loss after which no forward came, or a backward of checkpointing, which runs inside of another.
+            if not self._states or torch._C._current_graph_task_id() != -1:
+                return backward(*args, **kwargs)
+            *before, loss = args
+            return backward(*before, loss + self._term(), **kwargs)
 
-        accelerate.Accelerator.backward = with_term  # type: ignore[method-assign]
+        return with_term
 
     def _keep(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        # Checkpointing recomputes inside a backward.
+        # Checkpointing recomputes inside a backward; samples are made without gradients.
         if type(module).__name__ != self._block or torch._C._current_graph_task_id() != -1:
+            return
+        if not torch.is_grad_enabled():
             return
         if not any(module is block for block in self._blocks):
             self._blocks.append(module)
         number = next(i for i, block in enumerate(self._blocks, 1) if block is module)
-        self._states[number] = output if self._element is None else output[self._element]
+        # Of several forwards behind a loss the first counts.
+        self._states.setdefault(number, output if self._element is None else output[self._element])
 
     def _term(self) -> Tensor:
         student, teacher = self._states[self._student].float(), self._states[self._teacher].detach().float()
         self._states.clear()
-        return -self._weight * F.cosine_similarity(student, teacher, dim=-1).mean()
+        weight = self._weight / self._losses
+        if self._warmup:
+            weight *= min(1.0, len(_steps) / self._warmup)
+        return -weight * F.cosine_similarity(student, teacher, dim=-1).mean()

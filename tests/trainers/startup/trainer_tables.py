@@ -1,6 +1,7 @@
 """The sizes of a model as each trainer's own table has them, made tiny: which module to wait for, and what to do."""
 
 from types import ModuleType
+from typing import Any
 
 
 def _musubi(configs: ModuleType) -> None:
@@ -40,8 +41,31 @@ def _diffsynth(loader: ModuleType) -> None:
     config["extra_kwargs"].update(dim=24, ffn_dim=48, freq_dim=32, text_dim=32, num_heads=2, num_layers=5)
 
 
+def _onetrainer(create: ModuleType) -> None:
+    import torch
+    import trainer_gradients
+
+    torch.manual_seed(1)  # it has no setting for that
+    original = create.create_optimizer
+
+    def create_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = original(*args, **kwargs)
+        one = getattr(optimizer, "step_parameter", None)
+        if one is not None:
+
+            def step_parameter(parameter: torch.Tensor, *rest: Any) -> None:
+                trainer_gradients.keep(parameter)
+                one(parameter, *rest)
+
+            optimizer.step_parameter = step_parameter
+        return optimizer
+
+    create.create_optimizer = create_optimizer
+
+
 TABLES = {
     "musubi": ("musubi_tuner.wan.configs", _musubi),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
+    "onetrainer": ("modules.util.create", _onetrainer),
     "sd_scripts": ("library.flux_utils", _sd_scripts),
 }
