@@ -88,7 +88,8 @@ def print_dit(quick: bool, rounds: int, device: torch.device) -> None:
 def print_wide(quick: bool, device: torch.device) -> None:
     model = Wide(6 if quick else 60).to(device).requires_grad_(False)
     state = torch.randn(1, 4096, 3072, device=device)
-    with Probe(model, BlockStackAdapter(family="wide", model_classes="Wide", stacks="blocks")) as probe:
+    adapter: Any = BlockStackAdapter(family="wide", model_classes="Wide", stacks="blocks")
+    with Probe(model, adapter) as probe:
         plain, measured = forwards(model, {"state": state}, probe)
         peaks = [peak_bytes(forward, device) for forward in (plain, measured)]
     plain_mib, measured_mib = (peak / 2**20 for peak in peaks)

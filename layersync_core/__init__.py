@@ -60,7 +60,8 @@ FACE = {
     "replacing": ("wrap_once",),
     "state": ("load_states", "save_states"),
     "session": ("attach", "plugins"),
-    "suggest.findings": ("Findings", "SkippedRun"),
+    "suggest.figures": ("SkippedRun",),
+    "suggest.findings": ("Findings",),
     "suggest.probe": ("Probe",),
     "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),
 }

@@ -63,8 +63,8 @@ from layersync_core.spelling import taken_for_the_hosts as taken_for_the_hosts
 from layersync_core.spelling import unknown_key as unknown_key
 from layersync_core.state import load_states as load_states
 from layersync_core.state import save_states as save_states
+from layersync_core.suggest.figures import SkippedRun as SkippedRun
 from layersync_core.suggest.findings import Findings as Findings
-from layersync_core.suggest.findings import SkippedRun as SkippedRun
 from layersync_core.suggest.probe import Probe as Probe
 
 __version__: str

@@ -1,5 +1,7 @@
 """What ``attach`` returns: the terms of a model's regularizers, added to a loss."""
 
+# Longer than others: what attach returns is one object, whose promises are read together.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,6 +6,8 @@ slice made of it in the hook never does), and hooks store only inside an open fo
 runs them again).
 """
 
+# Longer than others: the hooks of one capture share its state.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from layersync_core.errors import ConfigError
 from layersync_core.files import replace_file
-from layersync_core.suggest.findings import Findings
+from layersync_core.suggest.figures import Figures
 from layersync_core.suggest.page import page_of
 
 JSON, PAGE, PICTURE = "suggest.json", "suggest.html", "suggest.png"
 
 
-def write(found: Findings, folder: Path) -> list[str]:
+def write(found: Figures, content: dict[str, Any], folder: Path) -> list[str]:
     """Write the files, and return what is to be said of them.
 
     Raises:
         ConfigError: They cannot be written.
     """
-    content = found.content()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / JSON, f"{json.dumps(content, indent=1)}\n")

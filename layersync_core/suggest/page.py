@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from layersync_core.suggest.findings import Findings, Grid
+from layersync_core.suggest.figures import Figures, Grid
 from layersync_core.suggest.text import lines_of
 from layersync_core.suggest.verdict import pairs_of
 
@@ -32,9 +32,9 @@ def colour(value: float, low: float, high: float) -> str:
     return "#" + "".join(f"{round(part):02x}" for part in mixed)
 
 
-def page_of(found: Findings, content: dict[str, Any]) -> str:
+def page_of(found: Figures, content: dict[str, Any]) -> str:
     """Return the page."""
-    told = "\n".join(f"<p>{escape(line.strip())}</p>" for line in lines_of(found))
+    told = "\n".join(f"<p>{escape(line.strip())}</p>" for line in lines_of(found, content))
     body = [f"<h1>LayerSync: which pair, measured on {escape(found.model)}</h1>", told]
     names = [name for name in MEASURES if getattr(found, name)]
     for number, level in enumerate(found.noise_levels):
@@ -58,7 +58,7 @@ def page_of(found: Findings, content: dict[str, Any]) -> str:
     )
 
 
-def heat_map(found: Findings, grid: Grid, content: dict[str, Any]) -> str:
+def heat_map(found: Figures, grid: Grid, content: dict[str, Any]) -> str:
     """Return a heat map as SVG: students down, teachers across, the advised zone and the recommended pairs framed."""
     blocks = found.described
     values = [value for row in grid for value in row if value is not None]
@@ -101,7 +101,7 @@ def _frame(row: int, column: int, colour: str, width: float) -> str:
     )
 
 
-def _table(title: str, found: Findings, rows: list[Any]) -> str:
+def _table(title: str, found: Figures, rows: list[Any]) -> str:
     cells = "".join(
         f"<tr><td>{block.index + 1}</td><td>{escape(block.path)}</td>"
         + "".join(f"<td>{'' if value is None else f'{value:.4g}'}</td>" for value in row)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core.protocol import Block
-from layersync_core.suggest.findings import Findings, Grid
+from layersync_core.suggest.figures import Figures, Grid
 from layersync_core.suggest.page import MEASURES
 from layersync_core.suggest.verdict import pairs_of
 
@@ -15,7 +15,7 @@ _DPI = 130
 _NAMED = 24  # blocks that can all be named beside a panel
 
 
-def draw(found: Findings, content: dict[str, Any], file: Path) -> None:
+def draw(found: Figures, content: dict[str, Any], file: Path) -> None:
     """Draw a panel for each measure and noise level: students down, teachers across.
 
     Raises:

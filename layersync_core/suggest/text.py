@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from layersync_core.protocol import Block
-from layersync_core.suggest.findings import Findings
+from layersync_core.suggest.figures import Figures
 
 
-def lines_of(found: Findings) -> list[str]:
+def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     """Return the recommended pairs, each with its reason, and the verdict."""
-    content = found.content()
     levels = ", ".join("unknown" if level is None else f"{level:g}" for level in found.noise_levels)
     of = f"{found.forwards} forward{'s' * (found.forwards != 1)}, noise levels {levels}" if found.forwards else "config"
     lines = [f"{found.model}: {len(found.described)} blocks, {of}"]
@@ -23,17 +22,5 @@ def lines_of(found: Findings) -> list[str]:
     return lines
 
 
-def _named(found: Findings, number: int) -> Block:
+def _named(found: Figures, number: int) -> Block:
     return found.described[number - 1]
-
-
-def settings_of(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the first recommended pair; none where there is none."""
-    first = next(iter(content["recommended"]), None)
-    if first is None:
-        return {}
-    return {
-        "layersync_enabled": True,
-        "layersync_student_block": first["student"],
-        "layersync_teacher_block": first["teacher"],
-    }

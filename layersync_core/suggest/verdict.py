@@ -8,7 +8,7 @@ from itertools import combinations, groupby
 
 from layersync_core.losses.pairing import pair_advice, suggest_pair
 from layersync_core.protocol import Block
-from layersync_core.suggest.findings import Findings, Recommended, Verdict
+from layersync_core.suggest.figures import Figures, Recommended, Verdict
 
 SATURATED = 0.95
 """Centred cosine above which a student has next to nothing left to learn from its teacher."""
@@ -64,7 +64,7 @@ def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
     return sorted(found, key=lambda pair: pair.distance)
 
 
-def judge(found: Findings) -> tuple[list[Recommended], Verdict]:
+def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     """Return at most three pairs, the best first, and what is to be said of the model as a whole."""
     if not found.cka:
         student, teacher = suggest_pair(found.described)
@@ -106,7 +106,7 @@ def judge(found: Findings) -> tuple[list[Recommended], Verdict]:
     )
 
 
-def _why_not(found: Findings, pair: Pair) -> str:
+def _why_not(found: Figures, pair: Pair) -> str:
     """Return why the student has nothing to learn from the teacher, in a clause; empty where it has."""
     cka, centered = (_mean(found, name, pair) for name in ("cka", "centered_cosine"))
     if cka is None or centered is None:
@@ -118,21 +118,21 @@ def _why_not(found: Findings, pair: Pair) -> str:
     return ""
 
 
-def _mean(found: Findings, name: str, pair: Pair) -> float | None:
+def _mean(found: Figures, name: str, pair: Pair) -> float | None:
     return found.mean(name, pair.student.index, pair.teacher.index)
 
 
-def _lead(found: Findings, pair: Pair) -> float:
+def _lead(found: Figures, pair: Pair) -> float:
     return _mean(found, "gap", pair) or 0.0
 
 
-def _scores(found: Findings, pair: Pair) -> list[float]:
+def _scores(found: Figures, pair: Pair) -> list[float]:
     return [
         sum(level[block.index] for level in found.probe) / len(found.probe) for block in (pair.student, pair.teacher)
     ]
 
 
-def _error(found: Findings, pair: Pair) -> float:
+def _error(found: Figures, pair: Pair) -> float:
     """Return the standard error of the difference of two accuracies, as of independent samples."""
     return float((sum(score * (1 - score) for score in _scores(found, pair)) / max(found.samples, 1)) ** 0.5)
 
@@ -147,7 +147,7 @@ def _apart(pairs: Sequence[Pair]) -> list[Pair]:
     return chosen
 
 
-def _recommend(found: Findings, pair: Pair) -> Recommended:
+def _recommend(found: Figures, pair: Pair) -> Recommended:
     cka, cosine, centered = (_mean(found, name, pair) for name in ("cka", "cosine", "centered_cosine"))
     measured = f"measured: CKA {cka:.2f}, cosine {cosine:.2f}, centred cosine {centered:.2f}, so not saturated"
     if found.gap:
