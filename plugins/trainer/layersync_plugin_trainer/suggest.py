@@ -46,6 +46,9 @@ def suggest(settings: Mapping[str, Any], model: str, family: str | None) -> None
         LayerSyncError: The model is unknown, refused or cannot be fed, a setting is wrong, or a file cannot be written.
     """
     config = validate(SuggestConfig, dict(settings))
+    least = 2 * len(config.noise_levels)
+    if 0 < config.skip < least:
+        raise ConfigError(f"skip is {config.skip}, but leaving out one block takes {least} forwards; give more, or 0")
     found = _measured(config, model, family)
     for line in (*found.lines(), *found.write(config.output_dir)):
         print(line)
@@ -55,6 +58,10 @@ def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings
     source = _source(model, family)
     if isinstance(source, Findings):
         return source
+    try:  # before the time is spent
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir {config.output_dir} cannot be made: {error.strerror or error}") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = source.whole().to(device).eval().requires_grad_(False)
     if config.data is not None:

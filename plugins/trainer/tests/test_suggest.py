@@ -113,4 +113,9 @@ def test_settings_that_cannot_work(tmp_path):
         run(tmp_path, "dit", noise_levels="2")
     with pytest.raises(ConfigError, match="batches"):
         run(tmp_path, "dit", batches="many")
+    with pytest.raises(ConfigError, match="skip is 5, but leaving out one block takes 6 forwards"):
+        run(tmp_path, "dit", skip=5)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="output_dir .*file cannot be made"):
+        run(tmp_path, "dit", output_dir=str(tmp_path / "file"))
