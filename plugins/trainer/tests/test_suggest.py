@@ -117,5 +117,5 @@ def test_settings_that_cannot_work(tmp_path):
         run(tmp_path, "dit", skip=5)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="output_dir .*file cannot be made"):
+    with pytest.raises(ConfigError, match=r"output_dir .*file cannot be made"):
         run(tmp_path, "dit", output_dir=str(tmp_path / "file"))
