@@ -24,7 +24,7 @@ from layersync_core.losses.enabled import Enabled
 from layersync_core.losses.parts import TrainedParts
 from layersync_core.metrics import Meter, total
 from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer
-from layersync_core.suggest.probe import Probe
+from layersync_core.suggest.probe import TOKENS, Probe
 
 attached: WeakSet[nn.Module] = WeakSet()
 """The models that have an attachment."""
@@ -144,7 +144,7 @@ class Attachment:
             with self._capture.paused():
                 yield
 
-    def probe(self, tokens: int = 64, seed: int = 0) -> Probe:
+    def probe(self, tokens: int = TOKENS, seed: int = 0) -> Probe:
         """Measure from now on how alike all blocks are in each training forward, with or without a regularizer.
 
         Args:

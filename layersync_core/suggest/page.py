@@ -5,12 +5,14 @@ Colours are attributes of SVG shapes, which even a policy of `default-src 'none'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures, Grid
-from layersync_core.suggest.text import lines_of
-from layersync_core.suggest.verdict import pairs_of
+from layersync_core.suggest.text import level_name, lines_of
+from layersync_core.suggest.verdict import allowed_places, recommended_places
 
 MEASURES = {
     "cka": "Linear CKA",
@@ -37,11 +39,13 @@ def page_of(found: Figures, content: dict[str, Any]) -> str:
     told = "\n".join(f"<p>{escape(line.strip())}</p>" for line in lines_of(found, content))
     body = [f"<h1>LayerSync: which pair, measured on {escape(found.model)}</h1>", told]
     names = [name for name in MEASURES if getattr(found, name)]
+    frames = [_frame(*pair, "#888888", 0.6) for pair in allowed_places(found.described)]
+    frames += [_frame(*pair, "#d55e00", 2.0) for pair in recommended_places(content)]
     for number, level in enumerate(found.noise_levels):
-        body.append(f"<h2>{'Noise level unknown' if level is None else f'Noise level {level:g}'}</h2>")
+        body.append(f"<h2>{level_name(level).capitalize()}</h2>")
         for name in names:
             body.append(f"<h3>{MEASURES[name]}</h3>")
-            body.append(heat_map(found, getattr(found, name)[number], content))
+            body.append(heat_map(found.described, getattr(found, name)[number], frames))
     body += [_table("Linear probe of each block", found, [*zip(*found.probe, strict=True)])] if found.probe else []
     body += [_table("Rise of the loss without a block", found, [[value] for value in found.skip])] if found.skip else []
     if found.skip_runs:
@@ -58,9 +62,8 @@ def page_of(found: Figures, content: dict[str, Any]) -> str:
     )
 
 
-def heat_map(found: Figures, grid: Grid, content: dict[str, Any]) -> str:
-    """Return a heat map as SVG: students down, teachers across, the advised zone and the recommended pairs framed."""
-    blocks = found.described
+def heat_map(blocks: Sequence[Block], grid: Grid, frames: Sequence[str]) -> str:
+    """Return a heat map as SVG, students down and teachers across, with frames around some pairs."""
     values = [value for row in grid for value in row if value is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     size = len(blocks) * _CELL
@@ -74,9 +77,6 @@ def heat_map(found: Figures, grid: Grid, content: dict[str, Any]) -> str:
             if value is not None:
                 x, fill = _LABELS + other * _CELL, colour(value, low, high)
                 shapes.append(f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="{fill}"/>')
-    frames = [(pair.student.index, pair.teacher.index, "#888888", 0.6) for pair in pairs_of(blocks) if pair.inside]
-    frames += [(pair["student"] - 1, pair["teacher"] - 1, "#d55e00", 2.0) for pair in content["recommended"]]
-    shapes += [_frame(*frame) for frame in frames]
     legend = (
         f"from {low:.3g} (light) to {high:.3g} (dark); white: no pair; grey frames: where the paper's rules allow a "
         "pair; orange: recommended"
@@ -85,7 +85,7 @@ def heat_map(found: Figures, grid: Grid, content: dict[str, Any]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 {side} {side}" '
         f'role="img" aria-label="heat map"><rect width="{side}" height="{side}" fill="#ffffff"/>'
-        f"{_text(4, 14, 'student: down, teacher: across', 'start')}{''.join(shapes)}</svg>\n<p>{legend}</p>"
+        f"{_text(4, 14, 'student: down, teacher: across', 'start')}{''.join((*shapes, *frames))}</svg>\n<p>{legend}</p>"
     )
 
 

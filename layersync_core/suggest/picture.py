@@ -9,7 +9,8 @@ from typing import Any
 from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures, Grid
 from layersync_core.suggest.page import MEASURES
-from layersync_core.suggest.verdict import pairs_of
+from layersync_core.suggest.text import level_name
+from layersync_core.suggest.verdict import allowed_places, recommended_places
 
 _DPI = 130
 _NAMED = 24  # blocks that can all be named beside a panel
@@ -22,28 +23,24 @@ def draw(found: Figures, content: dict[str, Any], file: Path) -> None:
         OSError: The file cannot be written.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     names = [name for name in MEASURES if getattr(found, name)]
     columns = len(found.noise_levels)
+    frames = [(*pair, "white", 0.5) for pair in allowed_places(found.described)]
+    frames += [(*pair, "#ff7f0e", 1.8) for pair in recommended_places(content)]
     size = min(max(0.16 * len(found.described), 2.6), 6.5)
     figure = Figure(figsize=(2.2 + columns * (size + 0.7), 1.6 + len(names) * (size + 0.5)), layout="constrained")
     panels: Any = figure.subplots(len(names), columns, squeeze=False)
     for row, name in enumerate(names):
         grids = getattr(found, name)
         values = [value for grid in grids for line in grid for value in line if value is not None]
+        low, high = min(values, default=0), max(values, default=1)
         for column, (level, grid) in enumerate(zip(found.noise_levels, grids, strict=True)):
             axes = panels[row, column]
-            shown = axes.imshow(
-                _numbers(grid), cmap="viridis", vmin=min(values, default=0), vmax=max(values, default=1)
-            )
-            at = "noise level unknown" if level is None else f"noise level {level:g}"
-            axes.set_title(f"{MEASURES[name]}, {at}", fontsize="small")
-            for pair in pairs_of(found.described):
-                if pair.inside:
-                    _frame(axes, Rectangle, pair.student.index, pair.teacher.index, "white", 0.5)
-            for pair in content["recommended"]:
-                _frame(axes, Rectangle, pair["student"] - 1, pair["teacher"] - 1, "#ff7f0e", 1.8)
+            shown = axes.imshow(_numbers(grid), cmap="viridis", vmin=low, vmax=high)
+            axes.set_title(f"{MEASURES[name]}, {level_name(level)}", fontsize="small")
+            for frame in frames:
+                _frame(axes, *frame)
             _name_blocks(axes, found.described, left=column == 0, below=row == len(names) - 1)
         figure.colorbar(shown, ax=panels[row, :], shrink=0.7)
     figure.suptitle(
@@ -58,8 +55,10 @@ def _numbers(grid: Grid) -> list[list[float]]:
     return [[float("nan") if value is None else value for value in row] for row in grid]
 
 
-def _frame(axes: Any, rectangle: Any, row: int, column: int, colour: str, width: float) -> None:
-    axes.add_patch(rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width))
+def _frame(axes: Any, row: int, column: int, colour: str, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _name_blocks(axes: Any, blocks: Any, left: bool, below: bool) -> None:

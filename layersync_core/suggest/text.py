@@ -22,5 +22,10 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def level_name(level: float | None) -> str:
+    """Return what a noise level is called."""
+    return "noise level unknown" if level is None else f"noise level {level:g}"
+
+
 def _named(found: Figures, number: int) -> Block:
     return found.described[number - 1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
+from typing import Any
 
 from layersync_core.losses.pairing import pair_advice, suggest_pair
 from layersync_core.protocol import Block
@@ -62,6 +63,16 @@ def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
             inside = depths[1] <= TEACHER_DEPTHS[1] if len(run) < _FEW else all(within) and not against
             found.append(Pair(student, teacher, depths, inside))
     return sorted(found, key=lambda pair: pair.distance)
+
+
+def allowed_places(blocks: Sequence[Block]) -> list[tuple[int, int]]:
+    """Return student and teacher of each pair that the paper's rules allow, from 0."""
+    return [(pair.student.index, pair.teacher.index) for pair in pairs_of(blocks) if pair.inside]
+
+
+def recommended_places(content: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return student and teacher of each recommended pair, from 0."""
+    return [(pair["student"] - 1, pair["teacher"] - 1) for pair in content["recommended"]]
 
 
 def judge(found: Figures) -> tuple[list[Recommended], Verdict]:

@@ -20,11 +20,9 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
         model: The model.
         loss: Returns its loss on batches that are always the same.
         cost: Forwards that one loss takes.
-        budget: Forwards to spend.
+        budget: Forwards to spend, enough for two losses.
     """
-    left = budget // cost - 1
-    if left < 1:
-        return
+    left = budget // cost - 1  # whole is one of them
     whole = loss()
     blocks = found.described
     found.skip = [None] * len(blocks)
