@@ -34,8 +34,8 @@ class Probe:
     Args:
         model: The unwrapped model.
         adapter: Of its family.
-        tokens: Tokens of the sub-sample of one forward, shared by the noise levels of its samples; at least 16 for
-            each, and all of them where there are fewer.
+        tokens: Tokens of the sub-sample of one forward; all of them where there are fewer. Where its samples have
+            several noise levels, these share them, and each has 16 at least.
         seed: Of the sub-samples.
 
     Attributes:
@@ -85,10 +85,17 @@ class Probe:
         """Return what was measured up to now.
 
         Raises:
-            CaptureError: Nothing was.
+            CaptureError: Nothing was, or hidden states were not finite.
         """
         if not self.forwards:
             raise CaptureError(f"no forward of {self._name} was measured: {self._why_none()}")
+        tallies = [item for level in self._levels.values() for item in level.tallies.items()]
+        broken = [index for indices, tally in tallies for index in tally.not_finite(indices)]
+        if broken:
+            raise CaptureError(
+                f"{self.blocks[min(broken)]} returned hidden states that are not finite, so nothing can be measured; "
+                "give weights and samples with which the model computes finite numbers"
+            )
         named = {level: self._levels[level] for level in self._sorted()}
         return Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
 
@@ -119,6 +126,9 @@ class Probe:
 
     def _see(self, forward: Forward, index: int) -> None:
         """Take the sub-sample of a block that has just returned."""
+        if forward.repeated is not None:
+            self._now = None  # such a forward is never whole
+            return
         reader = self._capture.reader
         tokens_BSD = reader.peek(forward, index).detach()
         if self._now is None or self._now.forward is not forward:
@@ -128,7 +138,8 @@ class Probe:
         if kind not in now.places:
             mask_BS = reader.counted(forward, *kind)
             counted_BS = torch.ones(kind, dtype=torch.bool) if mask_BS is None else mask_BS.cpu()
-            share = max(self._tokens // len(now.levels), _LEAST_SHARE)
+            several = len(now.levels) > 1
+            share = max(self._tokens // len(now.levels), _LEAST_SHARE) if several else self._tokens
             now.places[kind] = {
                 level: self._places(counted_BS & of_level_B[:, None], share) for level, of_level_B in now.levels.items()
             }

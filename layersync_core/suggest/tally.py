@@ -7,6 +7,7 @@ Only sums of numbers for each pair are kept, never the states of an earlier batc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,11 @@ class Tally:
             # HSIC does not depend on the mean token, and without it no large numbers cancel.
             self.hsic = self.hsic + unbiased_hsic(apart_GND @ apart_GND.mT)
             self.forwards += 1
+
+    def not_finite(self, indices: Sequence[int]) -> list[int]:
+        """Return those of the blocks' numbers whose tokens were not finite in some forward."""
+        own = torch.as_tensor(self.cosine).diagonal() if self.tokens else torch.zeros(len(indices))
+        return [index for index, bad in zip(indices, (~own.isfinite()).tolist(), strict=True) if bad]
 
     def cka(self) -> Tensor | None:
         """Return (G, G) fp64 on the CPU, NaN where a block's tokens are all alike; None where nothing was measured."""

@@ -78,11 +78,13 @@ def recommended_places(content: Mapping[str, Any]) -> list[tuple[int, int]]:
 def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     """Return at most three pairs, the best first, and what is to be said of the model as a whole."""
     if not found.cka:
-        student, teacher = suggest_pair(found.described)
-        advised = next(pair for pair in pairs_of(found.described) if (pair.student, pair.teacher) == (student, teacher))
-        return [Recommended(student.index + 1, teacher.index + 1, f"measured: nothing. {_prior(advised)}")], Verdict(
-            "unknown", "only the configuration is known, without weights, so nothing was measured"
-        )
+        chosen = suggest_pair(found.described)
+        advised = [pair for pair in pairs_of(found.described) if (pair.student, pair.teacher) == chosen]
+        told = [
+            Recommended(pair.student.index + 1, pair.teacher.index + 1, f"measured: nothing. {_prior(pair)}")
+            for pair in advised
+        ]
+        return told, Verdict("unknown", "only the configuration is known, without weights, so nothing was measured")
     allowed = [pair for pair in pairs_of(found.described) if pair.inside]
     if not allowed:
         return [], Verdict("no", "no two blocks of one width and stage lie where the paper's rules allow a pair")

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from layersync_core import CaptureError, ConfigError, Probe, attach, get_adapter, load_tiny
+from layersync_core import (
+    BlockStackAdapter,
+    CaptureError,
+    ConfigError,
+    Findings,
+    Probe,
+    attach,
+    get_adapter,
+    load_tiny,
+)
 from layersync_core.testing import scatter_weights, seed_everything
 from tests.suggest import reference
 
@@ -229,3 +238,63 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
     with pytest.raises(ConfigError, match="output_dir"):
         probe.findings().write(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, state):
+        return state + self.linear(state)
+
+
+class Shared(nn.Module):
+    """A model whose second block runs twice where it is told to."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(depth))
+
+    def forward(self, state, again=False):
+        for number, block in enumerate(self.blocks):
+            state = block(block(state)) if again and number == 1 else block(state)
+        return state
+
+
+SHARED = BlockStackAdapter(family="shared", model_classes="Shared", stacks="blocks")
+
+
+def test_a_forward_in_which_a_block_ran_twice_is_not_measured():
+    seed_everything()
+    model, states = Shared(), torch.randn(2, 6, 8)
+    with Probe(model, SHARED) as probe:
+        model(states, again=True)
+        with pytest.raises(CaptureError, match="no forward of Shared was measured: block 2 ran more than once"):
+            probe.findings()
+        model(states)
+    assert probe.forwards == 1
+    with Probe(model, SHARED) as plain:
+        model(states)
+    assert probe.findings().content() == plain.findings().content()
+
+
+def test_a_small_sub_sample_is_as_small_as_it_was_asked_for():
+    seed_everything()
+    model, states = Shared(), torch.randn(2, 6, 8)
+    found = []
+    for tokens in (5, 12):
+        with Probe(model, SHARED, tokens=tokens) as probe:
+            model(states)
+        found.append(probe.findings().cosine)
+    states = reference.stored(SHARED, model, {"state": states})
+    few = reference.pick(states, 5, torch.Generator().manual_seed(0))
+    assert found[0][0][0][2] == pytest.approx(reference.cosine(few[0], few[2]), abs=1e-5)
+    assert found[1][0][0][2] == pytest.approx(reference.cosine(states[0], states[2]), abs=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_model_of_few_blocks_without_weights(depth):
+    content = Findings("Shared", SHARED.list_blocks(Shared(depth))).content()
+    assert content["verdict"]["answer"] == "unknown"
+    assert len(content["recommended"]) == depth - 1

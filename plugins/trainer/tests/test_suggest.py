@@ -9,7 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 
-from layersync_core import ConfigError
+from layersync_core import CaptureError, ConfigError
 from layersync_core.testing import lively, scatter_weights
 from layersync_plugin_trainer.suggest import suggest
 
@@ -119,3 +119,12 @@ def test_settings_that_cannot_work(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"output_dir .*file cannot be made"):
         run(tmp_path, "dit", output_dir=str(tmp_path / "file"))
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    def broken(model):
+        with torch.no_grad():
+            model.transformer_blocks[4].ff.net[2].bias.fill_(torch.nan)
+
+    with pytest.raises(CaptureError, match=r"block 5 of 10 \(transformer_blocks.4\) .*not finite"):
+        run(tmp_path, model(tmp_path / "broken", broken))
