@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -56,6 +57,7 @@ class Attachment:
         self._model, self._adapter = model, adapter
         self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
         self.uses_steps = any(item.uses_steps for item in self._regularizers)
+        self._always_due = all(item.always for item in self._regularizers)
         self._meter = Meter()
         self._generated = generated
         self._step = 0
@@ -99,7 +101,7 @@ class Attachment:
         """
         if not self._regularizers:
             return loss
-        term = self._consume(step, sample_weight, None, lambda: check_main_loss(loss))
+        term = self._consume(step, sample_weight, None, partial(check_main_loss, loss))
         return loss if term is None else loss + term.to(loss.device)
 
     def loss(
@@ -233,7 +235,7 @@ class Attachment:
         step: int | None,
         sample_weight: Tensor | None,
         forward: Forward | None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> Tensor | None:
         capture = self._capture
         if capture is None:
@@ -247,10 +249,11 @@ class Attachment:
             )
         now, read = None, None
         try:
-            check()
+            if check is not None:
+                check()
             now = self._step if step is None else whole_step(step)
-            weight_B = sample_weights(sample_weight)
-            active = [item for item in self._regularizers if item.active(now)]
+            weight_B = None if sample_weight is None else sample_weights(sample_weight)
+            active = [item for item in self._regularizers if item.always or item.active(now)]
             if not active:
                 return None
             if not torch.is_grad_enabled():
@@ -304,7 +307,7 @@ class Attachment:
         """Stop the capture if no regularizer is due at an optimiser step or later, and start it if one is."""
         # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
         if self._capture is not None:
-            self._capture.enabled = any(item.active(step) for item in self._regularizers)
+            self._capture.enabled = self._always_due or any(item.active(step) for item in self._regularizers)
 
 
 def _device_of(model: nn.Module) -> torch.device:

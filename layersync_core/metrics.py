@@ -16,8 +16,10 @@ _HOSTS = ("loss", "step")
 
 def total(values: Sequence[Tensor]) -> Tensor:
     """Return the sum of scalars on the first one's device: models split over several have terms on several."""
-    first, *others = values
-    return sum((value.to(first.device) for value in others), first)
+    result, *others = values
+    for value in others:
+        result = result + value.to(result.device)
+    return result
 
 
 def check_term(term: Any, owner: str) -> None:

@@ -149,9 +149,8 @@ class Capture:
         """Return why a forward cannot be read; empty where it can."""
         if forward.by_model and not forward.finished:
             return "the model's last training forward did not finish, so its states cannot be used"
-        missing = [index for index in self._blocks if index not in forward.outputs]
-        if missing:
-            numbers = ", ".join(str(index + 1) for index in missing)
+        if missing := self._blocks.keys() - forward.outputs.keys():
+            numbers = ", ".join(str(index + 1) for index in sorted(missing))
             return (
                 f"block {numbers} did not run in the last training forward, or ran without its hooks "
                 "(a compiled graph from before attach(), or a copy of the block): attach before the first compiled "
@@ -177,10 +176,12 @@ class Capture:
             self._skipped = "under torch.no_grad()"
         elif self._pauses:
             self._skipped = "inside paused()"
-        elif _inside_transform():
+        elif torch.compiler.is_compiling():
+            return True  # no compiled graph is either of these, and the questions themselves would break it
+        elif _compat.inside_transform():
             self._skipped = "under torch.func, whose gradients no loss outside of it has"
-        elif not _inside_backward():
-            return True
+        else:
+            return not _compat.inside_backward()
         return False
 
     def _begin(self, new: Forward) -> None:
@@ -256,21 +257,12 @@ class Capture:
 
 
 def _runs(forward: Forward) -> bool:
-    return not forward.finished and (forward.by_model or not _inside_backward())
+    # Recomputation by a checkpoint runs the hooks again, with gradients on; a compiled graph has no such calls.
+    return not forward.finished and (forward.by_model or torch.compiler.is_compiling() or not _compat.inside_backward())
 
 
 def _any_number(handle: CaptureHandle) -> None:
     """Hold whatever comes."""
-
-
-def _inside_backward() -> bool:
-    # Recomputation by a checkpoint runs the hooks again, with gradients on. A compiled graph has no such calls, and
-    # the question itself would break it.
-    return not torch.compiler.is_compiling() and _compat.inside_backward()
-
-
-def _inside_transform() -> bool:
-    return not torch.compiler.is_compiling() and _compat.inside_transform()
 
 
 def hook(run: Callable[..., None]) -> Callable[..., None]:

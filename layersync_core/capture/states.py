@@ -69,6 +69,7 @@ class HiddenStates:
     ) -> None:
         self._model, self._forward, self._buffer, self._blocks = model, forward, buffer, blocks
         self._judged = judged
+        self._tracked = forward.tracked  # which an adapter of another kind need not tell
         self.sample_weight = sample_weight
         self.sets: set[TokenSet] = set()  # which were asked for
         self._meter = meter
@@ -114,7 +115,8 @@ class HiddenStates:
 
     def trainable_tokens(self, layer: int) -> Tensor:
         """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
-        state = self._tracked(layer)
+        tokens = self.tokens(layer)
+        state = self._tracked.get(layer, tokens)
         # The walk through the graph is for the first step; later a lost graph shows in grad_fn.
         if state.grad_fn is None or (layer not in self._judged and not self._trains(layer, state)):
             raise CaptureError(
@@ -123,11 +125,7 @@ class HiddenStates:
                 "frozen model, let the embedder's output require grad or use use_reentrant=False)"
             )
         self._judged.add(layer)
-        return self.tokens(layer)
-
-    def _tracked(self, layer: int) -> Tensor:
-        # An adapter of another kind need not tell the object that the block returned.
-        return self._forward.tracked[layer] if layer in self._forward.tracked else self.tokens(layer)
+        return tokens
 
     def _trains(self, layer: int, state: Tensor) -> bool:
         seen = reaches_parameter(state)
@@ -136,8 +134,8 @@ class HiddenStates:
 
     def measured_tokens(self, layer: int, name: str) -> Tensor:
         """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
-        self.trainable_tokens(layer)
+        tokens = self.trainable_tokens(layer)
         owner = self.reader
         self._meter.claim(name, owner)
         span = self._forward.spans.get(layer, slice(None))
-        return measured(self._tracked(layer), span, lambda ratio: self._meter.add(name, ratio, owner))
+        return measured(self._tracked.get(layer, tokens), span, lambda ratio: self._meter.add(name, ratio, owner))

@@ -19,6 +19,7 @@ from layersync_core.losses.pairing import pair_advice
 from layersync_core.metrics import total
 from layersync_core.pairs import Pair
 from layersync_core.protocol import Block, RegularizerBase, States, Term
+from layersync_core.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class LayerSync(RegularizerBase):
 
     def __init__(self, config: LayerSyncConfig) -> None:
         self.config = config
-        self._weights = config.schedule
-        self.schedule = self._weights if config.has_schedule else None
+        self.schedule: Schedule | None = config.schedule if config.has_schedule else None
         self.pairs: list[ResolvedPair] = []
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
@@ -104,11 +104,14 @@ class LayerSync(RegularizerBase):
 
     def compute(self, states: States, step: int) -> Term:
         """Return the term of one step, with ``layersync_loss`` and ``layersync_similarity``."""
-        factor = self._weights.factor(step)
+        factor = 1.0 if self.schedule is None else self.schedule.factor(step)
         losses, similarities, centered = [], [], []
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:
-            student_BSD = self._student(pair, states)
+            if self.config.layersync_log_grad_ratio:
+                student_BSD = states.measured_tokens(pair.student.index, "layersync_grad_ratio")
+            else:
+                student_BSD = states.trainable_tokens(pair.student.index)
             teacher_BSD = states.tokens(pair.teacher.index)
             if student_BSD.shape != teacher_BSD.shape:
                 raise ConfigError(
@@ -130,11 +133,6 @@ class LayerSync(RegularizerBase):
         if centered:
             metrics["layersync_similarity_centered"] = _mean(centered)
         return Term(loss, metrics)
-
-    def _student(self, pair: ResolvedPair, states: States) -> Tensor:
-        if self.config.layersync_log_grad_ratio:
-            return states.measured_tokens(pair.student.index, "layersync_grad_ratio")
-        return states.trainable_tokens(pair.student.index)
 
 
 def _resolve(pair: Pair, blocks: Sequence[Block]) -> ResolvedPair:
