@@ -71,13 +71,10 @@ def _read(node: Any, limit: int) -> Factor:
             return Factor(value * shared.value, shared.certain)
         elif not name.startswith(_PASS) or len(parents) != 1:
             certain = name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss"))
-            return Factor(value, certain, _summed(name, node))
+            summed = prod(_compat.saved(node, "self_sym_sizes")) if name in ("SumBackward0", "SumBackward1") else 1
+            return Factor(value, certain, summed)
         node = parents[0]
     return Factor(value, False)
-
-
-def _summed(name: str, node: Any) -> int:
-    return prod(_compat.saved(node, "self_sym_sizes")) if name in ("SumBackward0", "SumBackward1") else 1
 
 
 def _share_of_sum(name: str, node: Any) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet, proxy, ref
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ class Candidate:
         owned: There was one.
         failure: Why it could not be attached.
         untrained: Its last forward had nothing trainable in it.
+        attachment: A proxy of its attachment, which hooks on the model hold; None while there is none.
     """
 
     model: ref[nn.Module]
@@ -46,16 +47,7 @@ class Candidate:
     failure: LayerSyncError | None = None
     untrained: bool = False
     sentinel: Any = None
-    _attachment: Callable[[], Attachment | None] = lambda: None
-
-    @property
-    def attachment(self) -> Attachment | None:
-        """Its attachment, which goes with the model; None as long as there is none."""
-        return self._attachment()
-
-    def keep(self, attachment: Attachment) -> None:
-        """Remember the attachment, which hooks on the model hold."""
-        self._attachment = ref(attachment)
+    attachment: Attachment | None = None
 
     def give_to(self, optimiser: torch.optim.Optimizer) -> None:
         """Note that an optimiser holds parameters of it."""
@@ -72,9 +64,8 @@ class Candidate:
     @property
     def attached_to(self) -> Attachment:
         """Its attachment, of a candidate that has one."""
-        attachment = self.attachment
-        assert attachment is not None
-        return attachment
+        assert self.attachment is not None
+        return self.attachment
 
 
 class Candidates:
@@ -83,17 +74,16 @@ class Candidates:
     Args:
         settings: Of the run.
         attached: Called with each candidate when it has been attached.
+
+    Attributes:
+        attached: Those that are attached and still there.
     """
 
     def __init__(self, settings: Settings, attached: Callable[[Candidate], None]) -> None:
         self._settings, self._attached = settings, attached
+        self.attached: list[Candidate] = []
         self._all: list[Candidate] = []
         self._counts: dict[str, int] = {}
-
-    @property
-    def attached(self) -> list[Candidate]:
-        """Those that are attached and still there."""
-        return [item for item in self._all if item.attachment is not None and item.model() is not None]
 
     def __iter__(self) -> Any:
         return iter(self._all)
@@ -152,10 +142,14 @@ class Candidates:
             candidate.failure = error
             return
         candidate.failure = None
-        candidate.keep(attachment)
+        self._keep(candidate, proxy(attachment, lambda _: self._keep(candidate, None)))
         watch(attachment, model, candidate.note_end)
         candidate.sentinel.remove()
         self._attached(candidate)
+
+    def _keep(self, candidate: Candidate, attachment: Attachment | None) -> None:
+        candidate.attachment = attachment
+        self.attached = [item for item in self._all if item.attachment is not None]
 
     def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
@@ -169,8 +163,9 @@ class Candidates:
     @property
     def use_steps(self) -> bool:
         """Whether anything that is attached, or will be, depends on the optimiser step."""
-        attached = self.attached
-        return any(it.attached_to.uses_steps for it in attached) if attached else self._settings.config.has_schedule
+        if self.attached:
+            return any(item.attached_to.uses_steps for item in self.attached)
+        return self._settings.config.has_schedule
 
     def why(self, seen: Iterable[str]) -> tuple[str, list[str]]:
         """Return why no loss got a term, in a clause, and the names of the program's models.

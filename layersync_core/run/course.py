@@ -10,6 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from layersync_core.attachment import Attachment
 from layersync_core.run.accumulation import Accumulation
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.metrics_log import SIMILARITY, Latest
@@ -42,12 +43,10 @@ class Course:
         self.losses = self.terms = self.steps = self.idle = 0
         self.checked = False
         self.similarity = Latest(), Latest()
-        self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()  # since the last step with a term
 
     def loss(self) -> None:
         """Note a loss with a term."""
-        if not self.losses:
-            self._stepped.clear()
         self.losses += 1
         self.terms += 1
 
@@ -59,6 +58,8 @@ class Course:
         """End a group of losses whose step was not taken."""
         if not self.steps:
             self.now = self._first
+        if self.losses:
+            self._stepped.clear()
         self.losses = 0
         self.accumulation.begin_again()
 
@@ -71,8 +72,6 @@ class Course:
         Returns:
             Whether it is a step with a term; None where it belongs to a step that another optimiser has begun.
         """
-        again = optimiser in self._stepped
-        self._stepped.add(optimiser)
         if self.losses:
             self._stepped = WeakSet([optimiser])
             self.losses = 0
@@ -80,15 +79,16 @@ class Course:
             self.now = (self.now if self.steps else self._first) + 1
             self.steps += 1
             return True
+        again = optimiser in self._stepped
+        self._stepped.add(optimiser)
         return False if again or len(self._stepped) == 1 else None
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Note the metrics of a step."""
         if SIMILARITY in metrics:
             first, last = self.similarity
-            last.put(metrics[SIMILARITY])
-            if not first:
-                first.put(metrics[SIMILARITY])
+            last.tensor = metrics[SIMILARITY]
+            first.tensor = last.tensor if first.tensor is None else first.tensor
 
     def record(self, wait: bool) -> Record:
         """Return what it did, for the status file.
@@ -107,11 +107,16 @@ class Courses:
         candidates: The program's models.
         accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
         first: The optimiser step that the first trainings begin with.
+
+    Attributes:
+        all: In the order in which they began.
+        latest: The latest one of each model that has got a term.
     """
 
     def __init__(self, candidates: Candidates, accumulation_steps: int | None, first: int) -> None:
         self.first = first
         self.all: list[Course] = []
+        self.latest: dict[Candidate, Course] = {}
         self._candidates, self._accumulation_steps = candidates, accumulation_steps
 
     @property
@@ -119,22 +124,21 @@ class Courses:
         """The latest optimiser step of any training."""
         return max((course.now for course in self.all), default=self.first)
 
-    def current(self) -> list[Course]:
-        """Return the latest training of each model that is still there."""
-        latest = {course.candidate: course for course in self.all}
-        return [course for course in latest.values() if course.candidate.attachment is not None]
-
-    def find(self, candidate: Candidate) -> Course | None:
-        """Return the training of a model; None where it has got no term."""
-        return next((course for course in reversed(self.all) if course.candidate is candidate), None)
+    def current(self) -> list[tuple[Course, Attachment]]:
+        """Return the latest training of each model that is still there, and its attachment."""
+        return [
+            (course, attachment)
+            for course in self.latest.values()
+            if (attachment := course.candidate.attachment) is not None
+        ]
 
     def of(self, candidate: Candidate) -> Course:
         """Return the training of a model; it begins with its first loss."""
-        return self.find(candidate) or self._begin(candidate)
+        return self.latest.get(candidate) or self._begin(candidate)
 
     def begin_anew(self, candidate: Candidate) -> None:
         """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
-        course = self.find(candidate)
+        course = self.latest.get(candidate)
         if course is None or not (course.steps or candidate.owned):
             return  # losses that came before the first optimiser may be those of its first step
         if candidate.optimisers:
@@ -145,14 +149,14 @@ class Courses:
     def resume(self, steps: Mapping[str, int]) -> None:
         """Go on at the steps of a checkpoint, by name of the model."""
         self.first = max(steps.values(), default=0)
-        for course in self.current():
+        for course, _ in self.current():
             course.resume(steps.get(str(course.candidate), self.first))
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of each model that is trained by its name; of none, the step that one would begin with."""
         states = {
-            str(course.candidate): {**course.candidate.attached_to.state_dict(), "step": course.now}
-            for course in self.current()
+            str(course.candidate): {**attachment.state_dict(), "step": course.now}
+            for course, attachment in self.current()
         }
         return states or {"": {"version": 1, "step": self.first, "modules": {}}}
 
@@ -160,7 +164,7 @@ class Courses:
         # A program that goes on from a checkpoint does so with its first training.
         over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
         stepped = any(course.steps for course in over)
-        course = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
+        course = self.latest[candidate] = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from layersync_core.errors import LayerSyncError
 from layersync_core.run import ranks
@@ -44,13 +44,6 @@ class Journal:
         self.write()
         atexit.register(self.finish)
         at_sudden_end(self.finish, self._forked)
-
-    def __enter__(self) -> None:
-        """Begin a context in which an error of ours is told to the parent."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, LayerSyncError):
-            self.fail(error)
 
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersync_core.errors import ConfigError
+from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.course import Courses
 from layersync_core.run.journal import Journal
@@ -53,25 +53,32 @@ class Training:
     def prepare(self, modules: Sequence[Any] = ()) -> None:
         """Attach to the models that are there by now: one of them is wrapped or compiled."""
         self.journal.seen.update({type(item).__name__: None for item in modules if isinstance(item, nn.Module)})
-        with self.journal, one_line_warnings():
-            self.candidates.scan()
+        try:
+            with one_line_warnings():
+                self.candidates.scan()
+        except LayerSyncError as error:
+            self.journal.fail(error)
 
     def optimise(self, optimiser: torch.optim.Optimizer) -> None:
         """Attach before training starts, and give the optimiser the trainable parts of the regularizers."""
         self.prepare()
-        with self.journal:
+        try:
             self.candidates.require_one()
+        except LayerSyncError as error:
+            self.journal.fail(error)
         self.steps.optimiser(optimiser)
         for candidate in self.candidates.attached:
             candidate.attached_to.parts.place(optimiser)
 
     def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
-        with self.journal:
+        try:
             result, used = self.terms.add(loss, divides, factor)
             if used == []:
                 return result  # the same loss again, counted already
             self.steps.loss(used)
+        except LayerSyncError as error:
+            self.journal.fail(error)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
             self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
         if used and not self.steps.has_optimisers:
@@ -81,12 +88,14 @@ class Training:
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Count an optimiser's step that is about to be taken, and check what must hold before the first."""
         self.taken += 1
-        with self.journal:
+        try:
             first = not self.journal.status.steps
             if not self.steps.before_step(optimiser):
                 return
             if first and self._saved is not None:
                 self._require_saved_parts(self._saved)
+        except LayerSyncError as error:
+            self.journal.fail(error)
         self._read_metrics()
         self.journal.log.step()
         for follow in self.followers:
@@ -103,7 +112,7 @@ class Training:
         Args:
             states: By name of the model, as ``state`` gave them.
         """
-        with self.journal:
+        try:
             if states is not None:
                 self.courses.resume({name: state["step"] for name, state in states.items()})
                 self._saved = states
@@ -116,32 +125,33 @@ class Training:
                         "give --layersync_start_step N"
                     )
                 say("the checkpoint has no layersync_state.safetensors; nothing of LayerSync's depends on the step")
+        except LayerSyncError as error:
+            self.journal.fail(error)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of each model that is trained by its name, at its optimiser step."""
         return self.courses.state()
 
     def _require_saved_parts(self, saved: dict[str, Any]) -> None:
-        for target in (course.candidate for course in self.courses.current()):
-            names = target.attached_to.modules()
-            if names and not saved.get(str(target), {}).get("modules"):
+        for course, attachment in self.courses.current():
+            names = attachment.modules()
+            if names and not saved.get(str(course.candidate), {}).get("modules"):
                 raise ConfigError(
-                    f"the checkpoint has no trained part of {', '.join(names)} for {target}: it was written without "
-                    "it; start anew, or switch it off"
+                    f"the checkpoint has no trained part of {', '.join(names)} for {course.candidate}: it was written "
+                    "without it; start anew, or switch it off"
                 )
 
     def _fill(self, status: Status, wait: bool) -> None:
         if wait and not status.steps:
             self._read_metrics()  # of losses that no optimiser's step came after
         status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
-        for course in self.courses.current():
-            guard = course.candidate.attached_to.guard
-            if guard is not None:
-                status.blind = status.blind or guard.blind
+        for _, attachment in self.courses.current():
+            if attachment.guard is not None:
+                status.blind = status.blind or attachment.guard.blind
 
     def _read_metrics(self) -> None:
-        for course in self.courses.current():
-            metrics = course.candidate.attached_to.metrics()
+        for course, attachment in self.courses.current():
+            metrics = attachment.metrics()
             course.note(metrics)
             self.journal.log.add(metrics)
 
