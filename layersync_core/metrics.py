@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from layersync_core.errors import LayerSyncError
@@ -67,7 +68,7 @@ class Meter:
         if self._owners.get(name) != owner:
             self.claim(name, owner)
         # Nobody may see a change that is made in place later to the one that was given or read.
-        value = value.detach().clone().float()
+        value = value.detach().to(torch.float32, copy=True)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
