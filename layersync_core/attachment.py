@@ -57,7 +57,6 @@ class Attachment:
         self._model, self._adapter = model, adapter
         self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
         self.uses_steps = any(item.uses_steps for item in self._regularizers)
-        self._always_due = all(item.always for item in self._regularizers)
         self._meter = Meter()
         self._generated = generated
         self._step = 0
@@ -253,7 +252,7 @@ class Attachment:
                 check()
             now = self._step if step is None else whole_step(step)
             weight_B = None if sample_weight is None else sample_weights(sample_weight)
-            active = [item for item in self._regularizers if item.always or item.active(now)]
+            active = [item for item in self._regularizers if item.active(now)]
             if not active:
                 return None
             if not torch.is_grad_enabled():
@@ -307,7 +306,7 @@ class Attachment:
         """Stop the capture if no regularizer is due at an optimiser step or later, and start it if one is."""
         # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
         if self._capture is not None:
-            self._capture.enabled = self._always_due or any(item.active(step) for item in self._regularizers)
+            self._capture.enabled = any(item.active(step) for item in self._regularizers)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -30,7 +30,6 @@ class Enabled:
         begin: As in ``RegularizerBase``.
         describe: As in ``RegularizerBase``.
         uses_steps: What it computes depends on the optimiser step, as far as it says.
-        always: It is active at any step, whatever happens.
     """
 
     item: Regularizer
@@ -40,7 +39,6 @@ class Enabled:
     begin: Callable[[nn.Module], None]
     describe: Callable[[], list[str]]
     uses_steps: bool
-    always: bool
 
     @classmethod
     def of(cls, item: Regularizer, blocks: Sequence[Block]) -> Enabled:
@@ -71,7 +69,6 @@ class Enabled:
             given.begin if hasattr(item, "begin") else base.begin,
             given.describe if hasattr(item, "describe") else base.describe,
             base.schedule is not None or ("active" in own and "schedule" not in own),
-            base.schedule is None and "active" not in own,
         )
 
     @property
