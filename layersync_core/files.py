@@ -59,7 +59,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, A
     return content
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file for this user alone (mode 600), at once and through no symbolic link.
 
     Raises:
@@ -68,8 +68,8 @@ def replace_file(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, 0o600), "w") as file:
-            file.write(text)
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, 0o600), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -82,6 +82,24 @@ def attach(
         )
     if adapter is not None and not isinstance(adapter, Adapter):
         raise ConfigError(f"adapter= takes an adapter such as BlockStackAdapter; got a {type(adapter).__name__}")
+    adapter = fitting(root, family, adapter)
+    return Attachment(
+        root,
+        adapter,
+        adapter.list_blocks(root),
+        regularizers,
+        policy,
+        config.layersync_guard,
+        config.layersync_generated_tokens,
+    )
+
+
+def fitting(root: nn.Module, family: str | None, adapter: Adapter | None = None) -> Adapter:
+    """Return the adapter that a model is attached with.
+
+    Raises:
+        LayerSyncError: There is none, or it does not fit; as for ``attach``.
+    """
     if adapter is None:
         adapter = get_adapter(family) if family else resolve(root)
     if adapter.api_version != API_VERSION:
@@ -96,12 +114,4 @@ def attach(
             family=adapter.family,
             model_class=type(root).__name__,
         )
-    return Attachment(
-        root,
-        adapter,
-        adapter.list_blocks(root),
-        regularizers,
-        policy,
-        config.layersync_guard,
-        config.layersync_generated_tokens,
-    )
+    return adapter

@@ -19,9 +19,8 @@ from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyErro
 from layersync_core.families.known import KNOWN
 from layersync_core.families.refusals import REFUSALS
 from layersync_core.families.registry import get_adapter, list_families
-from layersync_core.run.holding import make_room, watch
+from layersync_core.run.holding import watch
 from layersync_core.run.settings import Settings
-from layersync_core.session import attach
 
 
 @dataclass(eq=False)
@@ -73,14 +72,20 @@ class Candidates:
 
     Args:
         settings: Of the run.
+        take: Attaches to a model, of a family that may be given.
         attached: Called with each candidate when it has been attached.
 
     Attributes:
         attached: Those that are attached and still there.
     """
 
-    def __init__(self, settings: Settings, attached: Callable[[Candidate], None]) -> None:
-        self._settings, self._attached = settings, attached
+    def __init__(
+        self,
+        settings: Settings,
+        take: Callable[[nn.Module, str | None], Attachment],
+        attached: Callable[[Candidate], None],
+    ) -> None:
+        self._settings, self._take, self._attached = settings, take, attached
         self.attached: list[Candidate] = []
         self._all: list[Candidate] = []
         self._counts: dict[str, int] = {}
@@ -137,7 +142,7 @@ class Candidates:
             family = self._settings.launch.layersync_family
             if family and not get_adapter(family).supports_hidden_states(model):
                 raise MisfitError(f"{candidate.name} is no model of family {family}")
-            attachment = attach(model, self._settings.config, family=family, policy=make_room)
+            attachment = self._take(model, family)
         except LayerSyncError as error:
             candidate.failure = error
             return

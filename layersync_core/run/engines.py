@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from layersync_core.run.nesting import inside, is_inside
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 
 def run_backward(original: Callable[..., Any], engine: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:

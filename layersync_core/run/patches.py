@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import nn
 
 from layersync_core.run.libraries import accelerate, deepspeed, lightning, tensorboard, torch, wandb
+from layersync_core.run.process import training
 from layersync_core.run.settings import from_environment, is_on
-from layersync_core.run.training import training
 
 LIBRARIES = (torch, accelerate, deepspeed, lightning, tensorboard, wandb)
 

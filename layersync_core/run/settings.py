@@ -48,6 +48,12 @@ class LaunchSettings(BaseModel):
     layersync_status_dir: str | None = Field(
         None, description="folder for status and metrics files (default: a temporary one)"
     )
+    layersync_suggest: Annotated[Count | None, Field(ge=1)] = Field(
+        None, description="measure that many optimiser steps without the term, say which pair speaks for itself, stop"
+    )
+    layersync_suggest_dir: str | None = Field(
+        None, description="folder for what was measured (default: layersync-suggest)"
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ def read(mapping: Mapping[str, Any]) -> Settings:
     third_parties().check_spelling(given)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
-    if not _switches(given):
+    if "layersync_suggest_dir" in own and "layersync_suggest" not in own:
+        raise ConfigError("layersync_suggest_dir given without layersync_suggest, so it would do nothing")
+    if not _switches(given) and "layersync_suggest" not in own:
         if own:
             raise ConfigError(
                 f"{', '.join(own)} given without layersync_enabled, so it would do nothing; "
@@ -84,8 +92,10 @@ def read(mapping: Mapping[str, Any]) -> Settings:
 
 
 def is_on(settings: Settings) -> bool:
-    """Return whether any regularizer is enabled; a plugin's switch is ``<name of its entry point>_enabled``."""
-    return any(spelling.is_on(value) for value in _switches(settings.given).values())
+    """Return whether a regularizer is enabled, by ``<name of its entry point>_enabled``, or blocks are measured."""
+    return settings.launch.layersync_suggest is not None or any(
+        spelling.is_on(value) for value in _switches(settings.given).values()
+    )
 
 
 def _switches(given: Mapping[str, Any]) -> dict[str, Any]:

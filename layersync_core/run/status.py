@@ -63,6 +63,7 @@ class Status:
         tracker: Where the metrics went; empty where nothing was logged.
         over: The schedule had ended before the first step, so that no term was due.
         trainings: Each of them, where it had several.
+        measured: Optimiser steps whose forwards were measured, where that was asked for.
         blind: Why it was not measured which tokens the main loss trains; empty where it was.
     """
 
@@ -81,6 +82,7 @@ class Status:
     seen: list[str] = field(default_factory=list)
     tracker: str = ""
     over: bool = False
+    measured: int = 0
     blind: str = ""
     trainings: list[Record] = field(default_factory=list)
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layersync_core.attachment import Attachment
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.course import Courses
+from layersync_core.run.holding import make_room
 from layersync_core.run.journal import Journal
 from layersync_core.run.metrics_log import MetricsLog
-from layersync_core.run.settings import Settings, from_environment
+from layersync_core.run.settings import Settings
 from layersync_core.run.showing import one_line_warnings
 from layersync_core.run.status import Status, say
 from layersync_core.run.steps import Steps
 from layersync_core.run.terms import Terms
-
-
-@cache
-def training() -> Training:
-    """Return the training of this process."""
-    return Training(from_environment())
+from layersync_core.session import attach
 
 
 class Training:
@@ -35,16 +31,19 @@ class Training:
     """
 
     def __init__(self, settings: Settings) -> None:
-        launch = settings.launch
+        self.settings, launch = settings, settings.launch
         self.followers: list[Callable[[MetricsLog], None]] = []  # loggers that a program may start at any time
         self._saved: dict[str, Any] | None = None  # of the checkpoint that the program goes on from
         self._start_step, losses = launch.layersync_start_step, launch.layersync_accumulation_steps
         self.taken = 0  # optimiser steps of any kind
-        self.candidates = Candidates(settings, self._attached)
+        self.candidates = Candidates(settings, self._take, self._attached)
         self.courses = Courses(self.candidates, losses, self._start_step or 0)
         self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._fill)
         self.terms = Terms(self.candidates, self.journal, self.courses, launch.layersync_target)
         self.steps = Steps(self.candidates, self.courses, self.journal, losses)
+
+    def _take(self, model: nn.Module, family: str | None) -> Attachment:
+        return attach(model, self.settings.config, family=family, policy=make_room)
 
     def build(self, module: nn.Module) -> None:
         """Notice a module that is being built."""

@@ -9,7 +9,7 @@ from typing import Any
 from layersync_core.errors import CaptureError
 from layersync_core.replacing import wrap_once
 from layersync_core.run.engines import run_backward
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 WATCHES = ("deepspeed",)
 

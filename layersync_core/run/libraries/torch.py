@@ -13,9 +13,9 @@ from layersync_core import _compat
 from layersync_core.capture.graph import tensors_in
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
+from layersync_core.run.process import training
 from layersync_core.run.replaced import ReplacedSteps
 from layersync_core.run.showing import exception_hook, say_logs
-from layersync_core.run.training import training
 
 WATCHES = ("torch",)
 

@@ -31,6 +31,10 @@ from layersync_plugin_trainer.objective import Batch, draw, flow_loss
 from layersync_plugin_trainer.probing import score_probes
 from layersync_plugin_trainer.skipping import leave_out
 
+FED = (
+    "fed with embedded samples, mixed with noise as flow matching does; of a model that was trained on others, or with "
+    "another noise, --data or layersync run --layersync_suggest measure more"
+)
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -100,6 +104,7 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"data {file} cannot be read: {error}") from None
             labels = arguments.pop("labels", None)
+            _refuse_told_labels(labels, arguments, file)
             before = probe.forwards
             with probe.at(labels=labels):
                 _run(model, arguments, file)
@@ -108,6 +113,15 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
         found = probe.findings()
         score_probes(found, probe)
     return found
+
+
+def _refuse_told_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: Path) -> None:
+    for name, value in arguments.items():
+        if labels is not None and value.numel() == labels.numel() and torch.equal(value.flatten(), labels.flatten()):
+            raise ConfigError(
+                f"data {file}: {name} tells the model the labels, so a linear probe would read them back; leave labels "
+                f"out, or give the model's null class as {name}"
+            )
 
 
 def _run(model: nn.Module, arguments: dict[str, Tensor], file: Path) -> None:
@@ -133,6 +147,7 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
                 feed(model, there.noisy, there.time, told)
         found = probe.findings()
         score_probes(found, probe)
+    found.fed = FED
     if config.skip:
         first = [batch.to(device) for _, batch in batches[:: config.batches]]
         leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)
