@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
-from layersync_core.capture.policy import Policy, checked, only_forward
+from layersync_core.capture.policy import Policy, only_forward, started
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.families.registry import resolve
@@ -73,7 +73,7 @@ class Attachment:
             return
         self.guard = Guard(blocks[-1], adapter.family) if guarded else None
         self._buffer = HiddenStateBuffer(layers)
-        self._capture = checked(adapter.capture(model, layers, self._buffer), adapter)
+        self._capture = started(adapter, model, layers, self._buffer)
         self._capture.policy = policy
         attached.add(model)
         try:

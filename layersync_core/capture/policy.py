@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from torch import nn
+
+from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
-from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.entrypoints import describe_failure, foreign
+from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
 from layersync_core.protocol import Adapter, CaptureHandle
 
 SECOND_FORWARD = (
@@ -43,12 +47,20 @@ def only_forward(capture: CaptureHandle) -> Forward:
     return held[0]
 
 
-def checked(handle: Any, adapter: Adapter) -> CaptureHandle:
-    """Return what an adapter's capture gave.
+def started(adapter: Adapter, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
+    """Return what an adapter's capture gives.
 
     Raises:
-        ConfigError: It lacks something; its hooks are off again.
+        ConfigError: The adapter fails, or gives what lacks something, whose hooks are off again.
     """
+    handle: Any
+    try:
+        with foreign():
+            handle = adapter.capture(model, layers, buffer)
+    except LayerSyncError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"the capture of adapter {adapter.family} fails: {describe_failure(error)}") from error
     if not isinstance(handle, CaptureHandle):
         names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
         lacking = ", ".join(name for name in names if not hasattr(handle, name))

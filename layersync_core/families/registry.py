@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
 from layersync_core.families.known import KNOWN, distribution_of, known_family
@@ -165,7 +165,8 @@ def load_tiny(family: str) -> ModuleType:
     assert found is not None  # get_adapter has just used it
     name = f"{found.value.split(':')[0]}.tiny"
     try:
-        return import_module(name)
+        with foreign():
+            return import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
             raise ConfigError(
@@ -175,6 +176,10 @@ def load_tiny(family: str) -> ModuleType:
         raise ConfigError(f"family {family}: {name} needs {error.name}; pip install {error.name}") from None
     except ImportError as error:
         raise ConfigError(f"family {family}: {name} needs newer versions of what it imports: {error}") from None
+    except Exception as error:
+        raise ConfigError(
+            f"family {family}: {name} of {found} cannot be imported: {describe_failure(error)}"
+        ) from error
 
 
 def _load(found: Provider) -> Adapter:
@@ -185,12 +190,13 @@ def _load(found: Provider) -> Adapter:
         )
     try:
         adapter = found.load()
-    except (Exception, SystemExit) as error:  # a module that is a script exits
+    except Exception as error:
         raise _unusable(
             found, f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
         ) from error
     try:
-        _check_adapter(adapter, found)
+        with foreign():
+            _check_adapter(adapter, found)
     except AdapterNotInstalledError:
         raise
     except Exception as error:  # an attribute that is a property, and fails
@@ -204,6 +210,10 @@ def _check_adapter(adapter: Any, found: Provider) -> None:
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
         raise _unusable(found, f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+    if wrong := [name for name in _METHODS if not callable(getattr(adapter, name))]:
+        raise _unusable(
+            found, f"{found} is no adapter: {', '.join(wrong)} of {found.value} cannot be called; see {GUIDE}"
+        )
     classes = adapter.model_classes
     if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
         raise _unusable(
@@ -226,7 +236,8 @@ def _unusable(found: Provider, message: str) -> AdapterNotInstalledError:
     return AdapterNotInstalledError(message, family=found.name, distribution=found.distribution)
 
 
-_ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
+_METHODS = ("supports_hidden_states", "list_blocks", "capture")
+_ADAPTER_NAMES = ("family", "api_version", "model_classes", *_METHODS)
 
 
 def _by_other_classes(identity: Identity) -> Adapter:
