@@ -12,14 +12,14 @@ from torch import nn
 from layersync_core.attachment import Attachment, attached
 from layersync_core.capture.policy import Policy, exactly_one
 from layersync_core.config import LayerSyncConfig
-from layersync_core.entrypoints import describe_failure, foreign
-from layersync_core.errors import ConfigError, LayerSyncError, MisfitError
+from layersync_core.errors import ConfigError
+from layersync_core.families.asking import blocks_of
 from layersync_core.families.registry import get_adapter, resolve
 from layersync_core.families.unwrap import unwrap
 from layersync_core.losses import layersync
 from layersync_core.losses.plugins import Plugins
 from layersync_core.objective import Objective
-from layersync_core.protocol import API_VERSION, Adapter, Block
+from layersync_core.protocol import API_VERSION, Adapter
 from layersync_core.spelling import PREFIX
 
 log = logging.getLogger(__name__)
@@ -93,36 +93,9 @@ def attach(
     return Attachment(
         root,
         adapter,
-        _blocks(adapter, root),
+        blocks_of(adapter, root),
         regularizers,
         policy,
         config.layersync_guard,
         config.layersync_generated_tokens,
     )
-
-
-def _blocks(adapter: Adapter, model: nn.Module) -> list[Block]:
-    family, kind = adapter.family, type(model).__name__
-    try:
-        with foreign():
-            fits = adapter.supports_hidden_states(model)
-            blocks = list(adapter.list_blocks(model)) if fits else []
-    except LayerSyncError:
-        raise
-    except Exception as error:
-        raise MisfitError(
-            f"adapter {family} fails on this {kind}: {describe_failure(error)}", family=family, model_class=kind
-        ) from error
-    if not fits:
-        raise MisfitError(
-            f"adapter {family} does not fit this {kind}: it describes {', '.join(adapter.model_classes)} with their "
-            "usual blocks; for a model of your own pass adapter=…",
-            family=family,
-            model_class=kind,
-        )
-    if not blocks or [getattr(block, "index", None) for block in blocks] != list(range(len(blocks))):
-        raise ConfigError(
-            f"adapter {family} lists {blocks!r:.200} as the blocks of this {kind}; expected a Block for each, with "
-            "index 0, 1, …"
-        )
-    return blocks

@@ -1,17 +1,12 @@
-"""A running capture: that it is one, and how many training forwards may wait for their loss, a host's policy."""
+"""How many training forwards may wait for their loss, a host's policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
 
-from torch import nn
-
-from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
-from layersync_core.entrypoints import describe_failure, foreign
-from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
-from layersync_core.protocol import Adapter, CaptureHandle
+from layersync_core.errors import CaptureError
+from layersync_core.protocol import CaptureHandle
 
 SECOND_FORWARD = (
     "a second training forward ran before the states of the first were used, and nobody can know which one was meant: "
@@ -45,26 +40,3 @@ def only_forward(capture: CaptureHandle) -> Forward:
     if not held:
         raise CaptureError(f"no training forward was captured since the last step: {capture.why_none}")
     return held[0]
-
-
-def started(adapter: Adapter, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
-    """Return what an adapter's capture gives.
-
-    Raises:
-        ConfigError: The adapter fails, or gives what lacks something, whose hooks are off again.
-    """
-    handle: Any
-    try:
-        with foreign():
-            handle = adapter.capture(model, layers, buffer)
-    except LayerSyncError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"the capture of adapter {adapter.family} fails: {describe_failure(error)}") from error
-    if not isinstance(handle, CaptureHandle):
-        names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
-        lacking = ", ".join(name for name in names if not hasattr(handle, name))
-        if hasattr(handle, "remove"):
-            handle.remove()  # its hooks are on the model already
-        raise ConfigError(f"the capture of adapter {adapter.family} lacks {lacking}; see CaptureHandle")
-    return handle

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,8 @@ from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
 from layersync_core.files import read_json
 from layersync_core.protocol import API_VERSION, Adapter
+
+log = logging.getLogger(__name__)
 
 GROUP = "layersync.adapters"
 GUIDE = "docs/adapters.md"
@@ -88,6 +92,8 @@ def resolve(model_or_config: Any) -> Adapter:
     family = refused_family(identity)
     if family is not None and family not in installed():
         raise UnsupportedFamilyError(_refusal(family), family=family, model_class=identity.classes[0])
+    if family is not None:
+        _tell_refusal(family)
     family = family or known_family(identity)
     if family is not None:
         try:
@@ -274,6 +280,17 @@ def _by_other_classes(identity: Identity) -> Adapter:
 def _refusal(family: str) -> str:
     refusal = REFUSALS[family]
     return f"LayerSync does not support {refusal.models} (family {family}): {refusal.reason}"
+
+
+@cache
+def _tell_refusal(family: str) -> None:
+    """Say once whose adapter is used for a family that is refused."""
+    log.warning(
+        "LayerSync itself refuses family %s, since %s; the adapter of %s is used",
+        family,
+        REFUSALS[family].reason,
+        " and ".join(map(str, installed()[family])),
+    )
 
 
 def _installed_text() -> str:

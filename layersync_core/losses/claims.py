@@ -13,7 +13,7 @@ from layersync_core.entrypoints import LOAD_VARIABLE
 from layersync_core.errors import ConfigError, did_you_mean
 from layersync_core.losses.hookspecs import Hooks
 from layersync_core.protocol import API_VERSION
-from layersync_core.spelling import ALIASES, LOSS_TYPE, PREFIX
+from layersync_core.spelling import ALIASES, LOSS_TYPE, PREFIX, is_on
 
 # Beside these, whatever begins with the prefix.
 _TAKEN = {*ALIASES, LOSS_TYPE, "command", "config", "family", "help", "model", "plain"}
@@ -97,6 +97,48 @@ def clashes(claims: Mapping[str, Sequence[type[BaseModel]]], ours: Collection[st
             failure = f"{' and '.join(failing)} claim {key}; uninstall all but one of them, or use {LOAD_VARIABLE}"
         found |= {name: failure for name in failing if name not in found}
     return found
+
+
+def check_offer(
+    name: str, offered: Mapping[str, Sequence[Any]], switches: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Refuse what a plugin brings while nobody has switched it on, or under a name that is taken.
+
+    Args:
+        name: The plugin.
+        offered: What each plugin brings, those before it and itself.
+        switches: Its switches and their defaults.
+        given: The settings.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if offered[name] and not any(is_on(given.get(key, default)) for key, default in switches.items()):
+        raise ConfigError(f"it brings {offered[name][0].name}, though {' and '.join(switches)} is off")
+    taken = {item.name: other for other, items in offered.items() if other != name for item in items}
+    taken.setdefault(PREFIX.rstrip("_"), "LayerSync")
+    for item in offered[name]:
+        if item.name in taken:
+            raise ConfigError(f"it calls what it brings {item.name}, as {taken[item.name]} does")
+
+
+def refuse_silent(
+    offered: Mapping[str, Sequence[Any]], switches: Mapping[str, Collection[str]], given: Mapping[str, Any]
+) -> None:
+    """Refuse a switch that is on and brings nothing.
+
+    Args:
+        offered: What each plugin brings.
+        switches: Those of each plugin that brings nothing else.
+        given: The settings.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, keys in switches.items():
+        for key in filter(lambda key: is_on(given.get(key)), keys):
+            if not any(offered[other] for other, its in switches.items() if key in its):
+                raise ConfigError(f"{key} is set, but plugin {name} brings no regularizer, so it would do nothing")
 
 
 def check_regularizer(item: Any) -> None:

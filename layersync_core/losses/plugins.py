@@ -25,14 +25,7 @@ from layersync_core.entrypoints import (
     providers,
 )
 from layersync_core.errors import ConfigError, LayerSyncError
-from layersync_core.losses.claims import (
-    check_models,
-    check_objective,
-    check_plugin,
-    check_regularizer,
-    clashes,
-    is_model,
-)
+from layersync_core.losses import claims
 from layersync_core.losses.hookspecs import Hooks
 from layersync_core.spelling import PREFIX, SWITCH, is_on, refuse_other_case
 
@@ -77,7 +70,7 @@ class Plugins:
     def _load(self, found: Provider, name: str) -> None:
         try:
             self.manager.register(plugin := found.load(), name=name)
-            check_plugin(plugin, self.manager)
+            claims.check_plugin(plugin, self.manager)
         except Exception as error:
             self.broken[name] = describe_failure(error)
             if self.manager.has_plugin(name):  # refused half-way, for a hook with wrong arguments
@@ -101,14 +94,14 @@ class Plugins:
             try:
                 with foreign():
                     models = list(implementation.function() or ())
-                    self._claims[name] = list(filter(is_model, models))
+                    self._claims[name] = list(filter(claims.is_model, models))
                     if name in self._entries:  # ours are right
-                        check_models(models)
+                        claims.check_models(models)
             except Exception as error:
                 self.broken[name] = describe_failure(error)
         working = {name: models for name, models in self._claims.items() if name not in self.broken}
         ours = {name for name in working if name not in self._entries or self._entries[name].is_ours}
-        self.broken |= (clashing := clashes({**self._reserved, **working}, {*self._reserved, *ours}))
+        self.broken |= (clashing := claims.clashes({**self._reserved, **working}, {*self._reserved, *ours}))
         return {name: models for name, models in working.items() if name not in clashing}
 
     def reserve(self, owner: str, model: type[BaseModel]) -> None:
@@ -150,7 +143,7 @@ class Plugins:
                 with foreign():
                     for item in offered[name]:
                         check(item)
-                    self._check_asked(name, offered, config)
+                    claims.check_offer(name, offered, self._switches(name), config.given)
             except Exception as error:
                 del offered[name]
                 self._leave_out(name, config, error)
@@ -161,17 +154,6 @@ class Plugins:
         self.broken[name] = failure = describe_failure(error)
         if self._asked(name, config.given):
             raise ConfigError(f"plugin {name} is switched on, but it fails: {failure}") from error
-
-    def _check_asked(self, name: str, offered: Mapping[str, list[Any]], config: LayerSyncConfig) -> None:
-        if not offered[name]:
-            return
-        switches = self._switches(name)
-        if not any(is_on(config.given.get(key, default)) for key, default in switches.items()):
-            raise ConfigError(f"it brings {offered[name][0].name}, though {' and '.join(switches)} is off")
-        brought = {item.name: other for other, items in offered.items() if other != name for item in items}
-        for item in offered[name]:
-            if item.name == _OWN or item.name in brought:
-                raise ConfigError(f"it calls what it brings {item.name}, as {brought.get(item.name, 'LayerSync')} does")
 
     def _switches(self, name: str) -> dict[str, Any]:
         """Return the switches of a plugin with their defaults; none of them is LayerSync's."""
@@ -232,7 +214,10 @@ class Plugins:
         for model in self.config_models():
             if model is not LayerSyncConfig and is_on(config.given.get(switch_of(model) or "")):
                 config.of(model)  # for an unknown key, if the plugin itself does not ask
-        offered = self._offered("layersync_regularizers", config, check_regularizer)
+        offered = self._offered("layersync_regularizers", config, claims.check_regularizer)
+        objectives = {implementation.plugin_name for implementation in self.working("layersync_objectives")}
+        silent = {name: self._switches(name) for name in offered if name not in objectives and name in self._entries}
+        claims.refuse_silent(offered, silent, config.given)
         items = sorted((item for group in offered.values() for item in group), key=lambda item: (item.order, item.name))
         names = [item.name for item in items]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -273,7 +258,7 @@ class Plugins:
         Raises:
             ConfigError: Two are enabled.
         """
-        offered = self._offered("layersync_objectives", config, check_objective)
+        offered = self._offered("layersync_objectives", config, claims.check_objective)
         items = sorted((item for group in offered.values() for item in group), key=lambda item: item.name)
         if len(items) > 1:
             raise ConfigError(

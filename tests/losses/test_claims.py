@@ -27,13 +27,16 @@ class Config(BaseModel):
     {name}_enabled: bool = False
     {field}
 
+class Nothing:
+    name, order = "{name}", 100
+    def layers(self, blocks): return set()
+    def compute(self, states, step): return None
+
 @hookimpl
 def layersync_config_models(): return [{models}]
 
 @hookimpl
-def layersync_regularizers(config):
-    config.of(Config)
-    return []
+def layersync_regularizers(config): return [Nothing()] if config.of(Config) else []
 """
 
 
