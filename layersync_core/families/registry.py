@@ -217,9 +217,7 @@ def _check_adapter(adapter: Any, found: Provider) -> None:
     if missing:
         raise _unusable(found, f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
     if wrong := [name for name in _METHODS if not callable(getattr(adapter, name))]:
-        raise _unusable(
-            found, f"{found} is no adapter: {', '.join(wrong)} of {found.value} cannot be called; see {GUIDE}"
-        )
+        raise _unusable(found, f"{found} is no adapter: {', '.join(wrong)} of {found.value} is no method; see {GUIDE}")
     classes = adapter.model_classes
     if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
         raise _unusable(
