@@ -52,7 +52,7 @@ class Plugins:
         self.manager = pluggy.PluginManager("layersync")
         self.manager.add_hookspecs(Hooks)
         self.broken: dict[str, str] = {}
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         # Third parties' plugins by their names in messages, and what each models its keys with.
         self._entries: dict[str, Provider] = {}
         self._claims: dict[str, list[Any]] = {}
@@ -147,13 +147,14 @@ class Plugins:
             except Exception as error:
                 del offered[name]
                 self._leave_out(name, config, error)
-        self._tell()
+        self._tell(self.broken)
         return offered
 
     def _leave_out(self, name: str, config: LayerSyncConfig, error: Exception) -> None:
-        self.broken[name] = failure = describe_failure(error)
+        failure = describe_failure(error)
         if self._asked(name, config.given):
             raise ConfigError(f"plugin {name} is switched on, but it fails: {failure}") from error
+        self._tell({name: failure})  # with other settings it may work
 
     def _switches(self, name: str) -> dict[str, Any]:
         """Return the switches of a plugin with their defaults; none of them is LayerSync's."""
@@ -165,20 +166,21 @@ class Plugins:
 
     def _asked(self, name: str, given: Mapping[str, Any]) -> str:
         """Return the switch of a plugin that is on, and that asks for no other plugin; empty where there is none."""
-        taken = {switch_of(model) for models in self._claimed().values() for model in models}
+        others = [models for other, models in self._claimed().items() if other != name]
+        taken = {switch_of(model) for models in others for model in models}
         return next((key for key in sorted({*self._switches(name)} - taken) if is_on(given.get(key))), "")
 
     def _is_configured(self, name: str, given: Mapping[str, Any]) -> bool:
         prefixes = tuple(key.removesuffix("enabled") for key in self._switches(name))
         return any(key.startswith(prefixes) for key in given)
 
-    def _tell(self) -> None:
+    def _tell(self, broken: Mapping[str, str]) -> None:
         """Say once in one line which plugins are left out since they fail, and why."""
         failures: dict[str, list[str]] = {}
-        for name, failure in self.broken.items():
-            if name not in self._told:
+        for name, failure in broken.items():
+            if (name, failure) not in self._told:
                 failures.setdefault(failure, []).append(name)
-                self._told.add(name)
+                self._told.add((name, failure))
         for failure, names in failures.items():
             be = "is" if len(names) == 1 else "are"
             log.warning("plugin %s %s left out: %s", " and ".join(names), be, failure)

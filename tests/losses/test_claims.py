@@ -275,14 +275,85 @@ def layersync_commands(app):
 """
 
 
-def test_a_command_of_two_is_the_first_s(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_of_two_is_the_first_s(
+    install: Install, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     install(fakes.plugin("b-plugin", COMMAND.format(word="b"), point="b"))
     install(fakes.plugin("a-plugin", COMMAND.format(word="a"), point="a"))
     assert main(["hello"]) == 0
     assert capsys.readouterr().out == "a\n"
+    assert caplog.messages == ["plugin b-plugin 9.8 (b): there is a command hello already, so its own is left out"]
 
 
-def test_a_command_of_ours_stays_ours(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
-    install(fakes.plugin("a-plugin", COMMAND.replace("hello", "train"), point="a"))
+@pytest.mark.parametrize("name", ["train", "check"])
+def test_a_command_of_ours_stays_ours(
+    install: Install, name: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    install(fakes.plugin("a-plugin", COMMAND.replace("hello", name), point="a"))
     assert main(["train", "--help"]) == 0
     assert "flow matching" in capsys.readouterr().out
+    assert f"plugin a-plugin 9.8 (a): there is a command {name} already" in caplog.text
+
+
+# What a plugin does to the application -> whether its own command is there in spite of it.
+HARMFUL = {
+    "clears it": ("app.registered_commands.clear()", True),
+    "replaces the callback": ("app.callback()(lambda: exit(0))", True),
+    "a parameter of no type for a flag": ("app.command('odd')(odd)", False),
+    "exits": ("raise SystemExit(0)", False),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_what_a_plugin_does_to_the_application_harms_no_other(
+    install: Install, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, works = HARMFUL[name]
+    source = f"""
+def odd(x: list[list[int]]) -> None: ...
+
+@hookimpl
+def layersync_commands(app):
+    {line}
+    @app.command()
+    def say_hello() -> None: print("hello")
+"""
+    install(fakes.plugin("a-plugin", source, point="a"))
+    assert main(["train", "--help"]) == 0
+    assert "flow matching" in capsys.readouterr().out
+    assert main(["say-hello"]) == (0 if works else 2)
+    out, err = capsys.readouterr()
+    assert out == ("hello\n" if works else "")
+    assert works or "plugin a-plugin 9.8 (a) cannot be used" in err
+
+
+def test_an_objective_that_nobody_asked_for(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    source = """
+class Odd:
+    name = "odd"
+    def compute(self, predict, batch, step): return None
+
+@hookimpl
+def layersync_objectives(config): return [Odd()]
+"""
+    install(fakes.plugin("odd-plugin", source, point="odd"))
+    attach(instance(DIT), GOOD).remove()
+    assert caplog.messages == ["plugin odd-plugin 9.8 (odd) is left out: it brings odd, though odd_enabled is off"]
+    with pytest.raises(ConfigError, match="objective odd replaces the main loss"):
+        attach(instance(DIT), GOOD | {"odd_enabled": True})
+
+
+def test_what_a_plugin_says_of_its_settings_is_for_whoever_gives_them(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = """
+from layersync_core import ConfigError
+
+@hookimpl
+def layersync_regularizers(config): raise ConfigError("odd_weight is missing")
+"""
+    install(fakes.plugin("odd-plugin", source, point="odd"))
+    attach(instance(DIT), GOOD).remove()
+    assert caplog.messages == ["plugin odd-plugin 9.8 (odd) is left out: odd_weight is missing"]
+    with pytest.raises(ConfigError, match=r"^odd_weight is missing$"):
+        attach(instance(DIT), GOOD | {"odd_enabled": True})
