@@ -125,6 +125,7 @@ class Plugins:
             ConfigError: A plugin that is asked for fails, or a plugin says what is wrong with its settings.
         """
         offered: dict[str, list[Any]] = {}
+        failing: dict[str, str] = {}  # of this configuration: with another one they may work
         for implementation in self.working(hook):
             name = implementation.plugin_name
             try:
@@ -135,7 +136,7 @@ class Plugins:
                 said = isinstance(error, LayerSyncError) and self._is_configured(name, config.given)
                 if name not in self._entries or said:
                     raise
-                self._leave_out(name, config, error)
+                failing[name] = self._failure(name, config, error)
                 continue
             if name not in self._entries:  # one of our own
                 continue
@@ -146,15 +147,15 @@ class Plugins:
                     claims.check_offer(name, offered, self._switches(name), config.given)
             except Exception as error:
                 del offered[name]
-                self._leave_out(name, config, error)
-        self._tell(self.broken)
+                failing[name] = self._failure(name, config, error)
+        self._tell(self.broken | failing)
         return offered
 
-    def _leave_out(self, name: str, config: LayerSyncConfig, error: Exception) -> None:
+    def _failure(self, name: str, config: LayerSyncConfig, error: Exception) -> str:
         failure = describe_failure(error)
         if self._asked(name, config.given):
             raise ConfigError(f"plugin {name} is switched on, but it fails: {failure}") from error
-        self._tell({name: failure})  # with other settings it may work
+        return failure
 
     def _switches(self, name: str) -> dict[str, Any]:
         """Return the switches of a plugin with their defaults; none of them is LayerSync's."""
