@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
-from layersync_core.capture.policy import Policy, checked, only_forward
+from layersync_core.capture.policy import Policy, only_forward
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.families.asking import start_capture
 from layersync_core.families.registry import resolve
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
@@ -74,7 +75,7 @@ class Attachment:
             return
         self.guard = Guard(blocks[-1], adapter.family) if guarded else None
         self._buffer = HiddenStateBuffer(layers)
-        self._capture = checked(adapter.capture(model, layers, self._buffer), adapter)
+        self._capture = start_capture(adapter, model, layers, self._buffer)
         self._capture.policy = policy
         attached.add(model)
         try:

@@ -12,7 +12,8 @@ from torch import nn
 from layersync_core.attachment import Attachment, attached
 from layersync_core.capture.policy import Policy, exactly_one
 from layersync_core.config import LayerSyncConfig
-from layersync_core.errors import ConfigError, MisfitError
+from layersync_core.errors import ConfigError
+from layersync_core.families.asking import blocks_of
 from layersync_core.families.registry import get_adapter, resolve
 from layersync_core.families.unwrap import unwrap
 from layersync_core.losses import layersync
@@ -86,7 +87,7 @@ def attach(
     return Attachment(
         root,
         adapter,
-        adapter.list_blocks(root),
+        blocks_of(adapter, root),
         regularizers,
         policy,
         config.layersync_guard,
@@ -106,12 +107,5 @@ def fitting(root: nn.Module, family: str | None, adapter: Adapter | None = None)
         raise ConfigError(
             f"adapter {adapter.family} is written for adapter API {adapter.api_version!r}, this layersync-core for "
             f"{API_VERSION}"
-        )
-    if not adapter.supports_hidden_states(root):
-        raise MisfitError(
-            f"adapter {adapter.family} does not fit this {type(root).__name__}: it describes "
-            f"{', '.join(adapter.model_classes)} with their usual blocks; for a model of your own pass adapter=…",
-            family=adapter.family,
-            model_class=type(root).__name__,
         )
     return adapter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from layersync_core.entrypoints import describe_failure
+from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError, UnknownFamilyError, did_you_mean
 from layersync_core.families.hub import fetch_config, is_hub_name
 from layersync_core.families.known import KNOWN
@@ -66,7 +66,9 @@ def _tiny(name: str, family: str | None) -> NamedModel:
             f"{name} is no local path and no family (a model of the hub is named owner/name); {near}", family=name
         )
     try:
-        model = load_tiny(name).tiny_model()
+        tiny = load_tiny(name)
+        with foreign():
+            model = tiny.tiny_model()
     except LayerSyncError:
         raise
     except Exception as error:  # whatever a third party's module raises

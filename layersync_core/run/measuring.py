@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layersync_core.attachment import Attachment
 from layersync_core.errors import CaptureError, LayerSyncError
+from layersync_core.families.asking import blocks_of
 from layersync_core.run import ranks
 from layersync_core.run.candidates import Candidate
 from layersync_core.run.holding import make_room
@@ -45,7 +46,7 @@ class Measuring(Training):
 
     def _take(self, model: nn.Module, family: str | None) -> Attachment:
         adapter = fitting(model, family)
-        return Attachment(model, adapter, adapter.list_blocks(model), [], make_room, guarded=False)
+        return Attachment(model, adapter, blocks_of(adapter, model), [], make_room, guarded=False)
 
     def _attached(self, candidate: Candidate) -> None:
         self._probes[candidate] = candidate.attached_to.probe()

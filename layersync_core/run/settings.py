@@ -72,6 +72,7 @@ def read(mapping: Mapping[str, Any]) -> Settings:
         ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
     """
     given = spelling.canonical(mapping)
+    third_parties().require(given)
     third_parties().check_spelling(given)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})

@@ -15,6 +15,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.hooks import Capture
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.families.asking import blocks_of
 from layersync_core.protocol import Adapter, Block
 from layersync_core.suggest.findings import Findings
 from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
@@ -47,7 +48,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, tokens: int = TOKENS, seed: int = 0) -> None:
-        self.blocks: list[Block] = adapter.list_blocks(model)
+        self.blocks: list[Block] = blocks_of(adapter, model)
         self.forwards = 0
         self._name, self._tokens, self._seed = type(model).__name__, tokens, seed
         self._draw = torch.Generator().manual_seed(seed)

@@ -196,6 +196,9 @@ def test_an_own_capture_is_refused_by_name():
     class Own:
         family, api_version, model_classes = "mine", 1, ("DiTTransformer2DModel",)
 
+        def supports_hidden_states(self, model):
+            return True
+
         def list_blocks(self, model):
             return adapter.list_blocks(model)
 

@@ -18,6 +18,7 @@ from layersync_core import (
     ConfigError,
     Findings,
     Probe,
+    blocks_of,
     find_model_config,
     load_tiny,
     model_of,
@@ -83,7 +84,7 @@ def _source(model: str, family: str | None) -> Source | Findings:
         return find_source(model, family)
     named = model_of(model, family)
     if next(named.model.parameters()).is_meta:
-        return Findings(named.title, named.adapter.list_blocks(named.model))
+        return Findings(named.title, blocks_of(named.adapter, named.model))
     return Source(model, named.adapter, declared(model, load_tiny(model)))
 
 
