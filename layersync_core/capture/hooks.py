@@ -21,6 +21,7 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.capture.compiling import let_hooks_compile, stop_hooks_compiling
 from layersync_core.capture.forward import Forward
+from layersync_core.capture.identity import is_it
 from layersync_core.capture.lengths import shapes_of
 from layersync_core.capture.reading import Reader
 from layersync_core.errors import CaptureError
@@ -193,12 +194,12 @@ class Capture:
         self._open, self._skipped = new, ""
 
     def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if module is self._model and self._opens():
+        if is_it(module, self._model) and self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, by_model=True))
 
     def _on_model_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._model or current is None or not current.by_model or current.finished:
+        if current is None or not is_it(module, self._model) or not current.by_model or current.finished:
             return
         if output is None:  # torch's sign that the forward raised
             self._open = None
@@ -207,7 +208,7 @@ class Capture:
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._open
-        if module is not self._first or (current is not None and current.by_model and not current.finished):
+        if not is_it(module, self._first) or (current is not None and current.by_model and not current.finished):
             return
         if self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, embedded=self._embedded))
@@ -218,7 +219,7 @@ class Capture:
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._embedder:
+        if self._embedder is None or not is_it(module, self._embedder):
             return
         if self.watch is not None and isinstance(output, torch.Tensor):
             output = torch.empty_like(output, device="meta")  # its shape is all that is asked for
@@ -230,7 +231,7 @@ class Capture:
 
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
-        if module is self._last and current is not None and _runs(current):
+        if current is not None and is_it(module, self._last) and _runs(current):
             current.beside |= {"last": output, "given": (args, kwargs)}
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -240,7 +241,7 @@ class Capture:
 
     def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is self._dual and current is not None and _runs(current):
+        if current is not None and self._dual is not None and is_it(module, self._dual) and _runs(current):
             current.streams = shapes_of(output)
 
     def store(self, index: int, output: Any) -> None:
@@ -284,7 +285,7 @@ class _Store:
         self._capture, self._index, self._block = capture, index, block
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module is self._block:
+        if is_it(module, self._block):
             self._capture.store(self._index, output)
 
 

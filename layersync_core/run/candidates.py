@@ -15,6 +15,7 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.capture.hooks import hook
+from layersync_core.capture.identity import is_it
 from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyError
 from layersync_core.families.known import KNOWN
 from layersync_core.families.refusals import REFUSALS
@@ -152,7 +153,10 @@ class Candidates:
         self.attached = [item for item in self._all if item.attachment is not None]
 
     def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
+        original = candidate.model()
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or original is None:
+            return
+        if not is_it(model, original):
             return
         before = _compat.pre_hooks(model)
         self.scan()
