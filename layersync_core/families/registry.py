@@ -11,7 +11,7 @@ from typing import Any
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
-from layersync_core.families.known import KNOWN, distribution_of, known_family
+from layersync_core.families.known import KNOWN, RENAMED, distribution_of, known_family, why_unknown
 from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
 from layersync_core.files import read_json
@@ -233,7 +233,7 @@ def _by_other_classes(identity: Identity) -> Adapter:
     adapters: list[tuple[str, Adapter, set[str]]] = []
     broken: list[str] = []
     for family, found in installed().items():
-        known = KNOWN[family].classes if family in KNOWN else ()
+        known = {*KNOWN[family].classes, *RENAMED} if family in KNOWN else set()
         for item in found:
             if not item.allowed:
                 continue
@@ -242,7 +242,7 @@ def _by_other_classes(identity: Identity) -> Adapter:
             except AdapterNotInstalledError as error:
                 broken.append(str(error))
                 continue
-            adapters.append((item.distribution, adapter, {*adapter.model_classes} - {*known}))
+            adapters.append((item.distribution, adapter, {*adapter.model_classes} - known))
     # The nearest base decides: trainers derive one family's class from another's.
     for name in identity.classes:
         matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
@@ -254,8 +254,9 @@ def _by_other_classes(identity: Identity) -> Adapter:
         if matching:
             return next(iter(matching.values()))
     also = f"; not usable: {'; '.join(broken)}" if broken else ""
+    why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
     raise UnknownFamilyError(
-        f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}",
+        f"{why}; {_installed_text()}{also}",
         model_class=identity.classes[0],
     )
 
