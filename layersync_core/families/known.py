@@ -97,9 +97,9 @@ def why_unknown(identity: Identity) -> str:
     if identity.is_a("UNet2DConditionModel"):
         added = identity.setting("addition_embed_type")
         return (
-            f"this UNet2DConditionModel is {_unet(identity)} (addition_embed_type {added!r}); of that class only SDXL's "
-            "('text_time') has transformers of several blocks for a student and a deeper teacher: those of the others "
-            "are one block deep, if there are any"
+            f"this UNet2DConditionModel is {_unet(identity)} (addition_embed_type {added!r}); of that class only "
+            "SDXL's ('text_time') has transformers of several blocks for a student and a deeper teacher: those of the "
+            "others are one block deep, if there are any"
         )
     if identity.is_a(*RENAMED):
         norms = " and ".join(norm for norms in RENAMED.values() for norm in norms)
