@@ -11,9 +11,10 @@ runs them again).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -85,6 +86,9 @@ class Capture:
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
         let_hooks_compile()
+        # At the latest when the model is dropped, whose hooks hold this.
+        self._stop_compiling = finalize(self, stop_hooks_compiling)
+        self._stop_compiling.atexit = False
 
     @property
     def forwards(self) -> list[Forward]:
@@ -139,8 +143,7 @@ class Capture:
 
     def remove(self) -> None:
         """Take every hook off the model."""
-        if self._handles:
-            stop_hooks_compiling()
+        self._stop_compiling()  # the first time
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -274,8 +277,9 @@ def hook(run: Callable[..., None]) -> Callable[..., None]:
 class _Hook(partial[None]):
     """A hook that a copy of the model does not inherit: ``deepcopy`` and pickling leave an inert one behind."""
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert, ()
+    def __reduce__(self) -> tuple[type[partial[None]], tuple[Any, None]]:
+        # The library's own way to do nothing with any arguments, so that a saved model loads where this package is not.
+        return partial, (nullcontext.__exit__, None)
 
 
 class _Store:
@@ -287,11 +291,3 @@ class _Store:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if is_it(module, self._block):
             self._capture.store(self._index, output)
-
-
-def _inert(*args: Any) -> None:
-    """Do nothing."""
-
-
-def _make_inert() -> Callable[..., None]:
-    return _inert
