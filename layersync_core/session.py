@@ -92,8 +92,7 @@ def attach(
         )
     if not adapter.supports_hidden_states(root):
         raise MisfitError(
-            f"adapter {adapter.family} does not fit this {type(root).__name__}: it describes "
-            f"{', '.join(adapter.model_classes)} with their usual blocks; for a model of your own pass adapter=…",
+            f"{_misfit(adapter, root)}; for a model of your own pass adapter=…",
             family=adapter.family,
             model_class=type(root).__name__,
         )
@@ -106,3 +105,18 @@ def attach(
         config.layersync_guard,
         config.layersync_generated_tokens,
     )
+
+
+def _misfit(adapter: Adapter, model: nn.Module) -> str:
+    name = type(model).__name__
+    generally = (
+        f"adapter {adapter.family} does not fit this {name}: it describes {', '.join(adapter.model_classes)} with "
+        "their usual blocks"
+    )
+    try:
+        adapter.list_blocks(model)
+    except MisfitError as error:  # of ours, which say why
+        return str(error)
+    except Exception:  # whatever another makes of a model that it does not know
+        return generally
+    return generally

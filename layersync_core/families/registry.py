@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -90,6 +90,8 @@ def resolve(model_or_config: Any) -> Adapter:
         raise UnsupportedFamilyError(_refusal(family), family=family, model_class=identity.classes[0])
     family = family or known_family(identity)
     if family is not None:
+        if (nearer := _nearer(identity)) is not None:
+            return nearer
         try:
             return get_adapter(family)
         except AdapterNotInstalledError as error:
@@ -229,7 +231,28 @@ def _unusable(found: Provider, message: str) -> AdapterNotInstalledError:
 _ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
 
 
+def _nearer(identity: Identity) -> Adapter | None:
+    """Return the adapter that claims a class which is derived from a known family's; None where none does."""
+    distances = range(len(identity.classes))
+    known = (known_family(Identity((identity.classes[place],), identity.config)) for place in distances)
+    place = next((place for place, family in enumerate(known) if family), 0)
+    return _claimed(identity.classes[:place])[0] if place else None
+
+
 def _by_other_classes(identity: Identity) -> Adapter:
+    adapter, broken = _claimed(identity.classes)
+    if adapter is not None:
+        return adapter
+    also = f"; not usable: {'; '.join(broken)}" if broken else ""
+    why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
+    raise UnknownFamilyError(
+        f"{why}; {_installed_text()}{also}",
+        model_class=identity.classes[0],
+    )
+
+
+def _claimed(names: Sequence[str]) -> tuple[Adapter | None, list[str]]:
+    """Return the adapter that claims the first of some classes that any claims, and why others are not usable."""
     adapters: list[tuple[str, Adapter, set[str]]] = []
     broken: list[str] = []
     for family, found in installed().items():
@@ -244,21 +267,15 @@ def _by_other_classes(identity: Identity) -> Adapter:
                 continue
             adapters.append((item.distribution, adapter, {*adapter.model_classes} - known))
     # The nearest base decides: trainers derive one family's class from another's.
-    for name in identity.classes:
+    for name in names:
         matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
         if len(matching) > 1:
             raise ConfigError(
-                f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, "
-                "or name the family"
+                f"{names[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
             )
         if matching:
-            return next(iter(matching.values()))
-    also = f"; not usable: {'; '.join(broken)}" if broken else ""
-    why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
-    raise UnknownFamilyError(
-        f"{why}; {_installed_text()}{also}",
-        model_class=identity.classes[0],
-    )
+            return next(iter(matching.values())), broken
+    return None, broken
 
 
 def _refusal(family: str) -> str:
