@@ -14,6 +14,7 @@ from torch import nn
 from layersync_core import UnknownFamilyError, attach, load_tiny, resolve
 from layersync_core.cli import main
 from layersync_core.cli.meta import build_on_meta
+from layersync_plugin_trainer.models import find_source
 from tests.models import assert_same_gradients, gradients, gradients_by_autograd, mean_cosine, randomise, settings
 from tests.run.conftest import launch as launch
 from tests.run.inside import Launch, main_loss, sgd
@@ -110,6 +111,24 @@ class TestReleased:
         assert [line.split(":")[0] for line in training.journal.status.targets] == [
             f"Transformer2DModel#1 (family {family})"
         ]
+
+
+@pytest.mark.parametrize(
+    ("family", "norm", "kind"),
+    [
+        ("dit", "ada_norm_zero", "DiTTransformer2DModel"),
+        ("pixart", "ada_norm_single", "PixArtTransformer2DModel"),
+    ],
+)
+def test_train_and_suggest_load_its_weights(family: str, norm: str, kind: str, tmp_path: Path) -> None:
+    load_tiny(family).tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "Transformer2DModel", "norm_type": norm}))
+    source = find_source(str(tmp_path), None)
+    assert source.family == family
+    for model in (source.outline(), source.whole()):
+        assert type(model).__name__ == kind
+    assert not any(parameter.is_meta for parameter in source.whole().parameters())
 
 
 def earlier(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
