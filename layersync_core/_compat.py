@@ -73,6 +73,11 @@ def first_store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
+def hooks_of(module: nn.Module) -> Any:
+    """Return what holds a module's forward hooks, which objects that are one module share."""
+    return module._forward_hooks
+
+
 def pre_hooks(module: nn.Module) -> dict[int, Any]:
     """Return a module's forward pre-hooks by their numbers."""
     return dict(module._forward_pre_hooks)

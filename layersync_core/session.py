@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from layersync_core.attachment import Attachment, attached
+from layersync_core.capture.identity import is_it
 from layersync_core.capture.policy import Policy, exactly_one
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError
@@ -76,7 +77,7 @@ def attach(
                 "no layersync_* setting was given to attach(), so LayerSync is off; layersync_enabled switches it"
             )
         return Attachment(root, None, [], [], policy)
-    if root in attached:
+    if any(is_it(root, model) for model in attached):
         raise ConfigError(
             f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again "
             "(a program that attaches by itself needs no layersync run)"

@@ -11,9 +11,10 @@ runs them again).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.capture.compiling import let_hooks_compile, stop_hooks_compiling
 from layersync_core.capture.forward import Forward
+from layersync_core.capture.identity import is_it
 from layersync_core.capture.lengths import shapes_of
 from layersync_core.capture.reading import Reader
 from layersync_core.errors import CaptureError
@@ -84,6 +86,9 @@ class Capture:
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
         let_hooks_compile()
+        # At the latest when the model is dropped, whose hooks hold this.
+        self._stop_compiling = finalize(self, stop_hooks_compiling)
+        self._stop_compiling.atexit = False
 
     @property
     def forwards(self) -> list[Forward]:
@@ -138,8 +143,7 @@ class Capture:
 
     def remove(self) -> None:
         """Take every hook off the model."""
-        if self._handles:
-            stop_hooks_compiling()
+        self._stop_compiling()  # the first time
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -193,12 +197,12 @@ class Capture:
         self._open, self._skipped = new, ""
 
     def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if module is self._model and self._opens():
+        if is_it(module, self._model) and self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, by_model=True))
 
     def _on_model_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._model or current is None or not current.by_model or current.finished:
+        if current is None or not is_it(module, self._model) or not current.by_model or current.finished:
             return
         if output is None:  # torch's sign that the forward raised
             self._open = None
@@ -207,7 +211,7 @@ class Capture:
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._open
-        if module is not self._first or (current is not None and current.by_model and not current.finished):
+        if not is_it(module, self._first) or (current is not None and current.by_model and not current.finished):
             return
         if self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, embedded=self._embedded))
@@ -218,7 +222,7 @@ class Capture:
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._embedder:
+        if self._embedder is None or not is_it(module, self._embedder):
             return
         if self.watch is not None and isinstance(output, torch.Tensor):
             output = torch.empty_like(output, device="meta")  # its shape is all that is asked for
@@ -230,7 +234,7 @@ class Capture:
 
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
-        if module is self._last and current is not None and _runs(current):
+        if current is not None and is_it(module, self._last) and _runs(current):
             current.beside |= {"last": output, "given": (args, kwargs)}
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -240,7 +244,7 @@ class Capture:
 
     def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is self._dual and current is not None and _runs(current):
+        if current is not None and self._dual is not None and is_it(module, self._dual) and _runs(current):
             current.streams = shapes_of(output)
 
     def store(self, index: int, output: Any) -> None:
@@ -273,8 +277,9 @@ def hook(run: Callable[..., None]) -> Callable[..., None]:
 class _Hook(partial[None]):
     """A hook that a copy of the model does not inherit: ``deepcopy`` and pickling leave an inert one behind."""
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert, ()
+    def __reduce__(self) -> tuple[type[partial[None]], tuple[Any, None]]:
+        # The library's own way to do nothing with any arguments, so that a saved model loads where this package is not.
+        return partial, (nullcontext.__exit__, None)
 
 
 class _Store:
@@ -284,13 +289,5 @@ class _Store:
         self._capture, self._index, self._block = capture, index, block
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module is self._block:
+        if is_it(module, self._block):
             self._capture.store(self._index, output)
-
-
-def _inert(*args: Any) -> None:
-    """Do nothing."""
-
-
-def _make_inert() -> Callable[..., None]:
-    return _inert

@@ -30,10 +30,7 @@ def blocks_of(adapter: Adapter, model: nn.Module) -> list[Block]:
         blocks = list(adapter.list_blocks(model)) if fits else []
     if not fits:
         raise MisfitError(
-            f"adapter {family} does not fit this {kind}: it describes {', '.join(adapter.model_classes)} with their "
-            "usual blocks; for a model of your own pass adapter=…",
-            family=family,
-            model_class=kind,
+            f"{_misfit(adapter, model)}; for a model of your own pass adapter=…", family=family, model_class=kind
         )
     if not blocks or [getattr(block, "index", None) for block in blocks] != list(range(len(blocks))):
         raise ConfigError(
@@ -41,6 +38,20 @@ def blocks_of(adapter: Adapter, model: nn.Module) -> list[Block]:
             "index 0, 1, …"
         )
     return blocks
+
+
+def _misfit(adapter: Adapter, model: nn.Module) -> str:
+    generally = (
+        f"adapter {adapter.family} does not fit this {type(model).__name__}: it describes "
+        f"{', '.join(adapter.model_classes)} with their usual blocks"
+    )
+    try:
+        adapter.list_blocks(model)
+    except MisfitError as error:  # of ours, which say why
+        return str(error)
+    except Exception:  # whatever another makes of a model that it does not know
+        return generally
+    return generally
 
 
 def start_capture(

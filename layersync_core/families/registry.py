@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
-from layersync_core.families.known import KNOWN, distribution_of, known_family
+from layersync_core.families.known import KNOWN, RENAMED, distribution_of, known_family, why_unknown
 from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
 from layersync_core.files import read_json
@@ -96,6 +96,8 @@ def resolve(model_or_config: Any) -> Adapter:
         _tell_refusal(family)
     family = family or known_family(identity)
     if family is not None:
+        if (nearer := _nearer(identity)) is not None:
+            return nearer
         try:
             return get_adapter(family)
         except AdapterNotInstalledError as error:
@@ -244,11 +246,32 @@ _METHODS = ("supports_hidden_states", "list_blocks", "capture")
 _ADAPTER_NAMES = ("family", "api_version", "model_classes", *_METHODS)
 
 
+def _nearer(identity: Identity) -> Adapter | None:
+    """Return the adapter that claims a class which is derived from a known family's; None where none does."""
+    distances = range(len(identity.classes))
+    known = (known_family(Identity((identity.classes[place],), identity.config)) for place in distances)
+    place = next((place for place, family in enumerate(known) if family), 0)
+    return _claimed(identity.classes[:place])[0] if place else None
+
+
 def _by_other_classes(identity: Identity) -> Adapter:
+    adapter, broken = _claimed(identity.classes)
+    if adapter is not None:
+        return adapter
+    also = f"; not usable: {'; '.join(broken)}" if broken else ""
+    why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
+    raise UnknownFamilyError(
+        f"{why}; {_installed_text()}{also}",
+        model_class=identity.classes[0],
+    )
+
+
+def _claimed(names: Sequence[str]) -> tuple[Adapter | None, list[str]]:
+    """Return the adapter that claims the first of some classes that any claims, and why others are not usable."""
     adapters: list[tuple[str, Adapter, set[str]]] = []
     broken: list[str] = []
     for family, found in installed().items():
-        known = KNOWN[family].classes if family in KNOWN else ()
+        known = {*KNOWN[family].classes, *RENAMED} if family in KNOWN else set()
         for item in found:
             if not item.allowed:
                 continue
@@ -257,22 +280,17 @@ def _by_other_classes(identity: Identity) -> Adapter:
             except AdapterNotInstalledError as error:
                 broken.append(str(error))
                 continue
-            adapters.append((item.distribution, adapter, {*adapter.model_classes} - {*known}))
+            adapters.append((item.distribution, adapter, {*adapter.model_classes} - known))
     # The nearest base decides: trainers derive one family's class from another's.
-    for name in identity.classes:
+    for name in names:
         matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
         if len(matching) > 1:
             raise ConfigError(
-                f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, "
-                "or name the family"
+                f"{names[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
             )
         if matching:
-            return next(iter(matching.values()))
-    also = f"; not usable: {'; '.join(broken)}" if broken else ""
-    raise UnknownFamilyError(
-        f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}",
-        model_class=identity.classes[0],
-    )
+            return next(iter(matching.values())), broken
+    return None, broken
 
 
 def _refusal(family: str) -> str:

@@ -15,10 +15,11 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.capture.hooks import hook
+from layersync_core.capture.identity import is_it
 from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyError
-from layersync_core.families.known import KNOWN
+from layersync_core.families.known import KNOWN, RENAMED
 from layersync_core.families.refusals import REFUSALS
-from layersync_core.families.registry import get_adapter, list_families
+from layersync_core.families.registry import get_adapter, list_families, resolve
 from layersync_core.run.holding import watch
 from layersync_core.run.settings import Settings
 
@@ -111,7 +112,7 @@ class Candidates:
 
     def scan(self) -> None:
         """Attach to every candidate that is complete by now."""
-        self._all = [item for item in self._all if item.model() is not None]
+        self._all = [item for item in self._all if not _is_part(item)]
         for candidate in self._all:
             if candidate.attachment is None:
                 self._attach(candidate)
@@ -157,7 +158,10 @@ class Candidates:
         self.attached = [item for item in self._all if item.attachment is not None]
 
     def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
+        original = candidate.model()
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or original is None:
+            return
+        if not is_it(model, original):
             return
         before = _compat.pre_hooks(model)
         self.scan()
@@ -216,6 +220,21 @@ def largest_models(count: int = 5) -> list[str]:
     roots = [module for module in modules if id(module) not in inner]
     sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
     return list(dict.fromkeys(name for size, name in sizes if size))[:count]
+
+
+def _is_part(candidate: Candidate) -> bool:
+    """Return whether it is gone, or a part of another model whose class was a model's once."""
+    model = candidate.model()
+    if model is None or candidate.name not in RENAMED:
+        return model is None
+    try:
+        resolve(model)
+    except UnknownFamilyError:
+        candidate.sentinel.remove()
+        return True
+    except LayerSyncError:
+        return False
+    return False
 
 
 def _class_name(model: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,15 @@ class MetricsLog:
 
     Args:
         folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes none.
+
+    Attributes:
+        fetch: Called before the program gets metrics, to add those that are waiting.
     """
 
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
         self.where = ""
+        self.fetch: Callable[[], None] = lambda: None
         self._row: dict[str, list[Tensor]] = {}  # of the step that is not over
         self._rows: list[tuple[int, dict[str, list[Tensor]]]] = []
         self._read: dict[str, list[float]] = {}  # of rows that are in the file, for a program that logs later
@@ -96,6 +100,7 @@ class MetricsLog:
 
     def take(self, where: str) -> dict[str, float]:
         """Return the means since the last call, for a logger of the program."""
+        self.fetch()
         self._program_logs, self.where = True, f"logged to {where}"
         self._rows.append((self._count, self._row))
         self._row = {}
@@ -106,6 +111,7 @@ class MetricsLog:
     @property
     def waiting(self) -> bool:
         """Whether there is anything to log."""
+        self.fetch()
         return bool(self._row or self._rows or self._read)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from layersync_core import spelling
 from layersync_core.config import LayerSyncConfig, not_boolean, validate
 from layersync_core.entrypoints import PLUGINS, providers
 from layersync_core.errors import ConfigError
-from layersync_core.files import parse_json, read_json, replace_file
+from layersync_core.files import parse_json, read_settings, replace_file
 from layersync_core.losses.plugins import third_parties
 from layersync_core.run.startup.sitecustomize import VARIABLE
 
@@ -143,7 +143,7 @@ def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_environment() -> Settings:
-    """Read the settings of this process: JSON, or the path of a JSON file.
+    """Read the settings of this process: JSON, or the path of a file.
 
     Raises:
         ConfigError: The variable is not set, or as in ``read``.
@@ -151,9 +151,9 @@ def from_environment() -> Settings:
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         raise ConfigError(
-            f"{VARIABLE} is not set; give it the settings as JSON or the path of a JSON file, "
+            f"{VARIABLE} is not set; give it the settings as JSON or the path of a file with them, "
             "or start the program with layersync run"
         )
     if not text.startswith("{"):
-        return read(read_json(text))
+        return read(read_settings(text))
     return read(parse_json(text, VARIABLE, "holds no valid JSON"))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.candidates import Candidate, Candidates
@@ -41,6 +42,7 @@ class Training:
         self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._fill)
         self.terms = Terms(self.candidates, self.journal, self.courses, launch.layersync_target)
         self.steps = Steps(self.candidates, self.courses, self.journal, losses)
+        self.journal.log.fetch = self._fetch
 
     def _take(self, model: nn.Module, family: str | None) -> Attachment:
         return attach(model, self.settings.config, family=family, policy=make_room)
@@ -71,6 +73,7 @@ class Training:
 
     def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
+        self._fetch()
         try:
             result, used = self.terms.add(loss, divides, factor)
             if used == []:
@@ -80,8 +83,6 @@ class Training:
             self.journal.fail(error)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
             self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
-        if used and not self.steps.has_optimisers:
-            self._read_metrics()
         return result
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
@@ -95,6 +96,12 @@ class Training:
                 self._require_saved_parts(self._saved)
         except LayerSyncError as error:
             self.journal.fail(error)
+        if _compat.inside_backward():  # which has not come to the student yet
+            _compat.at_end_of_backward(self._end_step)
+        else:
+            self._end_step()
+
+    def _end_step(self) -> None:
         self._read_metrics()
         self.journal.log.step()
         for follow in self.followers:
@@ -147,6 +154,12 @@ class Training:
         for _, attachment in self.courses.current():
             if attachment.guard is not None:
                 status.blind = status.blind or attachment.guard.blind
+
+    def _fetch(self) -> None:
+        """Read the metrics of losses that no step of an optimiser tells the end of."""
+        # Not at the loss itself: some are known in its backward only.
+        if not self.steps.has_optimisers:
+            self._read_metrics()
 
     def _read_metrics(self) -> None:
         for course, attachment in self.courses.current():

@@ -22,7 +22,7 @@ from layersync_core import (
 )
 from layersync_core.errors import LayerSyncError
 from layersync_core.families import registry
-from layersync_core.families.known import KNOWN, KnownFamily, distribution_of
+from layersync_core.families.known import KNOWN, RENAMED, KnownFamily, distribution_of
 from layersync_core.families.registry import GUIDE, installed, load_tiny, read_model_config
 from tests import fakes
 from tests.fakes import Distribution
@@ -361,7 +361,7 @@ class TestOrder:
     def test_every_class_that_our_adapters_describe_is_found(self, family: str) -> None:
         """But those that need a config to tell are left to it, such as a UNet."""
         for name in get_adapter(family).model_classes:
-            if name not in ("UNet2DConditionModel", "Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
+            if name not in (*RENAMED, "UNet2DConditionModel", "Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
                 assert resolve({"_class_name": name}).family == family
 
     def test_a_model_without_a_config_is_told_by_its_own_attributes(self) -> None:
