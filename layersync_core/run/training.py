@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layersync_core.attachment import Attachment
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.course import Courses
@@ -146,6 +147,7 @@ class Training:
             self._read_metrics()  # of losses that no optimiser's step came after
         status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
         for _, attachment in self.courses.current():
+            status.same = status.same or _own_teacher(attachment)
             if attachment.guard is not None:
                 status.blind = status.blind or attachment.guard.blind
 
@@ -160,6 +162,11 @@ class Training:
         if modules and saved and saved.get(str(candidate), {}).get("modules"):
             candidate.attached_to.load_state_dict(saved[str(candidate)])
         candidate.attached_to.gate(self.courses.first)
+
+
+def _own_teacher(attachment: Attachment) -> str:
+    pairs = attachment.pairs
+    return str(pairs[0].student) if pairs and all(pair.student == pair.teacher for pair in pairs) else ""
 
 
 def _describe(candidate: Candidate) -> str:
