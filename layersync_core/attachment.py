@@ -18,6 +18,7 @@ from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
 from layersync_core.capture.policy import Policy, only_forward
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
+from layersync_core.capture.trained import Way
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.families.asking import start_capture
 from layersync_core.families.registry import resolve
@@ -62,7 +63,7 @@ class Attachment:
         self._generated = generated
         self._step = 0
         self._begun = False
-        self._judged: set[int] = set()
+        self._ways: dict[int, Way] = {}
         self._modules = nn.ModuleDict()
         self._capture: CaptureHandle | None = None
         self.guard: Guard | None = None
@@ -283,7 +284,7 @@ class Attachment:
         else:
             self.parts.check()
         check = self.guard.begin(forward, self._buffer) if self.guard is not None else None
-        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._judged)
+        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._ways)
         terms = []
         for item in active:
             states.reader = item.item.name

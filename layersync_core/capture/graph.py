@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import is_dataclass
 from itertools import chain
 from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor, nn
-
-from layersync_core import _compat
+from torch import Tensor
 
 _KEY = "layersync"
 
@@ -74,46 +72,6 @@ def reached(loss: Tensor, wanted: Set[Any], limit: int) -> set[Any]:
                 seen.add(parent)
                 queue.append(parent)
     return found
-
-
-def reaches_parameter(state: Tensor) -> bool | None:
-    """Return whether a gradient into this tensor would arrive at a parameter.
-
-    None where it shows none, but has a node that may hide some (re-entrant checkpointing, other Python functions).
-    """
-    if state.grad_fn is None:
-        return isinstance(state, nn.Parameter) and state.requires_grad
-    stack: list[Any] = [state.grad_fn]
-    seen = {state.grad_fn}
-    opaque, hiding = False, _compat.python_function()
-    while stack:
-        node = stack.pop()
-        # A leaf that is no parameter is an activation made to require gradients, which trains nothing.
-        if isinstance(getattr(node, "variable", None), nn.Parameter):
-            return True
-        opaque = opaque or isinstance(node, hiding)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return None if opaque else False
-
-
-def may_hide_parameter(model: nn.Module, later: Collection[str]) -> bool:
-    """Return whether a model may train something outside of some blocks, where the graph cannot be seen.
-
-    Args:
-        model: The model, some of whose parts are recomputed in backward.
-        later: Module paths of the blocks whose weights do not count.
-    """
-    for path, module in model.named_modules():
-        if any(f"{path}.".startswith(f"{block}.") for block in later):
-            continue
-        # A forward of the instance's own is how trainers bring in LoRA weights that are no part of the model.
-        replaced = path and "forward" in vars(module)
-        if replaced or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            return True
-    return False
 
 
 def tokens_of(state: Tensor, span: slice) -> Tensor:

@@ -117,6 +117,7 @@ class Capture:
         Raises:
             CaptureError: An asked block did not run in it exactly once, or its tokens cannot be told.
         """
+        self.reader.blocks.check()
         if fault := self._fault(forward):
             raise CaptureError(fault)
         self.reader.read(forward)
@@ -154,18 +155,28 @@ class Capture:
         if forward.by_model and not forward.finished:
             return "the model's last training forward did not finish, so its states cannot be used"
         if missing := self._blocks.keys() - forward.outputs.keys():
-            numbers = ", ".join(str(index + 1) for index in sorted(missing))
-            return (
-                f"block {numbers} did not run in the last training forward, or ran without its hooks "
-                "(a compiled graph from before attach(), or a copy of the block): attach before the first compiled "
-                "call, or call torch._dynamo.reset() after attaching"
-            )
+            return self._why_missing(sorted(missing), bool(forward.outputs))
         if forward.repeated is not None:
             return (
                 f"block {forward.repeated + 1} ran more than once in one training forward; LayerSync needs the one "
                 "output that the loss depends on"
             )
         return ""
+
+    def _why_missing(self, missing: Sequence[int], others_ran: bool) -> str:
+        what = f"block {', '.join(str(index + 1) for index in missing)} did not run in the last training forward"
+        compiled = any(map(_compat.was_compiled, (self._model, *(self._blocks[index] for index in missing))))
+        hookless = (
+            "ran without its hooks (a compiled graph from before attach(), or a copy of the block): attach before the "
+            "first compiled call, or call torch._dynamo.reset() after attaching"
+        )
+        if compiled and not others_ran:
+            return f"{what}, or {hookless}"
+        skipped = (
+            "it was skipped (skip_layers, layer dropping), or its parts, or a copy of it, ran in its place; choose "
+            "blocks that every training forward calls"
+        )
+        return f"{what}: {skipped}{f'; or it {hookless}' if compiled else ''}"
 
     def _whole(self, forward: Forward) -> bool:
         # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.

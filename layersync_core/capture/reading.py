@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.changes import Blocks
 from layersync_core.capture.forward import Forward, LastOutput, Weakly
 from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
@@ -54,6 +55,7 @@ class Reader:
     buffer: HiddenStateBuffer
     parameters: Parameters
     block_parameters: Parameters
+    blocks: Blocks
     watched: Sequence[nn.Module] = ()
     dual: Dual | None = None
 
@@ -66,6 +68,7 @@ class Reader:
         for index in self.stacks:
             tracked[index], spans[index] = self._state(forward, index, lengths)
             tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
+        self.blocks.check_apart(tracked)
         layout = self.layout
         call = partial(self._call, forward, *tensor.shape[:2])
         forward.video, grid_of = layout.video, layout.grid

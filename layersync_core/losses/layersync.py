@@ -14,6 +14,7 @@ from layersync_core.capture.lengths import CAUSE
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError, LayerSyncWarning
 from layersync_core.losses.alignment import centered_similarity, similarity
+from layersync_core.losses.fine_tuning import only_adapters_train
 from layersync_core.losses.hookspecs import hookimpl
 from layersync_core.losses.pairing import pair_advice
 from layersync_core.metrics import total
@@ -22,9 +23,6 @@ from layersync_core.protocol import Block, RegularizerBase, States, Term
 from layersync_core.schedule import Schedule
 
 log = logging.getLogger(__name__)
-
-# Parts of parameter names that adapters of the common kinds carry.
-_ADAPTER_WEIGHTS = ("lora", "loha", "lokr", "hada", "oft", "adapter", "magnitude_vector")
 
 
 @hookimpl
@@ -94,7 +92,7 @@ class LayerSync(RegularizerBase):
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
         pairs = self.config.layersync_pairs
         weighed = pairs is not None and all(len(pair) > 2 for pair in pairs)
-        if not chosen and not weighed and _only_adapters_train(model):
+        if not chosen and not weighed and only_adapters_train(model):
             warnings.warn(
                 "only adapter weights train and layersync_lambda is not given: the default 0.2 is a hundred times the "
                 "authors' fine-tuning weight; set layersync_preset lora (0.002), or layersync_lambda",
@@ -175,8 +173,3 @@ def _warn_of(pair: ResolvedPair) -> None:
 
 def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else total(values) / len(values)
-
-
-def _only_adapters_train(model: nn.Module) -> bool:
-    trained = [name.lower() for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return all(any(part in name for part in _ADAPTER_WEIGHTS) for name in trained)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Course:
         now: The optimiser step, for the schedules.
         accumulation: Says what share of a step a loss is.
         losses: Losses with a term since the last step.
+        ends: Of the forwards that these were of, as in ``Forward.end``, until the first step has shown their share.
+        again: Further losses of these forwards, which get no term of their own.
         checked: The first step has shown that all is well.
         terms: Losses with a term.
         steps: Optimiser steps with one.
@@ -40,7 +42,8 @@ class Course:
         self.candidate = candidate
         self.now = self._first = first
         self.accumulation = Accumulation(accumulation_steps)
-        self.losses = self.terms = self.steps = self.idle = 0
+        self.losses = self.again = self.terms = self.steps = self.idle = 0
+        self.ends: list[ref[Any]] = []
         self.checked = False
         self.similarity = Latest(), Latest()
         self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()  # since the last step with a term
@@ -60,7 +63,7 @@ class Course:
             self.now = self._first
         if self.losses:
             self._stepped.clear()
-        self.losses = 0
+        self._end_group()
         self.accumulation.begin_again()
 
     def step(self, optimiser: torch.optim.Optimizer) -> bool | None:
@@ -74,7 +77,7 @@ class Course:
         """
         if self.losses:
             self._stepped = WeakSet([optimiser])
-            self.losses = 0
+            self._end_group()
             # Until the first step shows that an optimiser steps, they may have been counted by losses.
             self.now = (self.now if self.steps else self._first) + 1
             self.steps += 1
@@ -82,6 +85,10 @@ class Course:
         again = optimiser in self._stepped
         self._stepped.add(optimiser)
         return False if again or len(self._stepped) == 1 else None
+
+    def _end_group(self) -> None:
+        self.losses = self.again = 0
+        self.ends.clear()
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Note the metrics of a step."""

@@ -138,7 +138,7 @@ class Steps:
             with one_line_warnings():
                 attachment.guard.settle(wait=not course.checked)
         if not course.accumulation.settled:
-            said = course.accumulation.verify(course.losses)
+            said = course.accumulation.verify(course.losses, course.again)
             if said and ranks.rank() == 0:
                 say(said)
         if course.checked:

@@ -11,7 +11,7 @@ from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.course import Course, Courses
 from layersync_core.run.journal import Journal
-from layersync_core.run.passes import Found, forwards_of
+from layersync_core.run.passes import Found, depends_on, forwards_of
 from layersync_core.run.showing import one_line_warnings
 
 _TERM = "layersync term"
@@ -57,6 +57,8 @@ class Terms:
         found = [] if terms is not None else forwards_of(loss, self._candidates.attached)
         if terms is None:
             if not found:
+                for course, _ in self._courses.current():
+                    course.again += depends_on(loss, course.ends)
                 return loss, None
             if loss.numel() != 1:
                 raise CaptureError(
@@ -116,6 +118,8 @@ class Terms:
                 errors.append(error)
                 continue
             terms.append((course, term))
+            if first.end is not None and not course.accumulation.settled:
+                course.ends.append(first.end)
             if candidate not in self.targets:
                 self.targets.append(candidate)
         if len(terms) > 1:

@@ -152,6 +152,7 @@ class Training:
             self._read_metrics()  # of losses that no optimiser's step came after
         status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
         for _, attachment in self.courses.current():
+            status.same = status.same or _own_teacher(attachment)
             if attachment.guard is not None:
                 status.blind = status.blind or attachment.guard.blind
 
@@ -172,6 +173,11 @@ class Training:
         if modules and saved and saved.get(str(candidate), {}).get("modules"):
             candidate.attached_to.load_state_dict(saved[str(candidate)])
         candidate.attached_to.gate(self.courses.first)
+
+
+def _own_teacher(attachment: Attachment) -> str:
+    pairs = attachment.pairs
+    return str(pairs[0].student) if pairs and all(pair.student == pair.teacher for pair in pairs) else ""
 
 
 def _describe(candidate: Candidate) -> str:
