@@ -4,13 +4,51 @@ from types import ModuleType
 from typing import Any
 
 
-def _musubi(configs: ModuleType) -> None:
+def _musubi_wan(configs: ModuleType) -> None:
     import torch
 
     # Default arguments of its text encoder, evaluated at import.
     torch.cuda.current_device = lambda: 0
     config = configs.WAN_CONFIGS["t2v-1.3B"]
     config.dim, config.ffn_dim, config.freq_dim, config.num_heads, config.num_layers = 32, 64, 32, 2, 5
+
+
+def _musubi_hunyuan_video(models: ModuleType) -> None:
+    import torch
+
+    sizes = {"mm_double_blocks_depth": 4, "mm_single_blocks_depth": 3, "hidden_size": 32, "heads_num": 2}
+    models.HUNYUAN_VIDEO_CONFIG["HYVideo-T/2-cfgdistill"].update(sizes, rope_dim_list=[4, 6, 6])
+    # It asks for a GPU by name; only flash attention reads the numbers, the other ways of attention the shape.
+    models.get_cu_seqlens = lambda mask, tokens: torch.zeros(2 * len(mask) + 1, dtype=torch.int32)
+
+
+def _musubi_flux2(utils: ModuleType) -> None:
+    sizes = {"hidden_size": 32, "num_heads": 2, "axes_dim": [4, 4, 4, 4], "context_in_dim": 32}
+    for version in ("dev", "klein-base-4b"):
+        vars(utils.FLUX2_MODEL_INFO[version].params).update(sizes, depth=4, depth_single_blocks=3)
+    _float32()
+
+
+def _musubi_qwen_image(module: ModuleType) -> None:
+    # The sizes are written inside the function that makes the model.
+    model = module.QwenImageTransformer2DModel
+    make = model.__init__
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32}
+    model.__init__ = lambda self, **given: make(self, **{**given, **sizes})
+    _float32()
+
+
+def _float32() -> None:
+    """Let a script whose weights are always in bfloat16 have them in float32 where mixed precision is off."""
+    from musubi_tuner.training.trainer_base import NetworkTrainer
+
+    prepare = NetworkTrainer._prepare_accelerator_and_dtypes
+
+    def prepared(trainer: NetworkTrainer, args: Any) -> Any:
+        args.dit_dtype = "float32" if args.mixed_precision == "no" else args.dit_dtype
+        return prepare(trainer, args)
+
+    NetworkTrainer._prepare_accelerator_and_dtypes = prepared
 
 
 def _sd_scripts(utils: ModuleType) -> None:
@@ -64,7 +102,10 @@ def _onetrainer(create: ModuleType) -> None:
 
 
 TABLES = {
-    "musubi": ("musubi_tuner.wan.configs", _musubi),
+    "musubi_wan": ("musubi_tuner.wan.configs", _musubi_wan),
+    "musubi_hunyuan_video": ("musubi_tuner.hunyuan_model.models", _musubi_hunyuan_video),
+    "musubi_flux2": ("musubi_tuner.flux_2.flux2_utils", _musubi_flux2),
+    "musubi_qwen_image": ("musubi_tuner.qwen_image.qwen_image_model", _musubi_qwen_image),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
     "onetrainer": ("modules.util.create", _onetrainer),
     "sd_scripts": ("library.flux_utils", _sd_scripts),

@@ -8,17 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-TABLE = "musubi"
+CHECKOUT = "MUSUBI"
+TABLE = "musubi_wan"
 SOURCES = "src"
 STUBS = True
 BACKWARD, SAVED_AT = "accelerate", "step"
-BLOCK, ELEMENT = "WanAttentionBlock", None
-ATTACHED = "WanModel#1 (family wan): student block 2 of 5 (blocks.1), teacher block 4 of 5 (blocks.3), weight 0.5"
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {},
-    "--gradient_checkpointing": {},
-    "--gradient_accumulation_steps 2": {},
-}
+BLOCKS = {"WanAttentionBlock": (None, 0)}
+MODEL = "WanModel#1 (family wan)"
+PATHS = [f"blocks.{number}" for number in range(5)]
+VARIANTS: list[tuple[str, dict[str, int]]] = [
+    ("", {}),
+    ("--gradient_checkpointing", {}),
+    ("--gradient_accumulation_steps 2", {}),
+]
 
 _VIDEOS = 12
 _DATASET = """
