@@ -26,7 +26,13 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
     ("--model_version klein-base-4b", {"student": 2, "teacher": 6, "tokens": 16}),
     ("--model_version klein-base-4b", {"student": 5, "teacher": 7, "tokens": 16}),
     ("--model_version klein-base-4b --gradient_checkpointing", {"student": 2, "teacher": 6, "tokens": 16}),
+    ("--model_version klein-base-4b --gradient_accumulation_steps 2", {"student": 2, "teacher": 6, "tokens": 16}),
+    ("--model_version klein-base-4b --compile --compile_backend aot_eager", {"student": 2, "teacher": 6, "tokens": 16}),
     ("--model_version klein-base-4b --mixed_precision bf16", {"student": 2, "teacher": 6, "tokens": 16}),
+    (
+        "--model_version klein-base-4b --mixed_precision bf16 --fp8_base --fp8_scaled",
+        {"student": 2, "teacher": 6, "tokens": 16},
+    ),
 ]
 
 

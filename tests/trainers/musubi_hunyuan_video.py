@@ -23,7 +23,12 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
     ("", {"student": 2, "teacher": 6, "tokens": 48}),
     ("", {"student": 5, "teacher": 7, "tokens": 48}),
     ("--gradient_checkpointing", {"student": 2, "teacher": 6, "tokens": 48}),
+    ("--gradient_checkpointing --gradient_checkpointing_cpu_offload", {"student": 2, "teacher": 6, "tokens": 48}),
     ("--gradient_accumulation_steps 2", {"student": 2, "teacher": 6, "tokens": 48}),
+    ("--split_attn --img_in_txt_in_offloading", {"student": 2, "teacher": 6, "tokens": 48}),
+    ("--compile --compile_backend aot_eager", {"student": 2, "teacher": 6, "tokens": 48}),
+    ("--dit_dtype bfloat16 --mixed_precision bf16", {"student": 2, "teacher": 6, "tokens": 48}),
+    ("--dit_in_channels 32", {"student": 2, "teacher": 6, "tokens": 48}),
 ]
 
 
@@ -31,8 +36,9 @@ def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
     from tests.trainers.musubi_shared import arguments
 
+    weights = "image" if "32" in variant else "text"
     return f"""
-        hv_train_network.py --dit {folder}/dit.safetensors --dit_dtype float32 --network_module networks.lora
+        hv_train_network.py --dit {folder}/{weights}.safetensors --dit_dtype float32 --network_module networks.lora
         --timestep_sampling shift --discrete_flow_shift 7 {arguments(folder, output)} {variant}
     """.split()
 
@@ -51,8 +57,9 @@ def make(folder: Path) -> None:
         save_text_encoder_output_cache(item, torch.randn(768), None, is_llm=False)
 
     torch.manual_seed(0)
-    model = load_dit_model(4096, 768, 16, 16, {"attn_mode": "torch"})
-    shared.save_weights(model, folder / "dit.safetensors")
+    for weights, channels in (("text", 16), ("image", 32)):
+        model = load_dit_model(4096, 768, channels, 16, {"attn_mode": "torch"})
+        shared.save_weights(model, folder / f"{weights}.safetensors")
     shared.save_items(folder, "hv", 9, save)
     shared.save_dataset(folder, 9, batch=2)
 

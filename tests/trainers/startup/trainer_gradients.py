@@ -56,10 +56,11 @@ class _Reference:
     Args:
         blocks: For each class of blocks, which element of what it returns has the image or video tokens, None where it
             is no tuple, and the place of the first generated one in it.
-        student: The student's place in the order of the first calls, from 1.
+        student: The student's place in the order of the first calls, from 1, without those ahead.
         teacher: The teacher's.
         weight: The term is minus ``weight`` times the mean cosine.
         tokens: How many tokens are generated; None for all that are left.
+        ahead: How many blocks of these classes are called before the first that counts.
         backward: Which function takes the loss: ``accelerate`` (the Accelerator's, which divides), or ``tensor``.
         losses: How many losses the trainer itself divides a step's gradient by.
         warmup: Steps over which the weight rises from zero.
@@ -73,11 +74,12 @@ class _Reference:
         weight: float,
         backward: str,
         tokens: int | None = None,
+        ahead: int = 0,
         losses: int = 1,
         warmup: int = 0,
     ) -> None:
         self._classes, self._tokens, self._backward = blocks, tokens, backward
-        self._student, self._teacher, self._weight = student, teacher, weight
+        self._student, self._teacher, self._weight = ahead + student, ahead + teacher, weight
         self._losses, self._warmup = losses, warmup
         self._blocks: list[torch.nn.Module] = []
         self._states: dict[int, Tensor] = {}

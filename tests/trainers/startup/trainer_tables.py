@@ -38,6 +38,20 @@ def _musubi_qwen_image(module: ModuleType) -> None:
     _float32()
 
 
+def _musubi_z_image(config: ModuleType) -> None:
+    config.DEFAULT_TRANSFORMER_DIM, config.DEFAULT_TRANSFORMER_N_LAYERS = 32, 5
+    config.DEFAULT_TRANSFORMER_N_HEADS = config.DEFAULT_TRANSFORMER_N_KV_HEADS = 2
+    config.DEFAULT_TRANSFORMER_N_REFINER_LAYERS, config.DEFAULT_TRANSFORMER_CAP_FEAT_DIM = 1, 32
+    config.ROPE_AXES_DIMS = [4, 6, 6]
+
+
+def _musubi_kandinsky5(configs: ModuleType) -> None:
+    sizes = {"in_text_dim": 32, "in_text_dim2": 32, "time_dim": 32, "model_dim": 32, "ff_dim": 64}
+    depths = {"num_text_blocks": 1, "num_visual_blocks": 5, "axes_dims": (4, 6, 6)}
+    for task in configs.TASK_CONFIGS.values():
+        vars(task.dit_params).update(sizes, **depths)
+
+
 def _float32() -> None:
     """Let a script whose weights are always in bfloat16 have them in float32 where mixed precision is off."""
     from musubi_tuner.training.trainer_base import NetworkTrainer
@@ -106,6 +120,8 @@ TABLES = {
     "musubi_hunyuan_video": ("musubi_tuner.hunyuan_model.models", _musubi_hunyuan_video),
     "musubi_flux2": ("musubi_tuner.flux_2.flux2_utils", _musubi_flux2),
     "musubi_qwen_image": ("musubi_tuner.qwen_image.qwen_image_model", _musubi_qwen_image),
+    "musubi_z_image": ("musubi_tuner.zimage.zimage_config", _musubi_z_image),
+    "musubi_kandinsky5": ("musubi_tuner.kandinsky5.configs", _musubi_kandinsky5),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
     "onetrainer": ("modules.util.create", _onetrainer),
     "sd_scripts": ("library.flux_utils", _sd_scripts),
