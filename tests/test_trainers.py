@@ -25,7 +25,9 @@ from tests.curves import check_term, read_curves
 from tests.trainers import (
     diffsynth_studio,
     musubi_flux2,
+    musubi_framepack,
     musubi_hunyuan_video,
+    musubi_hunyuan_video_1_5,
     musubi_kandinsky5,
     musubi_qwen_image,
     musubi_wan,
@@ -42,6 +44,8 @@ TRAINERS = {
     for trainer in (
         musubi_wan,
         musubi_hunyuan_video,
+        musubi_hunyuan_video_1_5,
+        musubi_framepack,
         musubi_flux2,
         musubi_qwen_image,
         musubi_z_image,

@@ -5,12 +5,16 @@ from typing import Any
 
 
 def _musubi_wan(configs: ModuleType) -> None:
-    import torch
-
-    # Default arguments of its text encoder, evaluated at import.
-    torch.cuda.current_device = lambda: 0
+    _name_a_gpu()
     config = configs.WAN_CONFIGS["t2v-1.3B"]
     config.dim, config.ffn_dim, config.freq_dim, config.num_heads, config.num_layers = 32, 64, 32, 2, 5
+
+
+def _name_a_gpu() -> None:
+    """Answer the default arguments of Wan's text encoder, evaluated at import."""
+    import torch
+
+    torch.cuda.current_device = lambda: 0
 
 
 def _musubi_hunyuan_video(models: ModuleType) -> None:
@@ -30,12 +34,30 @@ def _musubi_flux2(utils: ModuleType) -> None:
 
 
 def _musubi_qwen_image(module: ModuleType) -> None:
-    # The sizes are written inside the function that makes the model.
-    model = module.QwenImageTransformer2DModel
-    make = model.__init__
     sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6), "joint_attention_dim": 32}
-    model.__init__ = lambda self, **given: make(self, **{**given, **sizes})
+    _resize(module.QwenImageTransformer2DModel, **sizes)
     _float32()
+
+
+def _musubi_framepack(module: ModuleType) -> None:
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "rope_axes_dim": (4, 6, 6), "text_embed_dim": 32}
+    depths = {"num_layers": 4, "num_single_layers": 3, "num_refiner_layers": 1}
+    _name_a_gpu()
+    _resize(module.HunyuanVideoTransformer3DModelPacked, **sizes, **depths, pooled_projection_dim=32, image_proj_dim=32)
+    _float32()
+
+
+def _musubi_hunyuan_video_1_5(module: ModuleType) -> None:
+    # The sizes are attributes that the function that makes the model sets, all but the depth.
+    for name, size in {"hidden_size": 32, "heads_num": 2, "rope_dim_list": [4, 6, 6]}.items():
+        fixed = property(lambda self, size=size: size, lambda self, value: None)
+        setattr(module.HunyuanVideo_1_5_DiffusionTransformer, name, fixed)
+
+
+def _resize(model: Any, **sizes: Any) -> None:
+    """Make a class smaller whose sizes are written inside the function that makes the model."""
+    make = model.__init__
+    model.__init__ = lambda self, **given: make(self, **{**given, **sizes})
 
 
 def _musubi_z_image(config: ModuleType) -> None:
@@ -120,6 +142,11 @@ TABLES = {
     "musubi_hunyuan_video": ("musubi_tuner.hunyuan_model.models", _musubi_hunyuan_video),
     "musubi_flux2": ("musubi_tuner.flux_2.flux2_utils", _musubi_flux2),
     "musubi_qwen_image": ("musubi_tuner.qwen_image.qwen_image_model", _musubi_qwen_image),
+    "musubi_hunyuan_video_1_5": (
+        "musubi_tuner.hunyuan_video_1_5.hunyuan_video_1_5_models",
+        _musubi_hunyuan_video_1_5,
+    ),
+    "musubi_framepack": ("musubi_tuner.frame_pack.hunyuan_video_packed", _musubi_framepack),
     "musubi_z_image": ("musubi_tuner.zimage.zimage_config", _musubi_z_image),
     "musubi_kandinsky5": ("musubi_tuner.kandinsky5.configs", _musubi_kandinsky5),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
