@@ -202,6 +202,6 @@ def test_a_trainer_trains_on_the_term(train, variant):
     term = distance(plain.gradients[first], reference.gradients[first])
     shown = ", ".join(f"{value:.2e}" for value in (distances[first], max(distances), term))
     print(f"{variant}: gradients differ at the first step, at any, and without the term by {shown}")
-    assert distances[first] < 1e-6
+    assert distances[first] < 1e-4
     assert max(distances) < getattr(variant.trainer, "LIMIT", 1e-4)
     assert term > 1e-2

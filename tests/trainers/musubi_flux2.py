@@ -38,13 +38,11 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
     version = variant.split()[1]
-    return f"""
-        flux_2_train_network.py --dit {folder}/{version}.safetensors --network_module networks.lora_flux_2
-        --timestep_sampling flux2_shift --weighting_scheme none {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/{version}.safetensors --timestep_sampling flux2_shift"
+    return shared.command("flux_2_train_network.py", "lora_flux_2", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

@@ -35,12 +35,10 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
-    return f"""
-        fpack_train_network.py --dit {folder}/dit.safetensors --network_module networks.lora_framepack
-        --timestep_sampling shift --discrete_flow_shift 3 --weighting_scheme none {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/dit.safetensors --timestep_sampling shift --discrete_flow_shift 3"
+    return shared.command("fpack_train_network.py", "lora_framepack", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

@@ -34,13 +34,11 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
     weights = "image" if "32" in variant else "text"
-    return f"""
-        hv_train_network.py --dit {folder}/{weights}.safetensors --dit_dtype float32 --network_module networks.lora
-        --timestep_sampling shift --discrete_flow_shift 7 {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/{weights}.safetensors --dit_dtype float32 --timestep_sampling shift --discrete_flow_shift 7"
+    return shared.command("hv_train_network.py", "lora", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

@@ -27,12 +27,10 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
-    return f"""
-        hv_1_5_train_network.py --dit {folder}/dit.safetensors --dit_dtype float32 --network_module networks.lora_hv_1_5
-        --timestep_sampling shift --discrete_flow_shift 7 --weighting_scheme none {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/dit.safetensors --dit_dtype float32 --timestep_sampling shift --discrete_flow_shift 7"
+    return shared.command("hv_1_5_train_network.py", "lora_hv_1_5", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

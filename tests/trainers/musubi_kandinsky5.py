@@ -31,12 +31,10 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
-    return f"""
-        kandinsky5_train_network.py --dit {folder}/dit.safetensors --network_module networks.lora_kandinsky
-        --timestep_sampling shift --discrete_flow_shift 5 {arguments(folder, output)} --mixed_precision bf16 {variant}
-    """.split()
+    own = f"--dit {folder}/dit.safetensors --timestep_sampling shift --discrete_flow_shift 5 --mixed_precision bf16"
+    return shared.command("kandinsky5_train_network.py", "lora_kandinsky", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

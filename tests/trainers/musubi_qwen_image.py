@@ -27,6 +27,7 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
     ("--model_version edit --compile --compile_backend aot_eager", {"tokens": 16}),
     ("--model_version edit --mixed_precision bf16", {"tokens": 16}),
     ("--model_version edit --mixed_precision bf16 --fp8_base --fp8_scaled", {"tokens": 16}),
+    ("qwen_image_train.py --model_version edit", {"tokens": 16}),
     ("--model_version edit-2511", {"tokens": 16}),
     ("--model_version layered", {"tokens": 48}),
     ("--model_version layered --remove_first_image_from_target", {"tokens": 32}),
@@ -35,14 +36,11 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
     weights = "layered" if "layered" in variant else "edit" if "edit" in variant else "original"
-    return f"""
-        qwen_image_train_network.py --dit {folder}/{weights}.safetensors --num_layers 5
-        --network_module networks.lora_qwen_image --timestep_sampling qwen_shift --weighting_scheme none
-        {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/{weights}.safetensors --num_layers 5 --timestep_sampling qwen_shift"
+    return shared.command("qwen_image_train_network.py", "lora_qwen_image", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:

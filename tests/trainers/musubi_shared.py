@@ -1,6 +1,6 @@
 """What the scripts of musubi-tuner have in common: their arguments, and caches of latents and text embeddings.
 
-`arguments` is for the tests, the rest runs in the trainer's own environment.
+`command` is for the tests, the rest runs in the trainer's own environment.
 """
 
 from __future__ import annotations
@@ -22,14 +22,28 @@ cache_directory = "{folder}"
 """
 
 
-def arguments(folder: Path, output: Path) -> str:
-    """Return the arguments that every script gets: LoRA in float32 by SGD for five steps."""
+def command(script: str, network: str, own: str, folder: Path, output: Path, variant: str) -> list[str]:
+    """Return the script of a training in float32 by SGD for five steps, and its arguments.
+
+    Args:
+        script: Trains LoRA. A variant that begins with a script trains all weights by that one.
+        network: Module of the LoRA.
+        own: Arguments of this model.
+        folder: What `make` wrote.
+        output: Where the training may write.
+        variant: More arguments.
+    """
+    lora = f"--network_module networks.{network} --network_dim 4 --network_alpha 4"
+    first, _, rest = variant.partition(" ")
+    if first.endswith(".py"):
+        script, lora, variant = first, "--learning_rate 0.01", rest
     return f"""
-        --dataset_config {folder}/dataset.toml --sdpa --mixed_precision no --network_dim 4 --network_alpha 4
+        {script} --dataset_config {folder}/dataset.toml --sdpa --mixed_precision no
         --optimizer_type torch.optim.SGD --learning_rate 0.1 --max_grad_norm 0 --max_train_steps 5
         --max_data_loader_n_workers 0 --seed 1
         --output_dir {output} --output_name tiny --logging_dir {output} --log_with tensorboard
-    """
+        {lora} {own} {variant}
+    """.split()
 
 
 def save_weights(model: Any, path: Path) -> None:

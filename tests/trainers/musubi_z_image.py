@@ -22,6 +22,7 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
     ("", {"tokens": 16}),
     ("--gradient_checkpointing", {"tokens": 16}),
     ("--gradient_accumulation_steps 2", {"tokens": 16}),
+    ("zimage_train.py", {"tokens": 16}),
     ("--split_attn", {"tokens": 16}),
     ("--compile --compile_backend aot_eager", {"tokens": 16}),
     ("--mixed_precision bf16", {"tokens": 16}),
@@ -31,12 +32,10 @@ VARIANTS: list[tuple[str, dict[str, int]]] = [
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Return the script in the checkout's folder and its arguments."""
-    from tests.trainers.musubi_shared import arguments
+    from tests.trainers import musubi_shared as shared
 
-    return f"""
-        zimage_train_network.py --dit {folder}/dit.safetensors --network_module networks.lora_zimage
-        --timestep_sampling shift --discrete_flow_shift 2 --weighting_scheme none {arguments(folder, output)} {variant}
-    """.split()
+    own = f"--dit {folder}/dit.safetensors --timestep_sampling shift --discrete_flow_shift 2"
+    return shared.command("zimage_train_network.py", "lora_zimage", own, folder, output, variant)
 
 
 def make(folder: Path) -> None:
