@@ -74,7 +74,8 @@ class Training:
             self.steps.loss(used)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
             self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
-        if used and not self.steps.has_optimisers:
+        # Where no step comes after the losses, nothing else reads them; an optimiser that is there may never step.
+        if used and not all(self.courses.of(candidate).steps for candidate in used):
             self._read_metrics()
         return result
 

@@ -47,9 +47,8 @@ def make(folder: Path) -> None:
 
     def save(item: Any, number: int) -> None:
         save_latent_cache_kandinsky5(item, torch.randn(16, 3, 16, 16), torch.randn(16, 1, 16, 16), scaling_factor=0.5)
-        words = 5 + number % 3
-        mask = torch.ones(words, dtype=torch.bool)
-        save_text_encoder_output_cache_kandinsky5(item, torch.randn(words, 32), torch.randn(32), mask)
+        mask = torch.arange(7) < 4 + number % 3
+        save_text_encoder_output_cache_kandinsky5(item, torch.randn(7, 32), torch.randn(32), mask)
 
     torch.manual_seed(0)
     model = get_dit(vars(TASK_CONFIGS["k5-lite-t2v-5s-sd"].dit_params))
