@@ -25,6 +25,7 @@ from tests.curves import check_term, read_curves
 from tests.trainers import (
     diffsynth_studio,
     musubi_flux2,
+    musubi_flux_kontext,
     musubi_framepack,
     musubi_hunyuan_video,
     musubi_hunyuan_video_1_5,
@@ -46,6 +47,7 @@ TRAINERS = {
         musubi_hunyuan_video,
         musubi_hunyuan_video_1_5,
         musubi_framepack,
+        musubi_flux_kontext,
         musubi_flux2,
         musubi_qwen_image,
         musubi_z_image,

@@ -26,6 +26,12 @@ def _musubi_hunyuan_video(models: ModuleType) -> None:
     models.get_cu_seqlens = lambda mask, tokens: torch.zeros(2 * len(mask) + 1, dtype=torch.int32)
 
 
+def _musubi_flux_kontext(models: ModuleType) -> None:
+    sizes = {"hidden_size": 32, "num_heads": 2, "axes_dim": [4, 6, 6], "vec_in_dim": 32, "context_in_dim": 32}
+    vars(models.configs_flux_dev_context.params).update(sizes, depth=4, depth_single_blocks=3)
+    _float32()
+
+
 def _musubi_flux2(utils: ModuleType) -> None:
     sizes = {"hidden_size": 32, "num_heads": 2, "axes_dim": [4, 4, 4, 4], "context_in_dim": 32}
     for version in ("dev", "klein-base-4b"):
@@ -140,6 +146,7 @@ def _onetrainer(create: ModuleType) -> None:
 TABLES = {
     "musubi_wan": ("musubi_tuner.wan.configs", _musubi_wan),
     "musubi_hunyuan_video": ("musubi_tuner.hunyuan_model.models", _musubi_hunyuan_video),
+    "musubi_flux_kontext": ("musubi_tuner.flux.flux_models", _musubi_flux_kontext),
     "musubi_flux2": ("musubi_tuner.flux_2.flux2_utils", _musubi_flux2),
     "musubi_qwen_image": ("musubi_tuner.qwen_image.qwen_image_model", _musubi_qwen_image),
     "musubi_hunyuan_video_1_5": (
