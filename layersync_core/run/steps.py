@@ -43,11 +43,6 @@ class Steps:
         """The latest optimiser step of any training."""
         return self._courses.now
 
-    @property
-    def has_optimisers(self) -> bool:
-        """Whether an optimiser of torch's holds weights of an attached model."""
-        return any(candidate.optimisers for candidate in self._candidates.attached)
-
     def optimiser(self, optimiser: torch.optim.Optimizer) -> None:
         """Notice a new optimiser."""
         self._optimisers += 1

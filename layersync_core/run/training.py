@@ -158,8 +158,8 @@ class Training:
 
     def _fetch(self) -> None:
         """Read the metrics of losses that no step of an optimiser tells the end of."""
-        # Not at the loss itself: some are known in its backward only.
-        if not self.steps.has_optimisers:
+        # Not at the loss itself: some are known in its backward only. An optimiser that is there may never step.
+        if not all(course.steps for course in self.courses.latest.values()):
             self._read_metrics()
 
     def _read_metrics(self) -> None:

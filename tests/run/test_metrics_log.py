@@ -147,12 +147,16 @@ def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) 
     assert "layersync_metrics.jsonl" in training.journal.status.tracker
 
 
-def test_a_program_without_an_optimiser_has_metrics_to_log(launch: Launch) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_program_without_an_optimisers_step_has_metrics_to_log(launch: Launch, holds: bool) -> None:
+    """An optimiser of which only its own method for one parameter is called, in backward, holds weights as well."""
     training = launch()
     model, inputs = build("dit")
+    optimiser = sgd(model) if holds else None
     for _ in range(2):
         main_loss(model(**inputs)).backward()
         assert training.journal.log.take("its logger").keys() == {"layersync_loss", "layersync_similarity"}
+    del optimiser
 
 
 def test_a_row_is_a_step_with_a_term(launch: Launch, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ adapter = BlockStackAdapter(
             ],
             embedder="img_in",
             width="hidden_size",
-            joined_tokens=joined_text("txt", "double_blocks"),
+            joined_tokens=joined_text("ctx", "double_blocks"),
             target=_generated("x_ids"),
         ),
     ],
