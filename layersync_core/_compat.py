@@ -9,6 +9,7 @@ import inspect
 import runpy
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -116,3 +117,12 @@ def module_details(name: str) -> tuple[str, Any, CodeType]:
     """
     details: tuple[str, Any, CodeType] = runpy._get_module_details(name)  # type: ignore[attr-defined]
     return details
+
+
+def end_by_interrupt() -> None:
+    """Let the process end by SIGINT, as a program does that a KeyboardInterrupt has ended.
+
+    Python forgets that one has when more source is compiled and run before its end, as importing does.
+    """
+    with suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102

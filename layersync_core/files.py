@@ -133,8 +133,8 @@ def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, A
     return content
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file for this user alone (mode 600), at once and through no symbolic link.
+def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write a file at once and through no symbolic link, unless told otherwise for this user alone.
 
     Raises:
         OSError: It cannot be written.
@@ -142,7 +142,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, 0o600), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, mode), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:

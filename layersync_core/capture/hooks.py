@@ -98,6 +98,11 @@ class Capture:
         return [forward for forward in held if not forward.dead] if held else []
 
     @property
+    def untouched(self) -> bool:
+        """Whether no forward ever came by."""
+        return self._open is None and not self._skipped
+
+    @property
     def why_none(self) -> str:
         """Why there is no forward to read, in a clause; empty where there is or was one."""
         current = self._open

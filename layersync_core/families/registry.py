@@ -147,11 +147,12 @@ def find_model_config(path: str | Path) -> Path:
         ConfigError: There is none.
     """
     name, path = str(path), Path(path)
-    if path.is_file():
-        return path
-    for file in CONFIG_FILES:
-        if (path / file).is_file():
-            return path / file
+    try:
+        for file in (path, *(path / file for file in CONFIG_FILES)):
+            if file.is_file():
+                return file
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     remedy = "give a local model folder or its config.json"
     if path.is_dir():
         raise ConfigError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.errors import CaptureError, LayerSyncError
 from layersync_core.families.asking import blocks_of
@@ -73,7 +76,10 @@ class Measuring(Training):
         if not self.taken:
             status.measured, self._seen = 0, 0
         self.taken += 1
-        if self._concluded:  # the program caught the end and goes on
+        if self._concluded:
+            self.journal.say_once(
+                "caught", "the program caught the end of its measurement and goes on, without the term"
+            )
             self._stop()
         if self._is_new():
             status.measured += 1
@@ -120,12 +126,18 @@ class Measuring(Training):
         for candidate, probe in measured.items():
             folder = self._folder if len(measured) == 1 else self._folder / f"{candidate.name}-{candidate.number}"
             found = probe.findings()
+            if len(self._probes) > 1:
+                say(f"measured of {len(self._probes)} models: {candidate}")
             for line in (*found.lines(), *found.write(folder)):
                 say(line)
 
     def _fill(self, status: Status, wait: bool) -> None:
         """Conclude at the end of a program that took fewer steps, and tell why where nothing was measured."""
-        if not wait or self._concluded or status.error:
+        if not wait or self._concluded:
+            return
+        with suppress(OSError):  # of a program that nothing was measured in
+            self._folder.rmdir()
+        if status.error:
             return
         try:
             if any(probe.forwards for probe in self._probes.values()):
@@ -137,6 +149,8 @@ class Measuring(Training):
         except LayerSyncError as error:
             status.error, status.shown = str(error), standard_error()
             say_error(error)
+        if getattr(sys, "last_type", None) is KeyboardInterrupt:
+            _compat.end_by_interrupt()
 
     def _why(self) -> str:
         whys = [f"{candidate}: {probe.why_none}" for candidate, probe in self._probes.items()]

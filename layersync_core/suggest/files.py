@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,28 @@ def write(found: Figures, content: dict[str, Any], folder: Path) -> list[str]:
         ConfigError: They cannot be written.
     """
     make_folder(folder)
+    drawn = _drawing(found, content) if found.cka else None
     try:
-        replace_file(folder / JSON, f"{json.dumps(content, indent=1)}\n")
-        replace_file(folder / PAGE, page_of(found, content))
-        drawn = bool(found.cka) and find_spec("matplotlib") is not None
-        if drawn:
-            from layersync_core.suggest.picture import draw
-
-            drawing = BytesIO()
-            draw(found, content, drawing)
-            replace_file(folder / PICTURE, drawing.getvalue())
+        replace_file(folder / JSON, f"{json.dumps(content, indent=1)}\n", mode=0o666)
+        replace_file(folder / PAGE, page_of(found, content), mode=0o666)
+        if drawn is not None:
+            replace_file(folder / PICTURE, drawn, mode=0o666)
         else:
             (folder / PICTURE).unlink(missing_ok=True)  # of another measurement
     except OSError as error:
         raise ConfigError(f"folder {folder} cannot be written: {error.strerror or error}") from None
-    missing = "" if drawn or not found.cka else f"; {PICTURE} needs matplotlib: pip install matplotlib"
-    return [f"{', '.join((JSON, PAGE, *([PICTURE] if drawn else [])))} in {folder}{missing}"]
+    missing = "" if drawn is not None or not found.cka else f"; {PICTURE} needs matplotlib: pip install matplotlib"
+    return [f"{', '.join((JSON, PAGE, *([] if drawn is None else [PICTURE])))} in {folder}{missing}"]
+
+
+def _drawing(found: Figures, content: dict[str, Any]) -> bytes | None:
+    try:
+        from layersync_core.suggest.picture import draw
+    except ImportError:
+        return None
+    drawing = BytesIO()
+    draw(found, content, drawing)
+    return drawing.getvalue()
 
 
 def make_folder(folder: Path) -> None:

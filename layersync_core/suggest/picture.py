@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import IO, Any
 
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
 from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures, Grid
 from layersync_core.suggest.page import MEASURES
@@ -17,8 +20,6 @@ _NAMED = 24  # blocks that can all be named beside a panel
 
 def draw(found: Figures, content: dict[str, Any], file: IO[bytes]) -> None:
     """Draw a panel for each measure and noise level: students down, teachers across."""
-    from matplotlib.figure import Figure
-
     names = [name for name in MEASURES if getattr(found, name)]
     columns = len(found.noise_levels)
     frames = [(*pair, "white", 0.5) for pair in allowed_places(found.described)]
@@ -51,8 +52,6 @@ def _numbers(grid: Grid) -> list[list[float]]:
 
 
 def _frame(axes: Any, row: int, column: int, colour: str, width: float) -> None:
-    from matplotlib.patches import Rectangle
-
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width))
 
 

@@ -123,6 +123,8 @@ class Probe:
     @property
     def why_none(self) -> str:
         """Why no forward was measured, in a clause."""
+        if self._capture.untouched:
+            return "no forward of it ran since (a copy of the model, or a graph compiled before, is not measured)"
         return self._capture.why_none or "the last forward did not run all of its blocks"
 
     def _sub_sample(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures
 
+_FEW = 8  # forwards
+
 
 def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     """Return the recommended pairs, each with its reason, and the verdict."""
@@ -14,6 +16,8 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     of = f"{found.forwards} forward{'s' * (found.forwards != 1)}, noise levels {levels}" if found.forwards else "config"
     lines = [f"{found.model}: {len(found.described)} blocks, {of}"]
     lines += [found.fed] if found.fed else []
+    if 0 < found.forwards < _FEW:
+        lines.append(f"of {found.forwards} forward{'s' * (found.forwards != 1)} alone; more may say something else")
     for pair in content["recommended"]:
         lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
         lines.append(f"    {pair['reason']}")

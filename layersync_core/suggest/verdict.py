@@ -92,9 +92,12 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
         return [], Verdict("no", "no two blocks of one width and stage lie where the paper's rules allow a pair")
     worth = [pair for pair in allowed if not _why_not(found, pair)]
     if not worth:
+        unmeasured = all(_mean(found, "cka", pair) is None for pair in allowed)
         return [], Verdict(
-            "no",
-            "no pair that the paper's rules allow has anything to learn; "
+            "unknown" if unmeasured else "no",
+            "nothing could be measured of the pairs that the paper's rules allow; "
+            if unmeasured
+            else "no pair that the paper's rules allow has anything to learn; "
             f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
         )
     if not found.gap:
@@ -126,9 +129,9 @@ def _why_not(found: Figures, pair: Pair) -> str:
     """Return why the student has nothing to learn from the teacher, in a clause; empty where it has."""
     cka, centered = (_mean(found, name, pair) for name in ("cka", "centered_cosine"))
     if cka is None or centered is None:
-        return "all tokens of a block are alike, so nothing can be measured"
+        return "all tokens that were compared are alike, or they are too few, so nothing can be measured"
     if centered > SATURATED:
-        return f"saturated already, with a centred cosine of {centered:.3f}"
+        return f"saturated already, with a centred cosine of {centered:.3f}, above {SATURATED}"
     if cka < STRANGERS:
         return f"they share next to nothing, with a CKA of {cka:.3f}"
     return ""

@@ -20,7 +20,7 @@ from layersync_core.run import patches
 from layersync_core.run.settings import read
 from tests.models import build
 from tests.run.inside import Launch, main_loss, sgd, train
-from tests.run.processes import LAYERSYNC, RUN, SCRIPTS, Done, Script, run
+from tests.run.processes import LAYERSYNC, RUN, SCRIPTS, Done, Script, python, run
 from tests.run.test_ranks import TORCHRUN, TWO_RANKS
 from tests.scripts import tiny_dit
 
@@ -121,6 +121,7 @@ def test_a_program_that_catches_everything(script: Script, tmp_path: Path) -> No
     assert done.stdout.count("SystemExit(0)") == 3
     assert content(tmp_path / "layersync-suggest")["forwards"] == 2
     assert done.stderr.count("does it speak for LayerSync?") == 1
+    assert done.stderr.count("the program caught the end of its measurement and goes on") == 1
 
 
 @pytest.mark.slow
@@ -128,6 +129,21 @@ def test_of_several_ranks_the_first_tells(tmp_path: Path) -> None:
     done = run([*SUGGEST, "1", "--", *TORCHRUN, TWO_RANKS, "env", str(tmp_path / "gradients.pt")], cwd=tmp_path)
     assert done.stderr.count("does it speak for LayerSync?") == 1
     assert content(tmp_path / "layersync-suggest")["forwards"] == 1
+
+
+@pytest.mark.parametrize("how", ["signal", "raised"])
+def test_an_interrupt_stays_one(how: str, script: Script, tmp_path: Path) -> None:
+    end = (
+        "optimiser.step()\n    if step == 3: "
+        + {
+            "signal": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+            "raised": "raise KeyboardInterrupt",
+        }[how]
+    )
+    plain = run(python(script(loop(9, end))), code=None)
+    done = run([*SUGGEST, "50", "--", script(loop(9, end))], code=None, cwd=tmp_path)
+    assert done.returncode == plain.returncode != 0
+    assert content(tmp_path / "layersync-suggest")["forwards"] == 4
 
 
 # Nothing to measure.
@@ -160,6 +176,13 @@ def test_forwards_without_gradients_are_none(steps: int, script: Script, tmp_pat
     done = refused([*SUGGEST, "5", "--", script(text)], tmp_path)
     assert done.stderr.count("no forward was measured") == 1
     assert "DiT#1: the last forward ran under torch.no_grad()" in done.stderr
+    assert not (tmp_path / "layersync-suggest").exists()
+
+
+def test_a_model_that_never_runs_is_told(script: Script, tmp_path: Path) -> None:
+    text = loop(20).replace("loss = loss_of(model, *batch(4, seed=step))", "loss = model.final_layer.weight.sum()")
+    done = refused([*SUGGEST, "5", "--", script(text.replace("loss_of(model, *batch(4, seed=99))", "pass"))], tmp_path)
+    assert "no forward was measured in 10 steps: DiT#1: no forward of it ran since" in done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(script: Script, tmp_path: Path) -> None:

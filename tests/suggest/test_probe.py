@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from itertools import combinations
 from weakref import ref
@@ -232,6 +233,27 @@ def test_files(tmp_path):
     page = (tmp_path / "out" / "suggest.html").read_text()
     for forbidden in ("<script", "<style", "style=", "http://", "https://", "src=", "href="):
         assert forbidden not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_without_a_picture_the_one_of_before_goes(tmp_path, monkeypatch):
+    model, adapter, inputs = made("dit")
+    with Probe(model, adapter) as probe:
+        model(**inputs[0])
+    probe.findings().write(tmp_path)
+    assert (tmp_path / "suggest.png").stat().st_mode & 0o777 == 0o644
+    monkeypatch.setitem(sys.modules, "layersync_core.suggest.picture", None)  # as if matplotlib were missing
+    (said,) = probe.findings().write(tmp_path)
+    assert said.endswith("suggest.png needs matplotlib: pip install matplotlib")
+    assert not (tmp_path / "suggest.png").exists()
+
+
+def test_tokens_that_are_too_few_speak_for_nothing(tmp_path):
+    model, adapter, inputs = made("dit")
+    with Probe(model, adapter, tokens=1) as probe:
+        model(**inputs[0])
+    found = probe.findings()
+    assert found.content()["verdict"]["answer"] == "unknown"
+    assert "of 1 forward alone; more may say something else" in found.lines()
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):

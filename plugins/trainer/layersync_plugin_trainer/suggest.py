@@ -36,6 +36,10 @@ FED = (
     "fed with embedded samples, mixed with noise as flow matching does; of a model that was trained on others, or with "
     "another noise, --data or layersync run --layersync_suggest measure more"
 )
+TINY = (
+    "this is the family's tiny model with random weights: it shows what the command does, and says nothing of trained "
+    "ones"
+)
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -93,7 +97,10 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
     from safetensors.torch import load_file
 
     path = Path(config.data or "")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    try:
+        files = sorted(item for item in path.iterdir() if item.suffix == ".safetensors") if path.is_dir() else [path]
+    except OSError as error:
+        raise ConfigError(f"data {path} cannot be read: {error.strerror or error}") from None
     if not files:
         raise ConfigError(
             f"data {path} has no safetensors file; write one for each forward, with its arguments by name"
@@ -105,7 +112,7 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"data {file} cannot be read: {error}") from None
             labels = arguments.pop("labels", None)
-            _refuse_told_labels(labels, arguments, file)
+            _check_labels(labels, arguments, file)
             before = probe.forwards
             with probe.at(labels=labels):
                 _run(model, arguments, file)
@@ -116,9 +123,17 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
     return found
 
 
-def _refuse_told_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: Path) -> None:
+def _check_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: Path) -> None:
+    if labels is None:
+        return
+    sizes = {len(value) for value in arguments.values() if value.ndim}
+    if labels.ndim != 1 or labels.is_floating_point() or len(labels) not in sizes:
+        raise ConfigError(
+            f"data {file}: labels has shape {tuple(labels.shape)} and type {labels.dtype}; expected one whole number "
+            f"for each sample of the batch, (B,)"
+        )
     for name, value in arguments.items():
-        if labels is not None and value.numel() == labels.numel() and torch.equal(value.flatten(), labels.flatten()):
+        if value.shape == labels.shape and torch.equal(value, labels):
             raise ConfigError(
                 f"data {file}: {name} tells the model the labels, so a linear probe would read them back; leave labels "
                 f"out, or give the model's null class as {name}"
@@ -130,12 +145,22 @@ def _run(model: nn.Module, arguments: dict[str, Tensor], file: Path) -> None:
         model(**arguments)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kinds = {value.dtype for value in arguments.values() if value.is_floating_point()}
+        own = next(model.parameters()).dtype
+        if kinds - {own}:
+            reason += f" (the model's weights are {own}, arguments of this file {', '.join(map(str, kinds - {own}))})"
         raise ConfigError(f"data {file} does not fit the forward of {type(model).__name__}: {reason}") from error
 
 
 def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, device: torch.device) -> Findings:
     feed = Feed(source.tiny, model, config.seed)
-    check_forward(feed, model)
+    try:
+        check_forward(feed, model)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}, where sync.probe() measures it; or give --data with samples of its own, or start its trainer with "
+            "layersync run --layersync_suggest N"
+        ) from error
     samples = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
     batches = [*_batches(config, samples, feed)]
     # A model that is told the classes would show them to every probe.
@@ -148,7 +173,7 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
                 feed(model, there.noisy, there.time, told)
         found = probe.findings()
         score_probes(found, probe)
-    found.fed = FED
+    found.fed = TINY if source.folder is None else FED
     if config.skip:
         first = [batch.to(device) for _, batch in batches[:: config.batches]]
         leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)

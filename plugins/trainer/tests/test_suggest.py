@@ -15,13 +15,13 @@ from layersync_plugin_trainer.suggest import suggest
 from layersync_plugin_trainer.train import train
 
 
-def model(path, change=lambda model: None, heads=2, depth=10):
+def model(path, change=lambda model: None, heads=2, depth=10, channels=1):
     torch.manual_seed(0)
     made = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=16,
-        in_channels=1,
-        out_channels=1,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=depth,
         sample_size=8,
         patch_size=2,
@@ -108,6 +108,19 @@ def test_labels_that_the_model_is_told_are_refused(tmp_path):
     content = run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
     assert content["samples"] == 4
     assert content["fed"] == ""
+    save_file({**arguments, "labels": labels[:3].clone()}, tmp_path / "null.safetensors")
+    with pytest.raises(ConfigError, match=r"labels has shape \(3,\)"):
+        run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
+
+
+def test_a_model_of_other_channels_is_told_what_works(tmp_path):
+    made = model(tmp_path / "model", channels=4)
+    with pytest.raises(ConfigError, match=r"cannot be fed .*; or give --data .* layersync run --layersync_suggest N"):
+        run(tmp_path, made)
+
+
+def test_a_tiny_model_says_that_it_is_one(tmp_path):
+    assert "tiny model with random weights" in run(tmp_path, "dit", batches=1)["fed"]
 
 
 def test_data_of_ones_own_has_no_verdict_without_classes(tmp_path):
