@@ -158,8 +158,8 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
         check_forward(feed, model)
     except ConfigError as error:
         raise ConfigError(
-            f"{error}, where sync.probe() measures it; or give --data with samples of its own, or start its trainer with "
-            "layersync run --layersync_suggest N"
+            f"{error}, where sync.probe() measures it; or give --data with samples of its own, or start its trainer "
+            "with layersync run --layersync_suggest N"
         ) from error
     samples = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
     batches = [*_batches(config, samples, feed)]
