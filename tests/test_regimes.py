@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib import metadata
 
@@ -56,13 +59,32 @@ def test_what_the_page_does_not_know_is_seen(regime: Regime) -> None:
     assert run(partial(Cell, "sd3"), regime).kind == WRONG
 
 
+def is_here(name: str) -> bool:
+    return all(
+        [*metadata.distributions(name=distribution)]
+        for word, distribution in packages.DISTRIBUTIONS.items()
+        if word in name
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [*filter(is_here, ALONE)])
 def test_one_process(name: str, family: str) -> None:
-    for word, distribution in packages.DISTRIBUTIONS.items():
-        if word in name and not [*metadata.distributions(name=distribution)]:
-            pytest.skip(f"{distribution} is not installed")
     assert_listed(run_alone(name, family), name, family)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LAYERSYNC_TORCHAO" not in os.environ, reason="tox installs torchao in that folder")
+def test_torchao_in_a_process_of_its_own() -> None:
+    """Where it is installed, every process that imports diffusers imports it, and it writes to standard error."""
+    path = os.pathsep.join(filter(None, (os.environ["LAYERSYNC_TORCHAO"], os.environ.get("PYTHONPATH"))))
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "one_process and torchao"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=900)
+    last = done.stdout.splitlines()[-1]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in last
+    assert "skipped" not in last
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,8 @@ _TITLES = {
     "One process": "",
     "Weights of other packages": "One process. LyCORIS trains weights of its own outside of a frozen model; torchao "
     "and quanto keep the frozen weights of linear layers as int8, beside which LoRA weights train. Where such weights "
-    "cannot be copied, the plain run is one of the model itself before attaching. torchao is not among what the tests "
-    "require: its rows were run with 0.18.0, and are again wherever it is installed.\n",
+    "cannot be copied, the plain run is one of the model itself before attaching. torchao is 0.18.0, in "
+    "processes of its own.\n",
     "Compiled": "Models of two blocks. The backend is in brackets: `eager` traces, `aot_eager` makes graphs of forward "
     "and backward as well; the kernels are torch's own in both. Every model has run once before, uncompiled and "
     "without gradients.\n",
