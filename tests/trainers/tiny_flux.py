@@ -53,4 +53,5 @@ def save_flux_pipeline(folder: Path) -> None:
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     tiny_data.save_clip_tokenizer(folder / "tokenizer")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
     tiny_data.save_t5_tokenizer(folder / "tokenizer_2")

@@ -63,9 +63,14 @@ def _onetrainer(create: ModuleType) -> None:
     create.create_optimizer = create_optimizer
 
 
+def _ai_toolkit(accelerator: ModuleType) -> None:
+    """Change nothing: its model comes from a folder, and it takes a seed."""
+
+
 TABLES = {
     "musubi": ("musubi_tuner.wan.configs", _musubi),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
+    "ai_toolkit": ("toolkit.accelerator", _ai_toolkit),
     "onetrainer": ("modules.util.create", _onetrainer),
     "sd_scripts": ("library.flux_utils", _sd_scripts),
 }
