@@ -107,12 +107,17 @@ class Courses:
         candidates: The program's models.
         accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
         first: The optimiser step that the first trainings begin with.
+
+    Attributes:
+        first: That step.
+        accumulation_steps: As given.
     """
 
     def __init__(self, candidates: Candidates, accumulation_steps: int | None, first: int) -> None:
         self.first = first
         self.all: list[Course] = []
-        self._candidates, self._accumulation_steps = candidates, accumulation_steps
+        self.accumulation_steps = accumulation_steps
+        self._candidates = candidates
 
     @property
     def now(self) -> int:
@@ -160,7 +165,7 @@ class Courses:
         # A program that goes on from a checkpoint does so with its first training.
         over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
         stepped = any(course.steps for course in over)
-        course = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
+        course = Course(candidate, self.accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

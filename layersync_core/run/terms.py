@@ -36,13 +36,16 @@ class Terms:
         self.targets: list[Candidate] = []
         self._candidates, self._journal, self._courses, self._target = candidates, journal, courses, target
 
-    def add(self, loss: Any, divides: int | None, factor: Tensor | None) -> tuple[Any, list[Candidate] | None]:
+    def add(
+        self, loss: Any, divides: int | None, factor: Tensor | None, past: int = 1
+    ) -> tuple[Any, list[Candidate] | None]:
         """Return a loss plus its term, and the models whose forwards were used for it; None where it gets no term.
 
         Args:
             loss: What the program wants gradients of.
             divides: By how much the library that runs backward divides it afterwards; None where none does.
             factor: Scalar that the gradient begins with, a factor of the loss by another name: the sum is multiplied.
+            past: By how much the library divides the gradient behind the loss, where the term does not pass.
 
         Raises:
             CaptureError: The term cannot be made, or not be scaled as the loss is.
@@ -67,7 +70,7 @@ class Terms:
                 terms = noted[_TERM] = self._terms(found)
             total = scaled = loss if factor is None else loss * factor.detach()
             for candidate, term in terms:
-                share = self._courses.of(candidate).accumulation.share(scaled, divides)
+                share = self._courses.of(candidate).accumulation.share(scaled, divides) / past
                 total = total + (term if share == 1 else term * share).to(loss.device)
             return total, [candidate for candidate, _ in terms] if found else []
 

@@ -72,11 +72,11 @@ def command(folder: Path, output: Path, variant: str) -> list[str]:
     process["model"]["name_or_path"] = str(folder / "flux")
     process["datasets"] = [{"folder_path": str(folder / "images"), "caption_ext": "txt", "resolution": [64]}]
     for word in variant.split():
-        names, value = word.split("=")
+        names, value = word.split("=", 1)
         *outer, last = names.split(".")
-        place = process
+        place: Any = process
         for name in outer:
-            place = place.setdefault(name, {})
+            place = place[int(name)] if name.isdigit() else place.setdefault(name, {})
         place[last] = json.loads(value)
     config = {"job": "extension", "config": {"name": "tiny", "process": [process]}}
     (output / "config.json").write_text(json.dumps(config))
