@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tests.curves import check_term, read_curves
-from tests.trainers import ai_toolkit, diffsynth_studio, musubi, onetrainer, sd_scripts
+from tests.trainers import ai_toolkit, diffsynth_studio, diffusion_pipe, musubi, onetrainer, sd_scripts
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,7 @@ TRAINERS = {
     "SD_SCRIPTS": sd_scripts,
     "DIFFSYNTH": diffsynth_studio,
     "AI_TOOLKIT": ai_toolkit,
+    "DIFFUSION_PIPE": diffusion_pipe,
     "ONETRAINER": onetrainer,
 }
 STEPS = 5
@@ -115,11 +116,14 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
         if how == "reference":
             reference: dict[str, Any] = {"block": trainer.BLOCK, "element": trainer.ELEMENT}
             reference |= {"student": STUDENT, "teacher": TEACHER, "weight": WEIGHT, "backward": trainer.BACKWARD}
-            reference |= trainer.VARIANTS[more]
+            reference |= {key: value for key, value in trainer.VARIANTS[more].items() if key != "accumulation"}
             environment["TRAINER_REFERENCE"] = json.dumps(reference)
         if how == "layersync":
             warmup = f"--layersync_warmup_steps {trainer.VARIANTS[more].get('warmup', 0)}"
-            words = [str(python.with_name("layersync")), "run", *FLAGS.split(), *warmup.split(), "--", *words]
+            flags = [*FLAGS.split(), *warmup.split()]
+            if "accumulation" in trainer.VARIANTS[more]:
+                flags += ["--layersync_accumulation_steps", str(trainer.VARIANTS[more]["accumulation"])]
+            words = [str(python.with_name("layersync")), "run", *flags, "--", *words]
         return Done(folder, call(words, checkout, trainer, **environment))
 
     return train

@@ -53,14 +53,27 @@ _PROCESS: dict[str, Any] = {
         "sample_steps": 2,
     },
 }
-VARIANTS: dict[str, dict[str, int]] = {
+_SLIDER = 'type="concept_slider" slider.positive_prompt="good" slider.negative_prompt="bad" slider.target_class="photo"'
+VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "train.gradient_checkpointing=true": {},
     "train.gradient_accumulation=2": {},
     "network=null": {},
     'train.diff_output_preservation=true train.diff_output_preservation_class="dog"': {},
     "train.blank_prompt_preservation=true": {},
+    "train.blank_prompt_preservation=true train.gradient_checkpointing=true train.gradient_accumulation=2": {},
     "train.disable_sampling=false train.ema_config.use_ema=true": {},
+    'train.dtype="bf16" model.dtype="bf16"': {},
+    'train.dtype="bf16" model.dtype="bf16" train.optimizer="adafactor"': {},
+    'train.optimizer="automagic"': {},
+    "train.gradient_accumulation_steps=2 train.steps=10": {},
+    'train.timestep_type="next_sample"': {},
+    "train.do_guidance_loss=true": {},
+    "datasets.0.loss_multiplier=0.5": {},
+    "datasets.0.cache_text_embeddings=true datasets.0.cache_latents_to_disk=true": {},
+    # Backward runs twice inside of its loss, and a third time on a leaf; at first the two cancel each other out.
+    f"{_SLIDER} train.gradient_checkpointing=true": {"backward": "tensor", "warmup": 4, "accumulation": 1},
+    'datasets.0.unconditional_path="IMAGES" datasets.0.guidance_type="polarity"': {"backward": "tensor"},
 }
 
 
@@ -71,7 +84,7 @@ def command(folder: Path, output: Path, variant: str) -> list[str]:
     process["log_dir"] = str(output / "logs")
     process["model"]["name_or_path"] = str(folder / "flux")
     process["datasets"] = [{"folder_path": str(folder / "images"), "caption_ext": "txt", "resolution": [64]}]
-    for word in variant.split():
+    for word in variant.replace("IMAGES", str(folder / "images")).split():
         names, value = word.split("=", 1)
         *outer, last = names.split(".")
         place: Any = process

@@ -66,7 +66,7 @@ class _Expected:
         if abs(float(gradient) / other - 1) < _NEAR:
             training().journal.fail(
                 CaptureError(
-                    f"this version of DeepSpeed divides by its {self._losses} accumulation steps in a place that is not "
+                    f"this version of DeepSpeed divides by its {self._losses} accumulation steps in a place not yet "
                     "known, so the term would not be scaled as the loss; train with 1, or with DeepSpeed 0.19.8"
                 )
             )
