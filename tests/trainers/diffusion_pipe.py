@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ def command(folder: Path, output: Path, variant: str) -> list[str]:
     shutil.copytree(folder / "images", output / "images")
     directory = _toml({"path": str(output / "images"), "num_repeats": 1})
     (output / "dataset.toml").write_text(f"{_toml(_DATASET)}\n[[directory]]\n{directory}\n")
-    return ["-m", "deepspeed.launcher.runner", "train.py", "--deepspeed", "--config", str(output / "config.toml")]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = ["train.py", "--deepspeed", "--master_port", port, "--config", str(output / "config.toml")]
+    return ["-m", "deepspeed.launcher.runner", *script]
 
 
 def _toml(config: dict[str, Any]) -> str:
