@@ -6,8 +6,8 @@ As a program, in the trainer's own environment, it writes what the training need
 from __future__ import annotations
 
 import json
-import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, int]] = {
 def command(folder: Path, output: Path, variant: str) -> list[str]:
     """Write a configuration; return the launcher, the script in the checkout's folder and its arguments."""
     config = json.loads(json.dumps(_CONFIG))
-    config["output_dir"], config["dataset"] = str(output / "runs"), str(output / "dataset.toml")
+    config["output_dir"], config["dataset"] = str(output / "runs"), str(folder / "dataset.toml")
     config["model"]["diffusers_path"] = str(folder / "flux")
     for word in variant.split():
         names, value = word.split("=", 1)
@@ -57,10 +57,6 @@ def command(folder: Path, output: Path, variant: str) -> list[str]:
             place = place.setdefault(name, {})
         place[last] = json.loads(value)
     (output / "config.toml").write_text(_toml(config))
-    # What it caches stands beside the images, and drew random numbers: each run must do so.
-    shutil.copytree(folder / "images", output / "images")
-    directory = _toml({"path": str(output / "images"), "num_repeats": 1})
-    (output / "dataset.toml").write_text(f"{_toml(_DATASET)}\n[[directory]]\n{directory}\n")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -76,12 +72,16 @@ def _toml(config: dict[str, Any]) -> str:
 
 
 def make(folder: Path) -> None:
-    """Write the pipeline and the images."""
+    """Write the pipeline and the images, and let the trainer cache them, which draws random numbers."""
     import tiny_data  # beside this file
     import tiny_flux
 
     tiny_flux.save_flux_pipeline(folder / "flux")
     tiny_data.save_images(folder / "images", _IMAGES)
+    directory = _toml({"path": str(folder / "images"), "num_repeats": 1})
+    (folder / "dataset.toml").write_text(f"{_toml(_DATASET)}\n[[directory]]\n{directory}\n")
+    (folder / "cached").mkdir()
+    subprocess.run([sys.executable, *command(folder, folder / "cached", ""), "--cache_only"], check=True)
 
 
 if __name__ == "__main__":
