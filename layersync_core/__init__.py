@@ -30,6 +30,7 @@ FACE = {
         "UnsupportedFamilyError",
     ),
     "families.adapter": ("BlockStackAdapter",),
+    "families.asking": ("blocks_of",),
     "families.registry": (
         "find_model_config",
         "get_adapter",

@@ -28,6 +28,7 @@ from layersync_core.errors import LayerSyncWarning as LayerSyncWarning
 from layersync_core.errors import UnknownFamilyError as UnknownFamilyError
 from layersync_core.errors import UnsupportedFamilyError as UnsupportedFamilyError
 from layersync_core.families.adapter import BlockStackAdapter as BlockStackAdapter
+from layersync_core.families.asking import blocks_of as blocks_of
 from layersync_core.families.registry import find_model_config as find_model_config
 from layersync_core.families.registry import get_adapter as get_adapter
 from layersync_core.families.registry import list_families as list_families

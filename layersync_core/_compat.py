@@ -5,7 +5,9 @@ torch is imported where it is asked for, since a script that is started from her
 
 from __future__ import annotations
 
+import inspect
 import runpy
+import sys
 from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -66,11 +68,30 @@ def compiler_settings() -> Any:
     return torch._dynamo.config
 
 
+def was_compiled(module: nn.Module) -> bool:
+    """Return whether the compiler has made something of a module's forward; True where that cannot be told."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    import torch
+
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    entries = getattr(torch._C._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
+    forward = type(module).forward
+    codes = [getattr(function, "__code__", None) for function in (forward, inspect.unwrap(forward))]
+    return entries is None or any(entries(code) for code in codes if code is not None)
+
+
 def first_store() -> Any:
     """Return the store that the processes of ``torch.distributed`` started with."""
     import torch.distributed as dist
 
     return dist.distributed_c10d._get_default_store()
+
+
+def hooks_of(module: nn.Module) -> Any:
+    """Return what holds a module's forward hooks, which objects that are one module share."""
+    return module._forward_hooks
 
 
 def pre_hooks(module: nn.Module) -> dict[int, Any]:

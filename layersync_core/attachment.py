@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
-from layersync_core.capture.policy import Policy, checked, only_forward
+from layersync_core.capture.policy import Policy, only_forward
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
+from layersync_core.capture.trained import Way
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.families.asking import start_capture
 from layersync_core.families.registry import resolve
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
@@ -60,7 +63,7 @@ class Attachment:
         self._generated = generated
         self._step = 0
         self._begun = False
-        self._judged: set[int] = set()
+        self._ways: dict[int, Way] = {}
         self._modules = nn.ModuleDict()
         self._capture: CaptureHandle | None = None
         self.guard: Guard | None = None
@@ -73,7 +76,7 @@ class Attachment:
             return
         self.guard = Guard(blocks[-1], adapter.family) if guarded else None
         self._buffer = HiddenStateBuffer(layers)
-        self._capture = checked(adapter.capture(model, layers, self._buffer), adapter)
+        self._capture = start_capture(adapter, model, layers, self._buffer)
         self._capture.policy = policy
         attached.add(model)
         try:
@@ -99,7 +102,7 @@ class Attachment:
         """
         if not self._regularizers:
             return loss
-        term = self._consume(step, sample_weight, None, lambda: check_main_loss(loss))
+        term = self._consume(step, sample_weight, None, partial(check_main_loss, loss))
         return loss if term is None else loss + term.to(loss.device)
 
     def loss(
@@ -233,7 +236,7 @@ class Attachment:
         step: int | None,
         sample_weight: Tensor | None,
         forward: Forward | None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> Tensor | None:
         capture = self._capture
         if capture is None:
@@ -247,9 +250,10 @@ class Attachment:
             )
         now, read = None, None
         try:
-            check()
+            if check is not None:
+                check()
             now = self._step if step is None else whole_step(step)
-            weight_B = sample_weights(sample_weight)
+            weight_B = None if sample_weight is None else sample_weights(sample_weight)
             active = [item for item in self._regularizers if item.active(now)]
             if not active:
                 return None
@@ -280,7 +284,7 @@ class Attachment:
         else:
             self.parts.check()
         check = self.guard.begin(forward, self._buffer) if self.guard is not None else None
-        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._judged)
+        states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._ways)
         terms = []
         for item in active:
             states.reader = item.item.name

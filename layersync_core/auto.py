@@ -1,6 +1,6 @@
 """``import layersync_core.auto``: what ``layersync run`` does, in a process it did not start (notebooks, embedders).
 
-The settings come from the variable ``LAYERSYNC_RUN``, which holds them as JSON or names a JSON file. Import it before
+The settings come from the variable ``LAYERSYNC_RUN``, which holds them as JSON or names a file. Import it before
 the model is built. Processes that this one starts get LayerSync as well.
 
 Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,38 @@ from layersync_core.errors import ConfigError
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read a file of settings: YAML or TOML by the ending of its name, where a reader is installed, else JSON.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no mapping.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in (".yaml", ".yml"):
+        return _parse_yaml(_text_of(path, "YAML"), str(path))
+    if ending == ".toml":
+        return _parse_toml(_text_of(path, "TOML"), str(path))
+    return parse_json(
+        _text_of(path, "JSON"), str(path), "is not valid JSON (YAML and TOML are told by .yaml, .yml and .toml)"
+    )
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         ConfigError: The file cannot be read, or as in ``parse_json``.
     """
+    return parse_json(_text_of(path, "JSON"), str(path))
+
+
+def _text_of(path: str | Path, kind: str) -> str:
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8-sig"), str(path))
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+        raise ConfigError(f"{path} is not valid {kind}: {error}") from None
 
 
 def parse_json(text: str, source: str, fault: str = "is not valid JSON") -> dict[str, Any]:
@@ -45,9 +66,62 @@ def parse_json(text: str, source: str, fault: str = "is not valid JSON") -> dict
         raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} {fault}: {error}") from None
+    return _settings_in(content, source, "JSON")
+
+
+def _settings_in(content: Any, source: str, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ConfigError(f"{source} holds a JSON {type(content).__name__}; expected an object of settings")
+        raise ConfigError(f"{source} holds a {kind} {type(content).__name__}; expected an object of settings")
     return content
+
+
+def _reader(source: str, modules: Sequence[str], package: str) -> Any:
+    # Core needs neither: most environments have them, and every setting can be written as JSON.
+    for module in modules:
+        try:
+            return import_module(module)
+        except ImportError:
+            continue
+    raise ConfigError(f"reading {source} needs {package}; pip install {package}, or write the settings as JSON")
+
+
+def _parse_toml(text: str, source: str) -> dict[str, Any]:
+    reader = _reader(source, ("tomllib", "tomli"), "tomli")
+    try:
+        return _settings_in(reader.loads(text), source, "TOML")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from None
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    yaml = _reader(source, ("yaml",), "pyyaml")
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        for mapping in _mappings(yaml, root):
+            _without_twins([(key.value, None) for key, _ in mapping.value if key.tag.endswith(":str")], source)
+        content = None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return _settings_in(content, source, "YAML")
+
+
+def _mappings(yaml: Any, root: Any) -> Iterator[Any]:
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, Any]:
@@ -59,7 +133,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, A
     return content
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file for this user alone (mode 600), at once and through no symbolic link.
 
     Raises:
@@ -68,8 +142,8 @@ def replace_file(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, 0o600), "w") as file:
-            file.write(text)
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK, 0o600), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

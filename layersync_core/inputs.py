@@ -36,18 +36,16 @@ def whole_step(step: Any) -> int:
     return number
 
 
-def sample_weights(weight: Any) -> Tensor | None:
-    """Return the host's weights of the samples as real numbers without a graph; None where all count alike.
+def sample_weights(weight: Any) -> Tensor:
+    """Return the host's weights of the samples as real numbers without a graph.
 
     Args:
-        weight: (B,) tensor of numbers from 0, or None.
+        weight: (B,) tensor of numbers from 0.
 
     Raises:
         ConfigError: It is something else. On a GPU a negative or infinite weight stops the program there instead, since
             the host does not wait for it.
     """
-    if weight is None:
-        return None
     if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.is_complex():
         raise ConfigError(
             f"sample_weight takes a tensor of one real number for each sample, shape (B,); got {_what(weight)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from layersync_core.errors import LayerSyncError
@@ -16,8 +17,10 @@ _HOSTS = ("loss", "step")
 
 def total(values: Sequence[Tensor]) -> Tensor:
     """Return the sum of scalars on the first one's device: models split over several have terms on several."""
-    first, *others = values
-    return sum((value.to(first.device) for value in others), first)
+    result, *others = values
+    for value in others:
+        result = result + value.to(result.device)
+    return result
 
 
 def check_term(term: Any, owner: str) -> None:
@@ -65,7 +68,7 @@ class Meter:
         if self._owners.get(name) != owner:
             self.claim(name, owner)
         # Nobody may see a change that is made in place later to the one that was given or read.
-        value = value.detach().clone().float()
+        value = value.detach().to(torch.float32, copy=True)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 

@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 
 from layersync_core.attachment import Attachment, attached
+from layersync_core.capture.identity import is_it
 from layersync_core.capture.policy import Policy, exactly_one
 from layersync_core.config import LayerSyncConfig
-from layersync_core.errors import ConfigError, MisfitError
+from layersync_core.errors import ConfigError
+from layersync_core.families.asking import blocks_of
 from layersync_core.families.registry import get_adapter, resolve
 from layersync_core.families.unwrap import unwrap
 from layersync_core.losses import layersync
@@ -75,13 +77,31 @@ def attach(
                 "no layersync_* setting was given to attach(), so LayerSync is off; layersync_enabled switches it"
             )
         return Attachment(root, None, [], [], policy)
-    if root in attached:
+    if any(is_it(root, model) for model in attached):
         raise ConfigError(
             f"this {type(root).__name__} has an attachment already; call remove() on it before attaching again "
             "(a program that attaches by itself needs no layersync run)"
         )
     if adapter is not None and not isinstance(adapter, Adapter):
         raise ConfigError(f"adapter= takes an adapter such as BlockStackAdapter; got a {type(adapter).__name__}")
+    adapter = fitting(root, family, adapter)
+    return Attachment(
+        root,
+        adapter,
+        blocks_of(adapter, root),
+        regularizers,
+        policy,
+        config.layersync_guard,
+        config.layersync_generated_tokens,
+    )
+
+
+def fitting(root: nn.Module, family: str | None, adapter: Adapter | None = None) -> Adapter:
+    """Return the adapter that a model is attached with.
+
+    Raises:
+        LayerSyncError: There is none, or it does not fit; as for ``attach``.
+    """
     if adapter is None:
         adapter = get_adapter(family) if family else resolve(root)
     if adapter.api_version != API_VERSION:
@@ -89,19 +109,4 @@ def attach(
             f"adapter {adapter.family} is written for adapter API {adapter.api_version!r}, this layersync-core for "
             f"{API_VERSION}"
         )
-    if not adapter.supports_hidden_states(root):
-        raise MisfitError(
-            f"adapter {adapter.family} does not fit this {type(root).__name__}: it describes "
-            f"{', '.join(adapter.model_classes)} with their usual blocks; for a model of your own pass adapter=…",
-            family=adapter.family,
-            model_class=type(root).__name__,
-        )
-    return Attachment(
-        root,
-        adapter,
-        adapter.list_blocks(root),
-        regularizers,
-        policy,
-        config.layersync_guard,
-        config.layersync_generated_tokens,
-    )
+    return adapter

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import metadata
 
 import pytest
 import torch
 
 from layersync_core import CaptureError
 from tests.models import hooks_on
-from tests.regimes import distributed
+from tests.regimes import distributed, packages
 from tests.regimes.cell import FAMILIES, KINDS, NO_DEVICE, WRONG, Cell, Outcome, Regime, run
 from tests.regimes.eager import plain
 from tests.regimes.page import ALONE, PAGE, read, run_alone
@@ -58,6 +59,9 @@ def test_what_the_page_does_not_know_is_seen(regime: Regime) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ALONE)
 def test_one_process(name: str, family: str) -> None:
+    for word, distribution in packages.DISTRIBUTIONS.items():
+        if word in name and not [*metadata.distributions(name=distribution)]:
+            pytest.skip(f"{distribution} is not installed")
     assert_listed(run_alone(name, family), name, family)
 
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import is_dataclass
+from itertools import chain
 from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor, nn
-
-from layersync_core import _compat
+from torch import Tensor
 
 _KEY = "layersync"
 
 
 class Mark:
     """Something that lives on nodes of a graph and dies with them. Holding a node itself would keep the graph alive."""
-
-
-def notes(node: Any) -> dict[str, Any]:
-    """Return what was noted on a node of a graph; it goes with the node."""
-    found: dict[str, Any] = node.metadata
-    return found
 
 
 def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
@@ -33,30 +26,30 @@ def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
         output: Tensors, in tuples, lists, mappings or dataclasses.
         at_end: Called when the last of these graphs is gone; it must not hold what holds the reference.
     """
-    nodes = [node for tensor in tensors_in(output) if (node := tensor.grad_fn) is not None]
-    if not nodes:
-        return None
-    made = Mark()
-    for node in nodes:
-        notes(node).setdefault(_KEY, []).append(made)
-    return ref(made, lambda _: at_end())
+    made, marked = Mark(), False
+    for tensor in tensors_in(output):
+        node: Any = tensor.grad_fn
+        if node is not None:
+            node.metadata.setdefault(_KEY, []).append(made)
+            marked = True
+    return ref(made, lambda _: at_end()) if marked else None
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, mappings and dataclasses."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
-        yield value
+        return [value]
+    items: Iterable[Any] = ()
+    if isinstance(value, (tuple, list)):
+        items = value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
+        items = value.values()
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from tensors_in(vars(value))
+        items = vars(value).values()
+    return [*chain.from_iterable(map(tensors_in, items))]
 
 
-def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
+def reached(loss: Tensor, wanted: Set[Any], limit: int) -> set[Any]:
     """Return which of some marks and nodes a loss depends on; the search does not go beyond those it finds.
 
     Args:
@@ -70,7 +63,7 @@ def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
     while queue and limit and len(found) < len(wanted):
         limit -= 1
         node: Any = queue.popleft()
-        here = [item for item in (node, *notes(node).get(_KEY, ())) if item in wanted]
+        here = wanted & {node, *node.metadata.get(_KEY, ())}
         if here:
             found.update(here)
             continue
@@ -79,46 +72,6 @@ def reached(loss: Tensor, wanted: Collection[Any], limit: int) -> set[Any]:
                 seen.add(parent)
                 queue.append(parent)
     return found
-
-
-def reaches_parameter(state: Tensor) -> bool | None:
-    """Return whether a gradient into this tensor would arrive at a parameter.
-
-    None where it shows none, but has a node that may hide some (re-entrant checkpointing, other Python functions).
-    """
-    if state.grad_fn is None:
-        return isinstance(state, nn.Parameter) and state.requires_grad
-    stack: list[Any] = [state.grad_fn]
-    seen = {state.grad_fn}
-    opaque, hiding = False, _compat.python_function()
-    while stack:
-        node = stack.pop()
-        # A leaf that is no parameter is an activation made to require gradients, which trains nothing.
-        if isinstance(getattr(node, "variable", None), nn.Parameter):
-            return True
-        opaque = opaque or isinstance(node, hiding)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return None if opaque else False
-
-
-def may_hide_parameter(model: nn.Module, later: Collection[str]) -> bool:
-    """Return whether a model may train something outside of some blocks, where the graph cannot be seen.
-
-    Args:
-        model: The model, some of whose parts are recomputed in backward.
-        later: Module paths of the blocks whose weights do not count.
-    """
-    for path, module in model.named_modules():
-        if any(f"{path}.".startswith(f"{block}.") for block in later):
-            continue
-        # A forward of the instance's own is how trainers bring in LoRA weights that are no part of the model.
-        replaced = path and "forward" in vars(module)
-        if replaced or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            return True
-    return False
 
 
 def tokens_of(state: Tensor, span: slice) -> Tensor:

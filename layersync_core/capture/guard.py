@@ -99,6 +99,7 @@ class Guard:
 
     Attributes:
         asked: A host calls ``settle`` before each optimiser step; otherwise the guard speaks up by itself.
+        waiting: What was measured and has not been judged.
     """
 
     def __init__(self, last: Block, family: str) -> None:
@@ -108,19 +109,14 @@ class Guard:
         self._forwards: Counter[Hashable] = Counter()
         self._tries: Counter[Hashable] = Counter()
         self._answered: set[Hashable] = set()
-        self._waiting: list[Check] = []
+        self.waiting: list[Check] = []
         self._error = ""
 
     @property
     def blind(self) -> str:
         """Why something could not be measured, in a clause; empty where all could, or nothing was there to measure."""
         tries = sum(self._tries.values())
-        return self._blind or (self._no_gradient(tries) if tries and not (self._answered or self._waiting) else "")
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something was measured that has not been judged."""
-        return bool(self._waiting)
+        return self._blind or (self._no_gradient(tries) if tries and not (self._answered or self.waiting) else "")
 
     def begin(self, forward: Forward, buffer: HiddenStateBuffer) -> Check | None:
         """Watch a forward that was read, before its terms are computed; None where its layout was measured before.
@@ -128,7 +124,7 @@ class Guard:
         Raises:
             CaptureError: An earlier measurement was an error, and the program went on.
         """
-        if self._waiting or self._error:
+        if self.waiting or self._error:
             self.settle(wait=False)
         if len(self._answered) >= _KINDS or (key := _layout(forward)) in self._answered:
             return None
@@ -165,11 +161,11 @@ class Guard:
         Raises:
             CaptureError: The tokens that count are not those that the main loss trains.
         """
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for check in waiting:
             if check.arrived is not None:
                 if not wait and not check.arrived.query():
-                    self._waiting.append(check)
+                    self.waiting.append(check)
                     continue
                 check.arrived.synchronize()
             self._judge(check)
@@ -256,8 +252,8 @@ class Guard:
             check.arrived = torch.cuda.Event()
             check.arrived.record()
         check.counts = counts
-        if check not in self._waiting:
-            self._waiting.append(check)
+        if check not in self.waiting:
+            self.waiting.append(check)
         if self.asked:
             return
         if check.arrived is None:
@@ -278,7 +274,7 @@ def _layout(forward: Forward) -> Hashable:
     return (
         forward.by_model,
         tuple(map(_kind, forward.args)),
-        frozenset((name, _kind(value)) for name, value in forward.kwargs.items() if value is not None),
+        frozenset({(name, _kind(value)) for name, value in forward.kwargs.items() if value is not None}),
         forward.target is None,
         forward.real is None,
     )

@@ -11,9 +11,10 @@ runs them again).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.capture.compiling import let_hooks_compile, stop_hooks_compiling
 from layersync_core.capture.forward import Forward
+from layersync_core.capture.identity import is_it
 from layersync_core.capture.lengths import shapes_of
 from layersync_core.capture.reading import Reader
 from layersync_core.errors import CaptureError
@@ -84,6 +86,9 @@ class Capture:
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
         let_hooks_compile()
+        # At the latest when the model is dropped, whose hooks hold this.
+        self._stop_compiling = finalize(self, stop_hooks_compiling)
+        self._stop_compiling.atexit = False
 
     @property
     def forwards(self) -> list[Forward]:
@@ -112,6 +117,7 @@ class Capture:
         Raises:
             CaptureError: An asked block did not run in it exactly once, or its tokens cannot be told.
         """
+        self.reader.blocks.check()
         if fault := self._fault(forward):
             raise CaptureError(fault)
         self.reader.read(forward)
@@ -138,8 +144,7 @@ class Capture:
 
     def remove(self) -> None:
         """Take every hook off the model."""
-        if self._handles:
-            stop_hooks_compiling()
+        self._stop_compiling()  # the first time
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -149,20 +154,29 @@ class Capture:
         """Return why a forward cannot be read; empty where it can."""
         if forward.by_model and not forward.finished:
             return "the model's last training forward did not finish, so its states cannot be used"
-        missing = [index for index in self._blocks if index not in forward.outputs]
-        if missing:
-            numbers = ", ".join(str(index + 1) for index in missing)
-            return (
-                f"block {numbers} did not run in the last training forward, or ran without its hooks "
-                "(a compiled graph from before attach(), or a copy of the block): attach before the first compiled "
-                "call, or call torch._dynamo.reset() after attaching"
-            )
+        if missing := self._blocks.keys() - forward.outputs.keys():
+            return self._why_missing(sorted(missing), bool(forward.outputs))
         if forward.repeated is not None:
             return (
                 f"block {forward.repeated + 1} ran more than once in one training forward; LayerSync needs the one "
                 "output that the loss depends on"
             )
         return ""
+
+    def _why_missing(self, missing: Sequence[int], others_ran: bool) -> str:
+        what = f"block {', '.join(str(index + 1) for index in missing)} did not run in the last training forward"
+        compiled = any(map(_compat.was_compiled, (self._model, *(self._blocks[index] for index in missing))))
+        hookless = (
+            "ran without its hooks (a compiled graph from before attach(), or a copy of the block): attach before the "
+            "first compiled call, or call torch._dynamo.reset() after attaching"
+        )
+        if compiled and not others_ran:
+            return f"{what}, or {hookless}"
+        skipped = (
+            "it was skipped (skip_layers, layer dropping), or its parts, or a copy of it, ran in its place; choose "
+            "blocks that every training forward calls"
+        )
+        return f"{what}: {skipped}{f'; or it {hookless}' if compiled else ''}"
 
     def _whole(self, forward: Forward) -> bool:
         # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
@@ -177,10 +191,12 @@ class Capture:
             self._skipped = "under torch.no_grad()"
         elif self._pauses:
             self._skipped = "inside paused()"
-        elif _inside_transform():
+        elif torch.compiler.is_compiling():
+            return True  # no compiled graph is either of these, and the questions themselves would break it
+        elif _compat.inside_transform():
             self._skipped = "under torch.func, whose gradients no loss outside of it has"
-        elif not _inside_backward():
-            return True
+        else:
+            return not _compat.inside_backward()
         return False
 
     def _begin(self, new: Forward) -> None:
@@ -192,12 +208,12 @@ class Capture:
         self._open, self._skipped = new, ""
 
     def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if module is self._model and self._opens():
+        if is_it(module, self._model) and self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, by_model=True))
 
     def _on_model_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._model or current is None or not current.by_model or current.finished:
+        if current is None or not is_it(module, self._model) or not current.by_model or current.finished:
             return
         if output is None:  # torch's sign that the forward raised
             self._open = None
@@ -206,7 +222,7 @@ class Capture:
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._open
-        if module is not self._first or (current is not None and current.by_model and not current.finished):
+        if not is_it(module, self._first) or (current is not None and current.by_model and not current.finished):
             return
         if self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, embedded=self._embedded))
@@ -217,7 +233,7 @@ class Capture:
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is not self._embedder:
+        if self._embedder is None or not is_it(module, self._embedder):
             return
         if self.watch is not None and isinstance(output, torch.Tensor):
             output = torch.empty_like(output, device="meta")  # its shape is all that is asked for
@@ -229,7 +245,7 @@ class Capture:
 
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
-        if module is self._last and current is not None and _runs(current):
+        if current is not None and is_it(module, self._last) and _runs(current):
             current.beside |= {"last": output, "given": (args, kwargs)}
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -239,7 +255,7 @@ class Capture:
 
     def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if module is self._dual and current is not None and _runs(current):
+        if current is not None and self._dual is not None and is_it(module, self._dual) and _runs(current):
             current.streams = shapes_of(output)
 
     def store(self, index: int, output: Any) -> None:
@@ -256,21 +272,12 @@ class Capture:
 
 
 def _runs(forward: Forward) -> bool:
-    return not forward.finished and (forward.by_model or not _inside_backward())
+    # Recomputation by a checkpoint runs the hooks again, with gradients on; a compiled graph has no such calls.
+    return not forward.finished and (forward.by_model or torch.compiler.is_compiling() or not _compat.inside_backward())
 
 
 def _any_number(handle: CaptureHandle) -> None:
     """Hold whatever comes."""
-
-
-def _inside_backward() -> bool:
-    # Recomputation by a checkpoint runs the hooks again, with gradients on. A compiled graph has no such calls, and
-    # the question itself would break it.
-    return not torch.compiler.is_compiling() and _compat.inside_backward()
-
-
-def _inside_transform() -> bool:
-    return not torch.compiler.is_compiling() and _compat.inside_transform()
 
 
 def hook(run: Callable[..., None]) -> Callable[..., None]:
@@ -281,8 +288,9 @@ def hook(run: Callable[..., None]) -> Callable[..., None]:
 class _Hook(partial[None]):
     """A hook that a copy of the model does not inherit: ``deepcopy`` and pickling leave an inert one behind."""
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert, ()
+    def __reduce__(self) -> tuple[type[partial[None]], tuple[Any, None]]:
+        # The library's own way to do nothing with any arguments, so that a saved model loads where this package is not.
+        return partial, (nullcontext.__exit__, None)
 
 
 class _Store:
@@ -292,13 +300,5 @@ class _Store:
         self._capture, self._index, self._block = capture, index, block
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module is self._block:
+        if is_it(module, self._block):
             self._capture.store(self._index, output)
-
-
-def _inert(*args: Any) -> None:
-    """Do nothing."""
-
-
-def _make_inert() -> Callable[..., None]:
-    return _inert

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -75,6 +76,8 @@ class ModelLayout:
         stacks: Lists of blocks in execution order; a bare path stands for a list whose blocks return one tensor. A
             function of the model where they depend on its configuration.
         block_class: Class name of the first block, where several sources share the model's class name.
+        derived_block: Class names that the first block may have in a class that is derived from these, with an
+            ``__init__`` or a ``forward`` of its own: with others it is another model. Empty for any.
         width: As in ``BlockStack``.
         embedder: Path of the patch embedder; its output's length is the number of image tokens. This or
             ``image_tokens`` is needed where a block returns text and image joined.
@@ -94,6 +97,7 @@ class ModelLayout:
     model_classes: str | Sequence[str]
     stacks: str | BlockStack | Sequence[str | BlockStack] | Callable[[Any], Sequence[BlockStack]]
     block_class: str = ""
+    derived_block: str | Sequence[str] = ()
     width: Width | None = None
     embedder: str | None = None
     image_tokens: Callable[[ForwardCall], int] | None = None
@@ -124,14 +128,35 @@ class ModelLayout:
             return f"model_classes names {', '.join(self.model_classes)} and not {type(model).__name__}"
         found = self.blocks(model)
         if found:
-            kinds = class_names(found[0][2])
-            fits = not self.block_class or self.block_class in kinds
-            return "" if fits else f"{found[0][1]} is a {type(found[0][2]).__name__} and no {self.block_class}"
+            _, path, block = found[0]
+            kinds = _kinds(block)
+            if self.block_class and self.block_class not in kinds:
+                return f"{path} is a {type(block).__name__} and no {self.block_class}"
+            return self._derived_misfit(type(model), path, block, kinds)
         missing = [
             stack.path for stack in self._stacks_of(model) if not hasattr(module_at(model, stack.path), "__iter__")
         ]
         reason = f"it has no list of blocks at {', '.join(missing)}" if missing else "stacks finds no blocks in it"
         return f"{reason} (lists in it: {', '.join(_lists(model)) or 'none'})"
+
+    def _derived_misfit(self, kind: type, path: str, block: nn.Module, kinds: set[str]) -> str:
+        """Return why a class that is derived from one of the layout's is another model; empty where it is none."""
+        bases = kind.__mro__
+        base: Any = next(item for item in bases if item.__name__ in self.model_classes)
+        if not any({"__init__", "forward"} & vars(item).keys() for item in bases[: bases.index(base)]):
+            return ""  # a wrapper's, such as FSDP's
+        known = (self.derived_block,) if isinstance(self.derived_block, str) else self.derived_block
+        why = ""
+        if known and kinds.isdisjoint(known):
+            why = f"{path} is a {type(block).__name__} and no {' or '.join(known)}"
+        else:
+            taken = signature(base.forward).parameters
+            asked = signature(cast(Any, kind).forward).parameters.values()
+            anything = any(item.kind in _SEVERAL for item in taken.values())
+            new = [item.name for item in asked if _is_required(item) and item.name not in taken]
+            if new and not anything:
+                why = f"its forward needs {', '.join(new)}"
+        return why and f"{kind.__name__} is derived from {base.__name__}, but is another model: {why}"
 
     def blocks(self, model: nn.Module) -> list[tuple[BlockStack, str, nn.Module]]:
         """Return (stack, path, module) of every block in execution order; empty when a stack is missing."""
@@ -189,6 +214,25 @@ def joined_text(argument: str, dual: str) -> Callable[[ForwardCall], int | None]
 def class_names(module: nn.Module) -> set[str]:
     """Return the names of a module's class and its bases."""
     return {base.__name__ for base in type(module).__mro__}
+
+
+def _kinds(block: Any) -> set[str]:
+    """Return the class names of a block, and of what is inside where a compiler or a checkpoint is around it."""
+    kinds: set[str] = set()
+    while block is not None:
+        kinds |= class_names(block)
+        block = next((inner for name in _INSIDE if (inner := getattr(block, name, None)) is not None), None)
+    return kinds
+
+
+_INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def _is_required(parameter: Parameter) -> bool:
+    return parameter.default is Parameter.empty and parameter.kind not in _SEVERAL
+
+
+_SEVERAL = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def _lists(model: nn.Module) -> list[str]:

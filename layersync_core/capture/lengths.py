@@ -127,7 +127,7 @@ class Lengths:
         Raises:
             CaptureError: There are fewer. More of them may be references that a fork puts beside.
         """
-        if self.count is not None or any(stack.stage for stack, _ in blocks):  # stages are of other resolutions
+        if any(stack.stage for stack, _ in blocks):  # stages are of other resolutions
             return
         try:
             grid = forward.grid
@@ -153,8 +153,8 @@ def refuse_split(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         own = vars(module)
         config = getattr(own.get("_parallel_config"), "context_parallel_config", None)
-        hooks: Mapping[str, Any] = getattr(own.get("_diffusers_hook"), "hooks", {})
-        if config is not None or any(name.startswith("cp_input") for name in hooks):
+        hooks: Mapping[str, Any] | None = getattr(own.get("_diffusers_hook"), "hooks", None)
+        if config is not None or (hooks and any(name.startswith("cp_input") for name in hooks)):
             raise CaptureError(
                 f"diffusers' context parallelism splits the tokens of {type(module).__name__} over ranks, {_SPLIT}"
             )
@@ -166,8 +166,6 @@ def refuse_sharded(state: Tensor, path: str) -> None:
     Raises:
         CaptureError: They are a ``DTensor`` with tokens on several ranks.
     """
-    if type(state) is Tensor:
-        return
     distributed = sys.modules.get("torch.distributed.tensor")  # without it there are none
     if distributed is None or not isinstance(state, distributed.DTensor):
         return

@@ -1,13 +1,12 @@
-"""A running capture: that it is one, and how many training forwards may wait for their loss, a host's policy."""
+"""How many training forwards may wait for their loss, a host's policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from layersync_core.capture.forward import Forward
-from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.protocol import Adapter, CaptureHandle
+from layersync_core.errors import CaptureError
+from layersync_core.protocol import CaptureHandle
 
 SECOND_FORWARD = (
     "a second training forward ran before the states of the first were used, and nobody can know which one was meant: "
@@ -41,18 +40,3 @@ def only_forward(capture: CaptureHandle) -> Forward:
     if not held:
         raise CaptureError(f"no training forward was captured since the last step: {capture.why_none}")
     return held[0]
-
-
-def checked(handle: Any, adapter: Adapter) -> CaptureHandle:
-    """Return what an adapter's capture gave.
-
-    Raises:
-        ConfigError: It lacks something; its hooks are off again.
-    """
-    if not isinstance(handle, CaptureHandle):
-        names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
-        lacking = ", ".join(name for name in names if not hasattr(handle, name))
-        if hasattr(handle, "remove"):
-            handle.remove()  # its hooks are on the model already
-        raise ConfigError(f"the capture of adapter {adapter.family} lacks {lacking}; see CaptureHandle")
-    return handle

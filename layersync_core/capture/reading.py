@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.changes import Blocks
 from layersync_core.capture.forward import Forward, LastOutput, Weakly
 from layersync_core.capture.graph import tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
@@ -54,6 +55,7 @@ class Reader:
     buffer: HiddenStateBuffer
     parameters: Parameters
     block_parameters: Parameters
+    blocks: Blocks
     watched: Sequence[nn.Module] = ()
     dual: Dual | None = None
 
@@ -66,12 +68,14 @@ class Reader:
         for index in self.stacks:
             tracked[index], spans[index] = self._state(forward, index, lengths)
             tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
+        self.blocks.check_apart(tracked)
         layout = self.layout
         call = partial(self._call, forward, *tensor.shape[:2])
         forward.video, grid_of = layout.video, layout.grid
         if grid_of is not None and forward.by_model:
             forward.ask_grid = lambda: grid_of(call())
-            lengths.check_grid(forward, self.stacks.values(), tensor.shape[1])
+            if lengths.count is None:
+                lengths.check_grid(forward, self.stacks.values(), tensor.shape[1])
         forward.target, forward.real = self._masks(forward, call)
         forward.tracked, forward.spans = tracked, spans
         if forward.beside:
@@ -108,14 +112,18 @@ class Reader:
         stack, path = self.stacks[index]
         output = forward.outputs[index]
         state = _select(output, stack, path)
-        refuse_sharded(state, path)
+        if type(state) is not Tensor:
+            refuse_sharded(state, path)
         return state, self._image_span(forward, state.shape[-2], stack, path, lengths, output is state)
 
     def _masks(self, forward: Forward, call: Callable[[], ForwardCall]) -> tuple[Tensor | None, Tensor | None]:
         """Return which tokens are generated, and which are real."""
         layout = self.layout
-        target = self._mask(layout.target if forward.by_model else layout.block_target or layout.target, call)
-        real = self._mask(layout.real if forward.by_model else layout.block_real or layout.real, call)
+        target_of, real_of = layout.target, layout.real
+        if not forward.by_model:
+            target_of, real_of = layout.block_target or target_of, layout.block_real or real_of
+        target = None if target_of is None else self._mask(target_of, call)
+        real = None if real_of is None else self._mask(real_of, call)
         return target & real if target is not None and real is not None else target, real
 
     def _last_output(self, forward: Forward, lengths_read: Lengths) -> LastOutput | None:
@@ -140,15 +148,13 @@ class Reader:
         joined = next((stream for stream in later if others and stream.shape[-2] == sum(lengths)), None)
         return LastOutput(state, others, span, joined)
 
-    def _image_tokens(self, forward: Forward) -> int | None:
-        if self.layout.image_tokens is not None and forward.by_model:
-            return self.layout.image_tokens(self._call(forward))
-        return _length(forward.embedded) if self.layout.embedder else None
-
     def _lengths(self, forward: Forward) -> Lengths:
         layout = self.layout
-        source = "image_tokens" if layout.image_tokens is not None and forward.by_model else "the patch embedder"
-        count = self._image_tokens(forward)
+        source, count, embedded = "the patch embedder", None, forward.embedded
+        if layout.image_tokens is not None and forward.by_model:
+            source, count = "image_tokens", layout.image_tokens(self._call(forward))
+        elif layout.embedder and getattr(embedded, "ndim", 0) == 3:
+            count = embedded.shape[1]
         if count is None:
             return Lengths(None, source)
         declared = layout.joined_tokens
@@ -164,10 +170,8 @@ class Reader:
         return ForwardCall(self.model, {}, batch, tokens, self.block_parameters.by_name(forward))
 
     def _mask(
-        self, mask_of: Callable[[ForwardCall], Tensor | None] | None, make_call: Callable[[], ForwardCall]
+        self, mask_of: Callable[[ForwardCall], Tensor | None], make_call: Callable[[], ForwardCall]
     ) -> Tensor | None:
-        if mask_of is None:
-            return None
         call = make_call()
         if not call.arguments and mask_of not in (self.layout.block_target, self.layout.block_real):
             raise CaptureError(
@@ -249,8 +253,3 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
 
 def _streams(output: Any, like: Tensor) -> list[Tensor]:
     return [tensor for tensor in tensors_in(output) if tensor.ndim == like.ndim]
-
-
-def _length(embedded: Any) -> int | None:
-    """Return the number of tokens that the patch embedder gave."""
-    return embedded.shape[1] if getattr(embedded, "ndim", 0) == 3 else None

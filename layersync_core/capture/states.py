@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
-from layersync_core.capture.graph import may_hide_parameter, measured, reaches_parameter
+from layersync_core.capture.graph import measured
+from layersync_core.capture.trained import Way, find_way
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.inputs import assert_on_device
 from layersync_core.metrics import Meter
@@ -65,10 +66,11 @@ class HiddenStates:
         blocks: list[Block],
         meter: Meter,
         sample_weight: Tensor | None,
-        judged: set[int],
+        ways: dict[int, Way],
     ) -> None:
         self._model, self._forward, self._buffer, self._blocks = model, forward, buffer, blocks
-        self._judged = judged
+        self._ways = ways
+        self._tracked = forward.tracked  # which an adapter of another kind need not tell
         self.sample_weight = sample_weight
         self.sets: set[TokenSet] = set()  # which were asked for
         self._meter = meter
@@ -114,30 +116,32 @@ class HiddenStates:
 
     def trainable_tokens(self, layer: int) -> Tensor:
         """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
-        state = self._tracked(layer)
-        # The walk through the graph is for the first step; later a lost graph shows in grad_fn.
-        if state.grad_fn is None or (layer not in self._judged and not self._trains(layer, state)):
-            raise CaptureError(
-                f"{self._blocks[layer]} depends on nothing trainable, so LayerSync would train nothing: no parameter "
-                "up to this block gets a gradient (train weights before it, or, with re-entrant checkpointing of a "
-                "frozen model, let the embedder's output require grad or use use_reentrant=False)"
+        tokens = self.tokens(layer)
+        state = self._tracked.get(layer, tokens)
+        known = self._ways.get(layer)
+        if known is None or not known.leads(state):
+            way = find_way(state, self._model, self._blocks, layer)
+            if way is None:
+                raise CaptureError(self._why_untrained(layer, known is not None))
+            self._ways[layer] = way
+        return tokens
+
+    def _why_untrained(self, layer: int, before: bool) -> str:
+        what = f"{self._blocks[layer]} depends on nothing trainable, so LayerSync would train nothing"
+        if before:
+            return (
+                f"{what} from here on: weights up to this block were trained before, and are frozen now or no longer "
+                "in use (where that is meant, give layersync_cutoff_step that step)"
             )
-        self._judged.add(layer)
-        return self.tokens(layer)
-
-    def _tracked(self, layer: int) -> Tensor:
-        # An adapter of another kind need not tell the object that the block returned.
-        return self._forward.tracked[layer] if layer in self._forward.tracked else self.tokens(layer)
-
-    def _trains(self, layer: int, state: Tensor) -> bool:
-        seen = reaches_parameter(state)
-        later = {block.path for block in self._blocks[layer + 1 :]}
-        return may_hide_parameter(self._model, later) if seen is None else seen
+        return (
+            f"{what}: no parameter up to this block gets a gradient (train weights before it, or, with re-entrant "
+            "checkpointing of a frozen model, let the embedder's output require grad or use use_reentrant=False)"
+        )
 
     def measured_tokens(self, layer: int, name: str) -> Tensor:
         """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
-        self.trainable_tokens(layer)
+        tokens = self.trainable_tokens(layer)
         owner = self.reader
         self._meter.claim(name, owner)
         span = self._forward.spans.get(layer, slice(None))
-        return measured(self._tracked(layer), span, lambda ratio: self._meter.add(name, ratio, owner))
+        return measured(self._tracked.get(layer, tokens), span, lambda ratio: self._meter.add(name, ratio, owner))

@@ -12,12 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from layersync_core.cli import list_supported
+from layersync_core.entrypoints import PLUGIN_COMMANDS
 from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
 _COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check", "run": "run", "env": "env"}
-# Command -> the distribution that brings it.
-_PLUGIN_COMMANDS = dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer")
 _USER_ERROR = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -60,7 +59,12 @@ def _run(arguments: list[str]) -> int:
     if list_supported.is_plain(arguments):
         # Answered before Typer is imported, which would take most of the time.
         return list_supported.run(as_json="--json" in arguments)
-    code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
+    try:
+        code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
+    except Exception as error:
+        if hasattr(error, "option_name") and hasattr(error, "format_message"):
+            _refuse_absent_plugin(error.option_name or "")
+        raise
     return code if isinstance(code, int) else 0
 
 
@@ -79,24 +83,34 @@ def _application(arguments: list[str]) -> Any:
         return app
     for module in _COMMANDS.values():
         import_module(f"layersync_core.cli.{module}").register(app)
+    from layersync_core.cli.plugin_commands import register_commands, registered
     from layersync_core.losses.plugins import third_parties
 
-    third_parties().register_commands(app)
-    if not command.startswith("-") and command not in _registered(app):
-        raise LayerSyncError(_no_command(command, sorted(_registered(app)), third_parties().missing()))
+    register_commands(app, third_parties())
+    if not command.startswith("-") and command not in registered(app):
+        raise LayerSyncError(_no_command(command, sorted(registered(app)), third_parties().missing()))
     return app
 
 
 def _no_command(command: str, known: list[str], missing: str) -> str:
     if missing:
         return f"no command {command!r}; {missing}"
-    if command in _PLUGIN_COMMANDS:
-        return f"the command {command} is not installed; pip install {_PLUGIN_COMMANDS[command]}"
+    if command in PLUGIN_COMMANDS:
+        return f"the command {command} is not installed; pip install {PLUGIN_COMMANDS[command]}"
     return f"no command {command!r}; {did_you_mean(command, known)}"
 
 
-def _registered(app: Any) -> set[str]:
-    return {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands}
+def _refuse_absent_plugin(option: str) -> None:
+    """Say why the plugin whose flag an unknown option would be is not there, if it is one's.
+
+    Raises:
+        ConfigError: It is one's.
+    """
+    from layersync_core.losses.plugins import third_parties
+
+    for prefix in third_parties().absent_prefixes():
+        if option.lstrip("-").replace("-", "_").startswith(prefix):
+            third_parties().require({f"{prefix}enabled": True})
 
 
 def _no_options() -> None:

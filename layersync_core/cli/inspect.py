@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from layersync_core.cli.meta import model_of
+from layersync_core.families.asking import blocks_of
 from layersync_core.families.registry import provider
 from layersync_core.losses.pairing import suggest_pair
 from layersync_core.protocol import Block
@@ -43,7 +44,7 @@ def register(app: Any) -> None:
     ) -> None:
         """Show the blocks of a model, with both numberings and a suggested pair; no weights are needed."""
         named = model_of(model, family)
-        blocks = named.adapter.list_blocks(named.model)
+        blocks = blocks_of(named.adapter, named.model)
         student, teacher = suggest_pair(blocks)
         settings = {
             "layersync_enabled": True,

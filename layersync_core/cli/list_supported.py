@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
-from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign
 from layersync_core.errors import LayerSyncError
 from layersync_core.families import registry
 from layersync_core.families.known import KNOWN, distribution_of
@@ -86,6 +86,8 @@ def _installed_row(family: str, found: list[Provider], check: bool) -> Row:
         state, detail = "excluded", f"{LOAD_VARIABLE} leaves it out"
     elif check:
         state, detail = _checked(family)
+    elif family in REFUSALS:
+        detail = f"LayerSync itself refuses it: {REFUSALS[family].reason}"
     return Row(
         family,
         known.models if known else "",
@@ -100,7 +102,8 @@ def _checked(family: str) -> tuple[str, str]:
     # By name: only a check needs torch.
     try_family = import_module("layersync_core.cli.trial").try_family
     try:
-        return "installed", try_family(family)
+        with foreign():
+            return "installed", try_family(family)
     except LayerSyncError as error:
         return "broken", str(error)
     except Exception as error:  # whatever a third party's tiny model raises belongs in its row

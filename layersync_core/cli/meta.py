@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from layersync_core.entrypoints import describe_failure
+from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError, UnknownFamilyError, did_you_mean
 from layersync_core.families.hub import fetch_config, is_hub_name
-from layersync_core.families.known import KNOWN
+from layersync_core.families.known import KNOWN, current_name
 from layersync_core.families.refusals import REFUSALS
 from layersync_core.families.registry import get_adapter, installed, load_tiny, read_model_config, resolve
 from layersync_core.protocol import Adapter
@@ -66,7 +66,9 @@ def _tiny(name: str, family: str | None) -> NamedModel:
             f"{name} is no local path and no family (a model of the hub is named owner/name); {near}", family=name
         )
     try:
-        model = load_tiny(name).tiny_model()
+        tiny = load_tiny(name)
+        with foreign():
+            model = tiny.tiny_model()
     except LayerSyncError:
         raise
     except Exception as error:  # whatever a third party's module raises
@@ -82,13 +84,13 @@ def build_on_meta(config: Mapping[str, Any]) -> Any:
     """
     import torch
 
-    name = config.get("_class_name")
+    name = current_name(str(config.get("_class_name")), config.get("norm_type"))
     try:
         # By name: core works without diffusers, and only this needs it.
         diffusers = import_module("diffusers")
     except ModuleNotFoundError:
         raise ConfigError(f"building {name} from its config needs diffusers; pip install diffusers") from None
-    model_class = getattr(diffusers, str(name), None)
+    model_class = getattr(diffusers, name, None)
     if model_class is None:
         raise ConfigError(
             f"{name} is not a class of diffusers {diffusers.__version__}, so it cannot be built from its config; "

@@ -1,4 +1,4 @@
-"""Commands whose flags are the fields of pydantic models, beside a JSON file with the same keys."""
+"""Commands whose flags are the fields of pydantic models, beside a file with the same keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel
 from typer.core import TyperCommand
 
-from layersync_core.files import read_json
+from layersync_core.files import read_settings
 from layersync_core.spelling import ALIASES, LOSS_TYPE, OFF, ON, merged
 
 _ALIASES = {*ALIASES, LOSS_TYPE}
@@ -36,14 +36,17 @@ def add_command(
         parameters: Further parameters with Typer annotations.
     """
     fields = {key: field for model in models for key, field in model.model_fields.items()}
-    own = [*parameters, _option("config", ["--config"], "JSON file with the same keys; flags win over it")]
+    own = [
+        *parameters,
+        _option("config", ["--config"], "JSON, YAML or TOML file of the same keys; flags win over it"),
+    ]
     flags = [_option(key, [f"--{key}"], field.description or "") for key, field in fields.items()]
     flags += [_option(alias, [f"--{alias}"], "", hidden=True) for alias in sorted(_ALIASES - set(fields))]
 
     def command(**values: Any) -> int:
         path = values.pop("config")
         given = {flag.name: values.pop(flag.name) for flag in flags}
-        return run(merged(read_json(path) if path else {}, given), **values) or 0
+        return run(merged(read_settings(path) if path else {}, given), **values) or 0
 
     signature = inspect.Signature([*own, *flags])
     command.__signature__ = signature  # type: ignore[attr-defined]

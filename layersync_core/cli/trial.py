@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layersync_core.errors import CaptureError
+from layersync_core.families.asking import blocks_of
 from layersync_core.families.registry import get_adapter, load_tiny
 from layersync_core.losses.pairing import suggest_pair
 from layersync_core.session import attach
@@ -17,7 +18,7 @@ def try_family(family: str) -> str:
     adapter = get_adapter(family)
     tiny = load_tiny(family)
     model = tiny.tiny_model()
-    student, teacher = suggest_pair(adapter.list_blocks(model))
+    student, teacher = suggest_pair(blocks_of(adapter, model))
     settings = {
         "layersync_enabled": True,
         "layersync_student_block": student.index + 1,

@@ -65,6 +65,7 @@ class BlockStackAdapter(ModelLayout):
 
     def capture(self, model: nn.Module, layers: Collection[int], buffer: HiddenStateBuffer) -> CaptureHandle:
         """Start capturing the given layers into the buffer."""
+        from layersync_core.capture.changes import Blocks
         from layersync_core.capture.hooks import Capture
         from layersync_core.capture.lengths import last_dual
         from layersync_core.capture.reading import Parameters, Reader
@@ -82,7 +83,16 @@ class BlockStackAdapter(ModelLayout):
         watched = tuple(module for module in (model, first, embedder) if module is not None)
         parameters, block_parameters = map(Parameters.of, (model, first))
         reader = Reader(
-            layout, model, stacks, found[-1][:2], buffer, parameters, block_parameters, watched=watched, dual=dual
+            layout,
+            model,
+            stacks,
+            found[-1][:2],
+            buffer,
+            parameters,
+            block_parameters,
+            Blocks(layout, model, found, [*stacks]),
+            watched=watched,
+            dual=dual,
         )
         return Capture(
             model,

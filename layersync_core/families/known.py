@@ -64,6 +64,12 @@ KNOWN: dict[str, KnownFamily] = {
 }
 """Classes of diffusers first, then those of original repositories and trainers."""
 
+RENAMED: dict[str, dict[str, str]] = {
+    "Transformer2DModel": {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+}
+"""Classes that released configurations still name: by ``norm_type``, what diffusers loads in their place. Others of the
+class are parts of UNets."""
+
 
 def distribution_of(family: str) -> str:
     """Return the name of the distribution that carries our adapter for a family."""
@@ -74,10 +80,42 @@ def known_family(identity: Identity) -> str | None:
     """Return the family whose class a model has, or None."""
     # The nearest base decides: trainers derive one family's class from another's.
     for name in identity.classes:
+        current = current_name(name, identity.setting("norm_type"))
         for family, known in KNOWN.items():
-            if name in known.classes and _is_member(name, identity):
+            if current in known.classes and _is_member(current, identity):
                 return family
     return None
+
+
+def current_name(name: str, norm_type: object) -> str:
+    """Return the class that diffusers loads for a configuration with this ``_class_name`` and ``norm_type``."""
+    return RENAMED.get(name, {}).get(str(norm_type), name)
+
+
+def why_unknown(identity: Identity) -> str:
+    """Return what a model is whose class is a known family's, or part of one, though it is none; empty for others."""
+    if identity.is_a("UNet2DConditionModel"):
+        added = identity.setting("addition_embed_type")
+        return (
+            f"this UNet2DConditionModel is {_unet(identity)} (addition_embed_type {added!r}); of that class only "
+            "SDXL's ('text_time') has transformers of several blocks for a student and a deeper teacher: those of the "
+            "others are one block deep, if there are any"
+        )
+    if identity.is_a(*RENAMED):
+        norms = " and ".join(norm for norms in RENAMED.values() for norm in norms)
+        return (
+            f"this {identity.classes[0]} has norm_type {identity.setting('norm_type')!r}, as the parts of UNets have; "
+            f"DiT and PixArt have {norms}"
+        )
+    return ""
+
+
+def _unet(identity: Identity) -> str:
+    added, text = identity.setting("addition_embed_type"), identity.setting("cross_attention_dim")
+    if added in ("text", "image"):
+        return {"text": "DeepFloyd IF's", "image": "Kandinsky 2's or unCLIP's"}[added]
+    versions = {768: "Stable Diffusion 1.x's", 1024: "Stable Diffusion 2.x's"}
+    return versions.get(text, "none of SDXL's") if added is None and isinstance(text, int) else "none of SDXL's"
 
 
 def _is_member(name: str, identity: Identity) -> bool:

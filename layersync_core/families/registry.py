@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, providers
+from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
-from layersync_core.families.known import KNOWN, distribution_of, known_family
+from layersync_core.families.known import KNOWN, RENAMED, distribution_of, known_family, why_unknown
 from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
 from layersync_core.files import read_json
 from layersync_core.protocol import API_VERSION, Adapter
+
+log = logging.getLogger(__name__)
 
 GROUP = "layersync.adapters"
 GUIDE = "docs/adapters.md"
@@ -88,8 +92,12 @@ def resolve(model_or_config: Any) -> Adapter:
     family = refused_family(identity)
     if family is not None and family not in installed():
         raise UnsupportedFamilyError(_refusal(family), family=family, model_class=identity.classes[0])
+    if family is not None:
+        _tell_refusal(family)
     family = family or known_family(identity)
     if family is not None:
+        if (nearer := _nearer(identity)) is not None:
+            return nearer
         try:
             return get_adapter(family)
         except AdapterNotInstalledError as error:
@@ -165,7 +173,8 @@ def load_tiny(family: str) -> ModuleType:
     assert found is not None  # get_adapter has just used it
     name = f"{found.value.split(':')[0]}.tiny"
     try:
-        return import_module(name)
+        with foreign():
+            return import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
             raise ConfigError(
@@ -175,6 +184,10 @@ def load_tiny(family: str) -> ModuleType:
         raise ConfigError(f"family {family}: {name} needs {error.name}; pip install {error.name}") from None
     except ImportError as error:
         raise ConfigError(f"family {family}: {name} needs newer versions of what it imports: {error}") from None
+    except Exception as error:
+        raise ConfigError(
+            f"family {family}: {name} of {found} cannot be imported: {describe_failure(error)}"
+        ) from error
 
 
 def _load(found: Provider) -> Adapter:
@@ -185,12 +198,13 @@ def _load(found: Provider) -> Adapter:
         )
     try:
         adapter = found.load()
-    except (Exception, SystemExit) as error:  # a module that is a script exits
+    except Exception as error:
         raise _unusable(
             found, f"the adapter of family {family} ({found}) cannot be imported: {describe_failure(error)}"
         ) from error
     try:
-        _check_adapter(adapter, found)
+        with foreign():
+            _check_adapter(adapter, found)
     except AdapterNotInstalledError:
         raise
     except Exception as error:  # an attribute that is a property, and fails
@@ -204,6 +218,8 @@ def _check_adapter(adapter: Any, found: Provider) -> None:
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
         raise _unusable(found, f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+    if wrong := [name for name in _METHODS if not callable(getattr(adapter, name))]:
+        raise _unusable(found, f"{found} is no adapter: {', '.join(wrong)} of {found.value} is no method; see {GUIDE}")
     classes = adapter.model_classes
     if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
         raise _unusable(
@@ -226,14 +242,36 @@ def _unusable(found: Provider, message: str) -> AdapterNotInstalledError:
     return AdapterNotInstalledError(message, family=found.name, distribution=found.distribution)
 
 
-_ADAPTER_NAMES = ("family", "api_version", "model_classes", "supports_hidden_states", "list_blocks", "capture")
+_METHODS = ("supports_hidden_states", "list_blocks", "capture")
+_ADAPTER_NAMES = ("family", "api_version", "model_classes", *_METHODS)
+
+
+def _nearer(identity: Identity) -> Adapter | None:
+    """Return the adapter that claims a class which is derived from a known family's; None where none does."""
+    distances = range(len(identity.classes))
+    known = (known_family(Identity((identity.classes[place],), identity.config)) for place in distances)
+    place = next((place for place, family in enumerate(known) if family), 0)
+    return _claimed(identity.classes[:place])[0] if place else None
 
 
 def _by_other_classes(identity: Identity) -> Adapter:
+    adapter, broken = _claimed(identity.classes)
+    if adapter is not None:
+        return adapter
+    also = f"; not usable: {'; '.join(broken)}" if broken else ""
+    why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
+    raise UnknownFamilyError(
+        f"{why}; {_installed_text()}{also}",
+        model_class=identity.classes[0],
+    )
+
+
+def _claimed(names: Sequence[str]) -> tuple[Adapter | None, list[str]]:
+    """Return the adapter that claims the first of some classes that any claims, and why others are not usable."""
     adapters: list[tuple[str, Adapter, set[str]]] = []
     broken: list[str] = []
     for family, found in installed().items():
-        known = KNOWN[family].classes if family in KNOWN else ()
+        known = {*KNOWN[family].classes, *RENAMED} if family in KNOWN else set()
         for item in found:
             if not item.allowed:
                 continue
@@ -242,27 +280,33 @@ def _by_other_classes(identity: Identity) -> Adapter:
             except AdapterNotInstalledError as error:
                 broken.append(str(error))
                 continue
-            adapters.append((item.distribution, adapter, {*adapter.model_classes} - {*known}))
+            adapters.append((item.distribution, adapter, {*adapter.model_classes} - known))
     # The nearest base decides: trainers derive one family's class from another's.
-    for name in identity.classes:
+    for name in names:
         matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
         if len(matching) > 1:
             raise ConfigError(
-                f"{identity.classes[0]} is claimed by {' and '.join(matching)}; uninstall all but one, "
-                "or name the family"
+                f"{names[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
             )
         if matching:
-            return next(iter(matching.values()))
-    also = f"; not usable: {'; '.join(broken)}" if broken else ""
-    raise UnknownFamilyError(
-        f"no adapter knows the model class {identity.classes[0]}; {_installed_text()}{also}",
-        model_class=identity.classes[0],
-    )
+            return next(iter(matching.values())), broken
+    return None, broken
 
 
 def _refusal(family: str) -> str:
     refusal = REFUSALS[family]
     return f"LayerSync does not support {refusal.models} (family {family}): {refusal.reason}"
+
+
+@cache
+def _tell_refusal(family: str) -> None:
+    """Say once whose adapter is used for a family that is refused."""
+    log.warning(
+        "LayerSync itself refuses family %s, since %s; the adapter of %s is used",
+        family,
+        REFUSALS[family].reason,
+        " and ".join(map(str, installed()[family])),
+    )
 
 
 def _installed_text() -> str:

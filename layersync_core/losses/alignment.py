@@ -3,7 +3,8 @@
 
 Written by hand because autograd's own version keeps several activations alive and rounds every step to the model's
 dtype. Here nothing but two numbers a token is saved beside the two inputs, all sums are fp32, and both passes walk over
-the tokens in pieces, so that no float copy of a whole activation ever exists.
+the tokens in pieces, so that no float copy of a whole activation ever exists. A gradient that is to be differentiated
+again (``create_graph=True``) is the exception.
 """
 
 # Longer than others: the two passes of one function and their arithmetic are read together.
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from layersync_core.errors import ConfigError
+from layersync_core.losses import second_order
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -156,13 +157,16 @@ class _TokenCosine(torch.autograd.Function):
                 toward_student_BS = cosine_BS * student_inverse_BS.square() * -share
                 # The inputs go through save_for_backward for its version check, which catches later in-place changes.
                 ctx.save_for_backward(student, teacher, toward_teacher_BS, toward_student_BS, real_BS)
+                ctx.share = share
         return weighted, raw
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_weighted: Tensor, _grad_raw: Tensor) -> tuple[Tensor, None, None, None]:
         student, teacher, toward_teacher_BS, toward_student_BS, real_BS = ctx.saved_tensors
         with _full_precision(student):
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+                scale_BS, dtype = grad_weighted * ctx.share, toward_teacher_BS.dtype
+                return second_order.gradient(student, teacher, real_BS, scale_BS, dtype), None, None, None
             gradient = torch.empty_like(student)
             # Scaled per token and before rounding, so that a loss scale keeps fp16 gradients out of the denormals.
             scales = (toward_teacher_BS * grad_weighted, toward_student_BS * grad_weighted)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.metrics import check_term
 from layersync_core.protocol import Block, Regularizer, RegularizerBase, States, Term
@@ -49,11 +50,17 @@ class Enabled:
             LayerSyncError: It asks for a layer that the model does not have.
         """
         _refuse_near_misses(item)
-        layers = item.layers(blocks)
-        unknown = sorted(set(layers) - set(range(len(blocks))))
+        try:
+            with foreign():
+                layers = set(item.layers(blocks))
+        except LayerSyncError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"regularizer {item.name} cannot say its layers: {describe_failure(error)}") from error
+        unknown = sorted(map(str, layers - set(range(len(blocks)))))
         if unknown:
             raise LayerSyncError(
-                f"regularizer {item.name} asks for layer {', '.join(map(str, unknown))}; "
+                f"regularizer {item.name} asks for layer {', '.join(unknown)}; "
                 f"the layers of this model are 0 to {len(blocks) - 1}"
             )
         # What is left out is what the base does, with the schedule that this one has.

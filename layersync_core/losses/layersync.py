@@ -14,16 +14,15 @@ from layersync_core.capture.lengths import CAUSE
 from layersync_core.config import LayerSyncConfig
 from layersync_core.errors import ConfigError, LayerSyncWarning
 from layersync_core.losses.alignment import centered_similarity, similarity
+from layersync_core.losses.fine_tuning import only_adapters_train
 from layersync_core.losses.hookspecs import hookimpl
 from layersync_core.losses.pairing import pair_advice
 from layersync_core.metrics import total
 from layersync_core.pairs import Pair
 from layersync_core.protocol import Block, RegularizerBase, States, Term
+from layersync_core.schedule import Schedule
 
 log = logging.getLogger(__name__)
-
-# Parts of parameter names that adapters of the common kinds carry.
-_ADAPTER_WEIGHTS = ("lora", "loha", "lokr", "hada", "oft", "adapter", "magnitude_vector")
 
 
 @hookimpl
@@ -64,8 +63,7 @@ class LayerSync(RegularizerBase):
 
     def __init__(self, config: LayerSyncConfig) -> None:
         self.config = config
-        self._weights = config.schedule
-        self.schedule = self._weights if config.has_schedule else None
+        self.schedule: Schedule | None = config.schedule if config.has_schedule else None
         self.pairs: list[ResolvedPair] = []
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
@@ -94,7 +92,7 @@ class LayerSync(RegularizerBase):
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
         pairs = self.config.layersync_pairs
         weighed = pairs is not None and all(len(pair) > 2 for pair in pairs)
-        if not chosen and not weighed and _only_adapters_train(model):
+        if not chosen and not weighed and only_adapters_train(model):
             warnings.warn(
                 "only adapter weights train and layersync_lambda is not given: the default 0.2 is a hundred times the "
                 "authors' fine-tuning weight; set layersync_preset lora (0.002), or layersync_lambda",
@@ -104,11 +102,14 @@ class LayerSync(RegularizerBase):
 
     def compute(self, states: States, step: int) -> Term:
         """Return the term of one step, with ``layersync_loss`` and ``layersync_similarity``."""
-        factor = self._weights.factor(step)
+        factor = 1.0 if self.schedule is None else self.schedule.factor(step)
         losses, similarities, centered = [], [], []
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:
-            student_BSD = self._student(pair, states)
+            if self.config.layersync_log_grad_ratio:
+                student_BSD = states.measured_tokens(pair.student.index, "layersync_grad_ratio")
+            else:
+                student_BSD = states.trainable_tokens(pair.student.index)
             teacher_BSD = states.tokens(pair.teacher.index)
             if student_BSD.shape != teacher_BSD.shape:
                 raise ConfigError(
@@ -130,11 +131,6 @@ class LayerSync(RegularizerBase):
         if centered:
             metrics["layersync_similarity_centered"] = _mean(centered)
         return Term(loss, metrics)
-
-    def _student(self, pair: ResolvedPair, states: States) -> Tensor:
-        if self.config.layersync_log_grad_ratio:
-            return states.measured_tokens(pair.student.index, "layersync_grad_ratio")
-        return states.trainable_tokens(pair.student.index)
 
 
 def _resolve(pair: Pair, blocks: Sequence[Block]) -> ResolvedPair:
@@ -177,8 +173,3 @@ def _warn_of(pair: ResolvedPair) -> None:
 
 def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else total(values) / len(values)
-
-
-def _only_adapters_train(model: nn.Module) -> bool:
-    trained = [name.lower() for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return all(any(part in name for part in _ADAPTER_WEIGHTS) for name in trained)

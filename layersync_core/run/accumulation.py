@@ -71,13 +71,10 @@ def _read(node: Any, limit: int) -> Factor:
             return Factor(value * shared.value, shared.certain)
         elif not name.startswith(_PASS) or len(parents) != 1:
             certain = name.startswith(("Mean", "Sum", "MseLoss", "HuberLoss", "SmoothL1", "L1Loss"))
-            return Factor(value, certain, _summed(name, node))
+            summed = prod(_compat.saved(node, "self_sym_sizes")) if name in ("SumBackward0", "SumBackward1") else 1
+            return Factor(value, certain, summed)
         node = parents[0]
     return Factor(value, False)
-
-
-def _summed(name: str, node: Any) -> int:
-    return prod(_compat.saved(node, "self_sym_sizes")) if name in ("SumBackward0", "SumBackward1") else 1
 
 
 def _share_of_sum(name: str, node: Any) -> float:
@@ -160,13 +157,14 @@ class Accumulation:
         """Forget a group of losses whose step was not taken."""
         self._seen.clear()
 
-    def verify(self, losses: int) -> str:
+    def verify(self, losses: int, again: int = 0) -> str:
         """Check what was read against the losses of an optimiser step; return what to say of it, if anything.
 
         It is done for the first step, and for further ones until the share is settled.
 
         Args:
             losses: Losses that got a term before the step.
+            again: Further losses of the same forwards, in backwards of their own, which got none.
 
         Raises:
             CaptureError: The term may have been scaled otherwise than the loss.
@@ -198,6 +196,8 @@ class Accumulation:
             either = any(abs(abs(factor.value) * losses - 1) < _NEAR for factor in factors)
             if not unread and not either:
                 return f"the gradients of {losses} losses are summed without division, the term's as well"
+            if again:
+                raise CaptureError(_shared(losses, again, sizes))
             raise CaptureError(
                 f"{losses} losses came before the first optimiser step, and whether they are divided by {losses} "
                 f"cannot be read from them; {ask}, or 1 if they are summed without division"
@@ -205,8 +205,20 @@ class Accumulation:
         if len(sizes) == 1 and losses > 1 and abs(min(sizes) * losses - 1) < _NEAR:
             self._share = min(sizes)
             return ""
+        if again:
+            raise CaptureError(_shared(losses, again, sizes))
         shown = ", ".join(f"{size:g}" for size in sorted(sizes))
         raise CaptureError(
             f"the loss is multiplied with {shown}, but {losses} loss{'es' * (losses != 1)} came before the first "
             f"optimiser step, so whether that is gradient accumulation cannot be told; {ask}"
         )
+
+
+def _shared(losses: int, again: int, sizes: set[float]) -> str:
+    shown = ", ".join(f"{size:g}" for size in sorted(sizes))
+    return (
+        f"{losses + again} losses came before the first optimiser step, {again} of them a further backward through a "
+        f"forward that had its term already, and the others are multiplied with {shown}, so what share of a step a "
+        "forward has cannot be told; give --layersync_accumulation_steps N, the number of forwards that make up one "
+        "optimiser step: 1 without accumulation"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet, proxy, ref
 
 import torch
 from torch import nn
@@ -15,13 +15,13 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.capture.hooks import hook
+from layersync_core.capture.identity import is_it
 from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyError
-from layersync_core.families.known import KNOWN
+from layersync_core.families.known import KNOWN, RENAMED
 from layersync_core.families.refusals import REFUSALS
-from layersync_core.families.registry import get_adapter, list_families
-from layersync_core.run.holding import make_room, watch
+from layersync_core.families.registry import get_adapter, list_families, resolve
+from layersync_core.run.holding import watch
 from layersync_core.run.settings import Settings
-from layersync_core.session import attach
 
 
 @dataclass(eq=False)
@@ -36,6 +36,7 @@ class Candidate:
         owned: There was one.
         failure: Why it could not be attached.
         untrained: Its last forward had nothing trainable in it.
+        attachment: A proxy of its attachment, which hooks on the model hold; None while there is none.
     """
 
     model: ref[nn.Module]
@@ -46,16 +47,7 @@ class Candidate:
     failure: LayerSyncError | None = None
     untrained: bool = False
     sentinel: Any = None
-    _attachment: Callable[[], Attachment | None] = lambda: None
-
-    @property
-    def attachment(self) -> Attachment | None:
-        """Its attachment, which goes with the model; None as long as there is none."""
-        return self._attachment()
-
-    def keep(self, attachment: Attachment) -> None:
-        """Remember the attachment, which hooks on the model hold."""
-        self._attachment = ref(attachment)
+    attachment: Attachment | None = None
 
     def give_to(self, optimiser: torch.optim.Optimizer) -> None:
         """Note that an optimiser holds parameters of it."""
@@ -72,9 +64,8 @@ class Candidate:
     @property
     def attached_to(self) -> Attachment:
         """Its attachment, of a candidate that has one."""
-        attachment = self.attachment
-        assert attachment is not None
-        return attachment
+        assert self.attachment is not None
+        return self.attachment
 
 
 class Candidates:
@@ -82,18 +73,23 @@ class Candidates:
 
     Args:
         settings: Of the run.
+        take: Attaches to a model, of a family that may be given.
         attached: Called with each candidate when it has been attached.
+
+    Attributes:
+        attached: Those that are attached and still there.
     """
 
-    def __init__(self, settings: Settings, attached: Callable[[Candidate], None]) -> None:
-        self._settings, self._attached = settings, attached
+    def __init__(
+        self,
+        settings: Settings,
+        take: Callable[[nn.Module, str | None], Attachment],
+        attached: Callable[[Candidate], None],
+    ) -> None:
+        self._settings, self._take, self._attached = settings, take, attached
+        self.attached: list[Candidate] = []
         self._all: list[Candidate] = []
         self._counts: dict[str, int] = {}
-
-    @property
-    def attached(self) -> list[Candidate]:
-        """Those that are attached and still there."""
-        return [item for item in self._all if item.attachment is not None and item.model() is not None]
 
     def __iter__(self) -> Any:
         return iter(self._all)
@@ -116,7 +112,7 @@ class Candidates:
 
     def scan(self) -> None:
         """Attach to every candidate that is complete by now."""
-        self._all = [item for item in self._all if item.model() is not None]
+        self._all = [item for item in self._all if not _is_part(item)]
         for candidate in self._all:
             if candidate.attachment is None:
                 self._attach(candidate)
@@ -147,18 +143,25 @@ class Candidates:
             family = self._settings.launch.layersync_family
             if family and not get_adapter(family).supports_hidden_states(model):
                 raise MisfitError(f"{candidate.name} is no model of family {family}")
-            attachment = attach(model, self._settings.config, family=family, policy=make_room)
+            attachment = self._take(model, family)
         except LayerSyncError as error:
             candidate.failure = error
             return
         candidate.failure = None
-        candidate.keep(attachment)
+        self._keep(candidate, proxy(attachment, lambda _: self._keep(candidate, None)))
         watch(attachment, model, candidate.note_end)
         candidate.sentinel.remove()
         self._attached(candidate)
 
+    def _keep(self, candidate: Candidate, attachment: Attachment | None) -> None:
+        candidate.attachment = attachment
+        self.attached = [item for item in self._all if item.attachment is not None]
+
     def _first_forward(self, candidate: Candidate, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or model is not candidate.model():
+        original = candidate.model()
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or original is None:
+            return
+        if not is_it(model, original):
             return
         before = _compat.pre_hooks(model)
         self.scan()
@@ -169,8 +172,9 @@ class Candidates:
     @property
     def use_steps(self) -> bool:
         """Whether anything that is attached, or will be, depends on the optimiser step."""
-        attached = self.attached
-        return any(it.attached_to.uses_steps for it in attached) if attached else self._settings.config.has_schedule
+        if self.attached:
+            return any(item.attached_to.uses_steps for item in self.attached)
+        return self._settings.config.has_schedule
 
     def why(self, seen: Iterable[str]) -> tuple[str, list[str]]:
         """Return why no loss got a term, in a clause, and the names of the program's models.
@@ -216,6 +220,21 @@ def largest_models(count: int = 5) -> list[str]:
     roots = [module for module in modules if id(module) not in inner]
     sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
     return list(dict.fromkeys(name for size, name in sizes if size))[:count]
+
+
+def _is_part(candidate: Candidate) -> bool:
+    """Return whether it is gone, or a part of another model whose class was a model's once."""
+    model = candidate.model()
+    if model is None or candidate.name not in RENAMED:
+        return model is None
+    try:
+        resolve(model)
+    except UnknownFamilyError:
+        candidate.sentinel.remove()
+        return True
+    except LayerSyncError:
+        return False
+    return False
 
 
 def _class_name(model: nn.Module) -> str:

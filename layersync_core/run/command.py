@@ -79,6 +79,8 @@ def _report(folder: Path) -> _Failure | None:
     if any(status.terms for status in processes):
         say(summary(processes))
         return None
+    if any(status.measured for status in processes):
+        return None
     if any(status.over for status in processes):
         say("the schedule was over before the first step, so no term was added")
         return None

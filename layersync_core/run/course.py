@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
 
+from layersync_core.attachment import Attachment
 from layersync_core.run.accumulation import Accumulation
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.metrics_log import SIMILARITY, Latest
@@ -28,6 +29,8 @@ class Course:
         now: The optimiser step, for the schedules.
         accumulation: Says what share of a step a loss is.
         losses: Losses with a term since the last step.
+        ends: Of the forwards that these were of, as in ``Forward.end``, until the first step has shown their share.
+        again: Further losses of these forwards, which get no term of their own.
         checked: The first step has shown that all is well.
         terms: Losses with a term.
         steps: Optimiser steps with one.
@@ -39,15 +42,14 @@ class Course:
         self.candidate = candidate
         self.now = self._first = first
         self.accumulation = Accumulation(accumulation_steps)
-        self.losses = self.terms = self.steps = self.idle = 0
+        self.losses = self.again = self.terms = self.steps = self.idle = 0
+        self.ends: list[ref[Any]] = []
         self.checked = False
         self.similarity = Latest(), Latest()
-        self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()  # since the last step with a term
 
     def loss(self) -> None:
         """Note a loss with a term."""
-        if not self.losses:
-            self._stepped.clear()
         self.losses += 1
         self.terms += 1
 
@@ -59,7 +61,9 @@ class Course:
         """End a group of losses whose step was not taken."""
         if not self.steps:
             self.now = self._first
-        self.losses = 0
+        if self.losses:
+            self._stepped.clear()
+        self._end_group()
         self.accumulation.begin_again()
 
     def step(self, optimiser: torch.optim.Optimizer) -> bool | None:
@@ -71,24 +75,27 @@ class Course:
         Returns:
             Whether it is a step with a term; None where it belongs to a step that another optimiser has begun.
         """
-        again = optimiser in self._stepped
-        self._stepped.add(optimiser)
         if self.losses:
             self._stepped = WeakSet([optimiser])
-            self.losses = 0
+            self._end_group()
             # Until the first step shows that an optimiser steps, they may have been counted by losses.
             self.now = (self.now if self.steps else self._first) + 1
             self.steps += 1
             return True
+        again = optimiser in self._stepped
+        self._stepped.add(optimiser)
         return False if again or len(self._stepped) == 1 else None
+
+    def _end_group(self) -> None:
+        self.losses = self.again = 0
+        self.ends.clear()
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Note the metrics of a step."""
         if SIMILARITY in metrics:
             first, last = self.similarity
-            last.put(metrics[SIMILARITY])
-            if not first:
-                first.put(metrics[SIMILARITY])
+            last.tensor = metrics[SIMILARITY]
+            first.tensor = last.tensor if first.tensor is None else first.tensor
 
     def record(self, wait: bool) -> Record:
         """Return what it did, for the status file.
@@ -111,35 +118,36 @@ class Courses:
     Attributes:
         first: That step.
         accumulation_steps: As given.
+        all: In the order in which they began.
+        latest: The latest one of each model that has got a term.
     """
 
     def __init__(self, candidates: Candidates, accumulation_steps: int | None, first: int) -> None:
         self.first = first
         self.all: list[Course] = []
-        self.accumulation_steps = accumulation_steps
-        self._candidates = candidates
+        self.latest: dict[Candidate, Course] = {}
+        self._candidates, self.accumulation_steps = candidates, accumulation_steps
 
     @property
     def now(self) -> int:
         """The latest optimiser step of any training."""
         return max((course.now for course in self.all), default=self.first)
 
-    def current(self) -> list[Course]:
-        """Return the latest training of each model that is still there."""
-        latest = {course.candidate: course for course in self.all}
-        return [course for course in latest.values() if course.candidate.attachment is not None]
-
-    def find(self, candidate: Candidate) -> Course | None:
-        """Return the training of a model; None where it has got no term."""
-        return next((course for course in reversed(self.all) if course.candidate is candidate), None)
+    def current(self) -> list[tuple[Course, Attachment]]:
+        """Return the latest training of each model that is still there, and its attachment."""
+        return [
+            (course, attachment)
+            for course in self.latest.values()
+            if (attachment := course.candidate.attachment) is not None
+        ]
 
     def of(self, candidate: Candidate) -> Course:
         """Return the training of a model; it begins with its first loss."""
-        return self.find(candidate) or self._begin(candidate)
+        return self.latest.get(candidate) or self._begin(candidate)
 
     def begin_anew(self, candidate: Candidate) -> None:
         """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
-        course = self.find(candidate)
+        course = self.latest.get(candidate)
         if course is None or not (course.steps or candidate.owned):
             return  # losses that came before the first optimiser may be those of its first step
         if candidate.optimisers:
@@ -150,14 +158,14 @@ class Courses:
     def resume(self, steps: Mapping[str, int]) -> None:
         """Go on at the steps of a checkpoint, by name of the model."""
         self.first = max(steps.values(), default=0)
-        for course in self.current():
+        for course, _ in self.current():
             course.resume(steps.get(str(course.candidate), self.first))
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of each model that is trained by its name; of none, the step that one would begin with."""
         states = {
-            str(course.candidate): {**course.candidate.attached_to.state_dict(), "step": course.now}
-            for course in self.current()
+            str(course.candidate): {**attachment.state_dict(), "step": course.now}
+            for course, attachment in self.current()
         }
         return states or {"": {"version": 1, "step": self.first, "modules": {}}}
 
@@ -165,7 +173,7 @@ class Courses:
         # A program that goes on from a checkpoint does so with its first training.
         over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
         stepped = any(course.steps for course in over)
-        course = Course(candidate, self.accumulation_steps, 0 if stepped else self.first)
+        course = self.latest[candidate] = Course(candidate, self.accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

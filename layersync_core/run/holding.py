@@ -17,6 +17,7 @@ from layersync_core.attachment import Attachment
 from layersync_core.capture.forward import Weakly
 from layersync_core.capture.graph import mark
 from layersync_core.capture.hooks import hook
+from layersync_core.capture.identity import is_it
 from layersync_core.protocol import CaptureHandle
 
 # Forwards that nobody uses: those of compiled models have no mark that would die with them.
@@ -55,7 +56,7 @@ def _mark(
     output: Any,
 ) -> None:
     # A compiled graph has one node for all it returns, so the stored states tell as much as a mark would.
-    if torch.compiler.is_compiling() or module is not watched or _compat.inside_backward():
+    if torch.compiler.is_compiling() or not is_it(module, watched) or _compat.inside_backward():
         return
     held = attachment.forwards
     if not held or held[-1].end is not None or held[-1].by_model is not (by_model is not None):

@@ -105,9 +105,9 @@ def _module(words: Sequence[str]) -> tuple[Any, Any, str]:
 
 def _require_effect() -> None:
     if "torch" in sys.modules:
-        from layersync_core.run.training import training
+        from layersync_core.run.process import training
 
         status = training().journal.status
-        if status.terms or status.over:
+        if status.terms or status.over or status.measured:
             return
     raise CaptureError("the script ended without training a model with LayerSync")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from layersync_core.errors import LayerSyncError
 from layersync_core.run import ranks
@@ -44,13 +44,6 @@ class Journal:
         self.write()
         atexit.register(self.finish)
         at_sudden_end(self.finish, self._forked)
-
-    def __enter__(self) -> None:
-        """Begin a context in which an error of ours is told to the parent."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, LayerSyncError):
-            self.fail(error)
 
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
@@ -89,17 +82,19 @@ class Journal:
     def _forked(self) -> None:
         """Begin anew in a copy of the process: what was counted and measured is told by the one that was copied."""
         self._copied = True
+        fetch = self.log.fetch
         self.log, self.status = MetricsLog(self._folder), Status()
+        self.log.fetch = fetch
 
     def finish(self) -> None:
         """Write what is left, and the status file for the last time."""
         if self._copied and not self.status.terms:
             return
         with suppress(RuntimeError):  # a device that failed is the program's own error
+            self._fill(self.status, True)
             self.log.close()
             self.log.first.wait()
             self.log.last.wait()
-            self._fill(self.status, True)
         if not self.status.terms and not self.status.seen:
             self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
         self.write()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,28 @@ _KEPT = 10_000
 
 
 class Latest:
-    """A figure that is computed on a device, and read without waiting for it."""
+    """A figure that is computed on a device, and read without waiting for it.
+
+    Attributes:
+        tensor: The figure, 0-dim without a graph; None before there is one.
+    """
 
     def __init__(self) -> None:
-        self._tensor: Tensor | None = None
+        self.tensor: Tensor | None = None
         self._known: float | None = None
         self._copy: tuple[Tensor, Any] | None = None
 
-    def __bool__(self) -> bool:
-        return self._tensor is not None
-
-    def put(self, value: Tensor) -> None:
-        """Replace the figure, a 0-dim tensor without a graph."""
-        self._tensor = value
-
     def peek(self) -> float | None:
         """Return the latest value that has arrived."""
-        if self._tensor is None or self._tensor.device.type == "cpu":
+        if self.tensor is None or self.tensor.device.type == "cpu":
             return self.wait()
-        if self._tensor.device.type != "cuda":
+        if self.tensor.device.type != "cuda":
             return self._known
         if self._copy is not None and self._copy[1].query():
             self._known, self._copy = float(self._copy[0]), None
         if self._copy is None:
-            here = torch.empty((), dtype=self._tensor.dtype, pin_memory=True)
-            here.copy_(self._tensor, non_blocking=True)
+            here = torch.empty((), dtype=self.tensor.dtype, pin_memory=True)
+            here.copy_(self.tensor, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
             self._copy = here, done
@@ -52,8 +49,8 @@ class Latest:
 
     def wait(self) -> float | None:
         """Return the value, at the end of a run."""
-        if self._tensor is not None:
-            self._known = float(self._tensor)
+        if self.tensor is not None:
+            self._known = float(self.tensor)
         return self._known
 
 
@@ -62,11 +59,15 @@ class MetricsLog:
 
     Args:
         folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes none.
+
+    Attributes:
+        fetch: Called before the program gets metrics, to add those that are waiting.
     """
 
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
         self.where = ""
+        self.fetch: Callable[[], None] = lambda: None
         self._row: dict[str, list[Tensor]] = {}  # of the step that is not over
         self._rows: list[tuple[int, dict[str, list[Tensor]]]] = []
         self._read: dict[str, list[float]] = {}  # of rows that are in the file, for a program that logs later
@@ -84,9 +85,8 @@ class MetricsLog:
                 values.append(value)
                 del values[:-_ROWS]  # a program without an optimiser ends no step
         if SIMILARITY in metrics:
-            self.last.put(metrics[SIMILARITY])
-            if not self.first:
-                self.first.put(metrics[SIMILARITY])
+            self.last.tensor = metrics[SIMILARITY]
+            self.first.tensor = self.last.tensor if self.first.tensor is None else self.first.tensor
 
     def step(self) -> None:
         """End an optimiser step."""
@@ -100,6 +100,7 @@ class MetricsLog:
 
     def take(self, where: str) -> dict[str, float]:
         """Return the means since the last call, for a logger of the program."""
+        self.fetch()
         self._program_logs, self.where = True, f"logged to {where}"
         self._rows.append((self._count, self._row))
         self._row = {}
@@ -110,6 +111,7 @@ class MetricsLog:
     @property
     def waiting(self) -> bool:
         """Whether there is anything to log."""
+        self.fetch()
         return bool(self._row or self._rows or self._read)
 
     def close(self) -> None:

@@ -15,6 +15,12 @@ from layersync_core.run.candidates import Candidate
 _NODES = 20_000
 
 
+def depends_on(loss: Tensor, ends: Iterable[Any]) -> bool:
+    """Return whether a loss depends on one of some forwards, by what dies with the graphs of their results."""
+    wanted = {mark for end in ends if (mark := end()) is not None}
+    return bool(wanted and reached(loss, wanted, _NODES))
+
+
 Found = dict[Candidate, list[Forward]]
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from layersync_core.run.libraries import accelerate, deepspeed, lightning, tensorboard, torch, wandb
+from layersync_core.run.libraries import accelerate, deepspeed, lightning, simpletuner, tensorboard, torch, wandb
+from layersync_core.run.process import training
 from layersync_core.run.settings import from_environment, is_on
-from layersync_core.run.training import training
 
-LIBRARIES = (torch, accelerate, deepspeed, lightning, tensorboard, wandb)
+LIBRARIES = (torch, accelerate, deepspeed, lightning, simpletuner, tensorboard, wandb)
 
 _installed: set[str] = set()
 
@@ -47,5 +47,6 @@ _TAKES_HOLD: dict[str, Callable[[], None]] = {
     **dict.fromkeys(accelerate.WATCHES, accelerate.take_hold),
     **dict.fromkeys(deepspeed.WATCHES, deepspeed.take_hold),
     **dict.fromkeys(lightning.WATCHES, lightning.take_hold),
+    **dict.fromkeys(simpletuner.WATCHES, simpletuner.take_hold),
     **dict.fromkeys(tensorboard.WATCHES, tensorboard.take_hold),
 }

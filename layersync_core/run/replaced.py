@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 
@@ -19,40 +19,40 @@ class ReplacedSteps:
     Args:
         before: Called before a step with the optimiser, its arguments (itself first) and its keyword arguments; returns
             others to call it with, or None.
+
+    Attributes:
+        stepping: Ids of the optimisers of which a replaced step is running, which was counted already.
     """
 
     def __init__(self, before: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         self._before = before
-        self._known: WeakSet[torch.optim.Optimizer] = WeakSet()
-        self._stepping: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._known: list[ref[torch.optim.Optimizer]] = []  # asked at each backward, which a WeakSet is slow for
+        self.stepping: set[int] = set()
 
     def notice(self, optimiser: torch.optim.Optimizer) -> None:
         """Remember a new optimiser."""
-        self._known.add(optimiser)
-
-    def is_stepping(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Return whether a replaced step of an optimiser is running, which was counted already."""
-        return optimiser in self._stepping
+        self._known.append(ref(optimiser, self._known.remove))
 
     def wrap(self) -> None:
         """Wrap what has been replaced since the last call."""
-        for optimiser in self._known:
-            step = vars(optimiser).get("step")
-            if step is not None and not hasattr(step, _MARK):
+        for known in [*self._known]:
+            optimiser = known()
+            step = None if optimiser is None else vars(optimiser).get("step")
+            if optimiser is not None and step is not None and not hasattr(step, _MARK):
                 self._wrap(optimiser, step)
 
     def _wrap(self, optimiser: torch.optim.Optimizer, original: Callable[..., Any]) -> None:
         def step(self_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            if self_ in self._stepping:
+            if id(self_) in self.stepping:
                 return original(*args, **kwargs)
-            self._stepping.add(self_)
+            self.stepping.add(id(self_))
             try:
                 changed = self._before(self_, (self_, *args), kwargs)
                 if changed is not None:
                     (_, *args), kwargs = changed
                 return original(*args, **kwargs)
             finally:
-                self._stepping.discard(self_)
+                self.stepping.discard(id(self_))
 
         # torch's learning rate schedulers ask whether they have wrapped a step, and take its __func__ to wrap it.
         functools.update_wrapper(step, getattr(original, "__func__", original))

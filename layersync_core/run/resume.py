@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layersync_core.errors import LayerSyncError
 from layersync_core.run import ranks
 from layersync_core.run.training import Training
 from layersync_core.state import load_states, save_states
@@ -24,5 +25,8 @@ def write(folder: Path, training: Training) -> None:
 
 def read(folder: Path, training: Training) -> None:
     """Go on where the state file of a checkpoint says."""
-    with training.journal:
-        training.resumed(load_states(folder))
+    try:
+        states = load_states(folder)
+    except LayerSyncError as error:
+        training.journal.fail(error)
+    training.resumed(states)

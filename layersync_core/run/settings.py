@@ -15,7 +15,7 @@ from layersync_core import spelling
 from layersync_core.config import LayerSyncConfig, not_boolean, validate
 from layersync_core.entrypoints import PLUGINS, providers
 from layersync_core.errors import ConfigError
-from layersync_core.files import parse_json, read_json, replace_file
+from layersync_core.files import parse_json, read_settings, replace_file
 from layersync_core.losses.plugins import third_parties
 from layersync_core.run.startup.sitecustomize import VARIABLE
 
@@ -48,6 +48,12 @@ class LaunchSettings(BaseModel):
     layersync_status_dir: str | None = Field(
         None, description="folder for status and metrics files (default: a temporary one)"
     )
+    layersync_suggest: Annotated[Count | None, Field(ge=1)] = Field(
+        None, description="measure that many optimiser steps without the term, say which pair speaks for itself, stop"
+    )
+    layersync_suggest_dir: str | None = Field(
+        None, description="folder for what was measured (default: layersync-suggest)"
+    )
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,13 @@ def read(mapping: Mapping[str, Any]) -> Settings:
         ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
     """
     given = spelling.canonical(mapping)
+    third_parties().require(given)
     third_parties().check_spelling(given)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
-    if not _switches(given):
+    if "layersync_suggest_dir" in own and "layersync_suggest" not in own:
+        raise ConfigError("layersync_suggest_dir given without layersync_suggest, so it would do nothing")
+    if not _switches(given) and "layersync_suggest" not in own:
         if own:
             raise ConfigError(
                 f"{', '.join(own)} given without layersync_enabled, so it would do nothing; "
@@ -84,8 +93,10 @@ def read(mapping: Mapping[str, Any]) -> Settings:
 
 
 def is_on(settings: Settings) -> bool:
-    """Return whether any regularizer is enabled; a plugin's switch is ``<name of its entry point>_enabled``."""
-    return any(spelling.is_on(value) for value in _switches(settings.given).values())
+    """Return whether a regularizer is enabled, by ``<name of its entry point>_enabled``, or blocks are measured."""
+    return settings.launch.layersync_suggest is not None or any(
+        spelling.is_on(value) for value in _switches(settings.given).values()
+    )
 
 
 def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +143,7 @@ def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_environment() -> Settings:
-    """Read the settings of this process: JSON, or the path of a JSON file.
+    """Read the settings of this process: JSON, or the path of a file.
 
     Raises:
         ConfigError: The variable is not set, or as in ``read``.
@@ -140,9 +151,9 @@ def from_environment() -> Settings:
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         raise ConfigError(
-            f"{VARIABLE} is not set; give it the settings as JSON or the path of a JSON file, "
+            f"{VARIABLE} is not set; give it the settings as JSON or the path of a file with them, "
             "or start the program with layersync run"
         )
     if not text.startswith("{"):
-        return read(read_json(text))
+        return read(read_settings(text))
     return read(parse_json(text, VARIABLE, "holds no valid JSON"))

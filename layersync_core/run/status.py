@@ -63,6 +63,8 @@ class Status:
         tracker: Where the metrics went; empty where nothing was logged.
         over: The schedule had ended before the first step, so that no term was due.
         trainings: Each of them, where it had several.
+        measured: Optimiser steps whose forwards were measured, where that was asked for.
+        same: The block that is its own teacher in every pair, where no term has a gradient; else empty.
         blind: Why it was not measured which tokens the main loss trains; empty where it was.
     """
 
@@ -81,6 +83,8 @@ class Status:
     seen: list[str] = field(default_factory=list)
     tracker: str = ""
     over: bool = False
+    measured: int = 0
+    same: str = ""
     blind: str = ""
     trainings: list[Record] = field(default_factory=list)
 
@@ -129,7 +133,8 @@ def summary(processes: list[Status]) -> str:
         counted, *similarity = _did(first)
         line = ", ".join((counted, on, *similarity))
     blind = f"which tokens the main loss trains was not measured: {first.blind}" if first.blind else ""
-    return "; ".join(filter(None, (line, first.tracker, blind)))
+    same = f"{first.same} is its own teacher, so LayerSync's term had no gradient" if first.same else ""
+    return "; ".join(filter(None, (line, same, first.tracker, blind)))
 
 
 def _did(training: Status | Record) -> Iterator[str]:

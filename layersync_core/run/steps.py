@@ -43,11 +43,6 @@ class Steps:
         """The latest optimiser step of any training."""
         return self._courses.now
 
-    @property
-    def has_optimisers(self) -> bool:
-        """Whether an optimiser of torch's holds weights of an attached model."""
-        return any(candidate.optimisers for candidate in self._candidates.attached)
-
     def optimiser(self, optimiser: torch.optim.Optimizer) -> None:
         """Notice a new optimiser."""
         self._optimisers += 1
@@ -56,11 +51,11 @@ class Steps:
             candidate.give_to(optimiser)
             self._owned[optimiser] = True
 
-    def loss(self, trained: Sequence[Candidate] | None) -> None:
+    def loss(self, trained: Sequence[Course] | None) -> None:
         """Count a loss on which backward is called.
 
         Args:
-            trained: The models whose terms it got; None where it got none.
+            trained: The trainings whose terms it got; None where it got none.
 
         Raises:
             CaptureError: Losses are trained without a term, or steps cannot be counted though a schedule needs them.
@@ -70,8 +65,7 @@ class Steps:
             self._stranger()
             return
         self._journal.status.terms += 1
-        for candidate in trained:
-            course = self._courses.of(candidate)
+        for course in trained:
             course.loss()
             # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
             if course.steps:
@@ -104,17 +98,19 @@ class Steps:
         trained = self._trained_by(optimiser)
         if trained is None:
             return False
-        courses = [course for candidate in trained if (course := self._courses.find(candidate)) is not None]
+        courses = [*filter(None, map(self._courses.latest.get, trained))]
         for course in courses:
             if course.losses:
                 self._check(course)
-        found = [course.step(optimiser) for course in courses]
+        found = []
         for course in courses:
+            found.append(course.step(optimiser))
             attachment = course.candidate.attached_to
             attachment.gate(course.now)
             # Of a compiled model nothing tells when a forward is given up, but after the step its weights are others.
-            for forward in [held for held in attachment.forwards if held.end is None]:
-                attachment.forget(forward)
+            for forward in [*attachment.forwards]:
+                if forward.end is None:
+                    attachment.forget(forward)
         if True in found:
             self._idle = 0
             status.steps += 1
@@ -126,7 +122,7 @@ class Steps:
     def skipped(self, optimiser: torch.optim.Optimizer) -> None:
         """Note a step that a scaler did not take, since a gradient had overflowed."""
         for candidate in self._trained_by(optimiser) or ():
-            course = self._courses.find(candidate)
+            course = self._courses.latest.get(candidate)
             if course is not None:
                 course.skip()
                 candidate.attached_to.gate(course.now)
@@ -137,7 +133,7 @@ class Steps:
             with one_line_warnings():
                 attachment.guard.settle(wait=not course.checked)
         if not course.accumulation.settled:
-            said = course.accumulation.verify(course.losses)
+            said = course.accumulation.verify(course.losses, course.again)
             if said and ranks.rank() == 0:
                 say(said)
         if course.checked:
@@ -157,13 +153,14 @@ class Steps:
     def _trained_by(self, optimiser: torch.optim.Optimizer) -> list[Candidate] | None:
         """Return the models that an optimiser trains; None where it is that of, say, a discriminator."""
         # Judged by what it was made with, since some libraries put other tensors into it later.
-        if optimiser not in self._owned:
+        owned = self._owned.get(optimiser)
+        if owned is None:
             held = self._candidates.trained_by(optimiser)
             for candidate in held:
                 candidate.give_to(optimiser)
-            self._owned[optimiser] = bool(held)
+            owned = self._owned[optimiser] = bool(held)
         attached = self._candidates.attached
-        if self._owned[optimiser]:
+        if owned:
             return [candidate for candidate in attached if optimiser in candidate.optimisers]
         # Where none was made with a model's own parameters, LoRA weights stand outside of it, and any may have them.
         return None if any(candidate.optimisers for candidate in attached) else attached

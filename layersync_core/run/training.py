@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layersync_core.errors import ConfigError
+from layersync_core import _compat
+from layersync_core.attachment import Attachment
+from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run.candidates import Candidate, Candidates
 from layersync_core.run.course import Courses
+from layersync_core.run.holding import make_room
 from layersync_core.run.journal import Journal
 from layersync_core.run.metrics_log import MetricsLog
-from layersync_core.run.settings import Settings, from_environment
+from layersync_core.run.settings import Settings
 from layersync_core.run.showing import one_line_warnings
 from layersync_core.run.status import Status, say
 from layersync_core.run.steps import Steps
 from layersync_core.run.terms import Terms
-
-
-@cache
-def training() -> Training:
-    """Return the training of this process."""
-    return Training(from_environment())
+from layersync_core.session import attach
 
 
 class Training:
@@ -35,16 +32,20 @@ class Training:
     """
 
     def __init__(self, settings: Settings) -> None:
-        launch = settings.launch
+        self.settings, launch = settings, settings.launch
         self.followers: list[Callable[[MetricsLog], None]] = []  # loggers that a program may start at any time
         self._saved: dict[str, Any] | None = None  # of the checkpoint that the program goes on from
         self._start_step, losses = launch.layersync_start_step, launch.layersync_accumulation_steps
         self.taken = 0  # optimiser steps of any kind
-        self.candidates = Candidates(settings, self._attached)
+        self.candidates = Candidates(settings, self._take, self._attached)
         self.courses = Courses(self.candidates, losses, self._start_step or 0)
         self.journal = Journal(launch.layersync_status_dir, lambda: map(str, self.candidates), self._fill)
         self.terms = Terms(self.candidates, self.journal, self.courses, launch.layersync_target)
         self.steps = Steps(self.candidates, self.courses, self.journal, losses)
+        self.journal.log.fetch = self._fetch
+
+    def _take(self, model: nn.Module, family: str | None) -> Attachment:
+        return attach(model, self.settings.config, family=family, policy=make_room)
 
     def build(self, module: nn.Module) -> None:
         """Notice a module that is being built."""
@@ -53,40 +54,54 @@ class Training:
     def prepare(self, modules: Sequence[Any] = ()) -> None:
         """Attach to the models that are there by now: one of them is wrapped or compiled."""
         self.journal.seen.update({type(item).__name__: None for item in modules if isinstance(item, nn.Module)})
-        with self.journal, one_line_warnings():
-            self.candidates.scan()
+        try:
+            with one_line_warnings():
+                self.candidates.scan()
+        except LayerSyncError as error:
+            self.journal.fail(error)
 
     def optimise(self, optimiser: torch.optim.Optimizer) -> None:
         """Attach before training starts, and give the optimiser the trainable parts of the regularizers."""
         self.prepare()
-        with self.journal:
+        try:
             self.candidates.require_one()
+        except LayerSyncError as error:
+            self.journal.fail(error)
         self.steps.optimiser(optimiser)
         for candidate in self.candidates.attached:
             candidate.attached_to.parts.place(optimiser)
 
     def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None, past: int = 1) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
-        with self.journal:
+        self._fetch()
+        try:
             result, used = self.terms.add(loss, divides, factor, past)
             if used == []:
                 return result  # the same loss again, counted already
             self.steps.loss(used)
+        except LayerSyncError as error:
+            self.journal.fail(error)
         for candidate in self.terms.targets[len(self.journal.status.targets) :]:
             self.journal.target(_describe(candidate), self.courses.of(candidate).accumulation.describe())
-        if used and not self.steps.has_optimisers:
-            self._read_metrics()
         return result
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Count an optimiser's step that is about to be taken, and check what must hold before the first."""
         self.taken += 1
-        with self.journal:
+        try:
             first = not self.journal.status.steps
             if not self.steps.before_step(optimiser):
                 return
             if first and self._saved is not None:
                 self._require_saved_parts(self._saved)
+        except LayerSyncError as error:
+            self.journal.fail(error)
+        if _compat.inside_backward():  # which has not come to the student yet
+            _compat.at_end_of_backward(self._end_step)
+        else:
+            self._end_step()
+
+    def _end_step(self) -> None:
         self._read_metrics()
         self.journal.log.step()
         for follow in self.followers:
@@ -103,7 +118,7 @@ class Training:
         Args:
             states: By name of the model, as ``state`` gave them.
         """
-        with self.journal:
+        try:
             if states is not None:
                 self.courses.resume({name: state["step"] for name, state in states.items()})
                 self._saved = states
@@ -116,32 +131,40 @@ class Training:
                         "give --layersync_start_step N"
                     )
                 say("the checkpoint has no layersync_state.safetensors; nothing of LayerSync's depends on the step")
+        except LayerSyncError as error:
+            self.journal.fail(error)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of each model that is trained by its name, at its optimiser step."""
         return self.courses.state()
 
     def _require_saved_parts(self, saved: dict[str, Any]) -> None:
-        for target in (course.candidate for course in self.courses.current()):
-            names = target.attached_to.modules()
-            if names and not saved.get(str(target), {}).get("modules"):
+        for course, attachment in self.courses.current():
+            names = attachment.modules()
+            if names and not saved.get(str(course.candidate), {}).get("modules"):
                 raise ConfigError(
-                    f"the checkpoint has no trained part of {', '.join(names)} for {target}: it was written without "
-                    "it; start anew, or switch it off"
+                    f"the checkpoint has no trained part of {', '.join(names)} for {course.candidate}: it was written "
+                    "without it; start anew, or switch it off"
                 )
 
     def _fill(self, status: Status, wait: bool) -> None:
         if wait and not status.steps:
             self._read_metrics()  # of losses that no optimiser's step came after
         status.trainings = [course.record(wait) for course in self.courses.all if course.terms]
-        for course in self.courses.current():
-            guard = course.candidate.attached_to.guard
-            if guard is not None:
-                status.blind = status.blind or guard.blind
+        for _, attachment in self.courses.current():
+            status.same = status.same or _own_teacher(attachment)
+            if attachment.guard is not None:
+                status.blind = status.blind or attachment.guard.blind
+
+    def _fetch(self) -> None:
+        """Read the metrics of losses that no step of an optimiser tells the end of."""
+        # Not at the loss itself: some are known in its backward only. An optimiser that is there may never step.
+        if not all(course.steps for course in self.courses.latest.values()):
+            self._read_metrics()
 
     def _read_metrics(self) -> None:
-        for course in self.courses.current():
-            metrics = course.candidate.attached_to.metrics()
+        for course, attachment in self.courses.current():
+            metrics = attachment.metrics()
             course.note(metrics)
             self.journal.log.add(metrics)
 
@@ -150,6 +173,11 @@ class Training:
         if modules and saved and saved.get(str(candidate), {}).get("modules"):
             candidate.attached_to.load_state_dict(saved[str(candidate)])
         candidate.attached_to.gate(self.courses.first)
+
+
+def _own_teacher(attachment: Attachment) -> str:
+    pairs = attachment.pairs
+    return str(pairs[0].student) if pairs and all(pair.student == pair.teacher for pair in pairs) else ""
 
 
 def _describe(candidate: Candidate) -> str:

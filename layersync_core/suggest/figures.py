@@ -65,6 +65,7 @@ class Figures:
         skip: How much the loss rises where one block is left out; empty where that was not asked for.
         skip_runs: The same of runs of several.
         forwards: Forwards that were measured.
+        fed: What was fed that is not the user's own, in a sentence; empty where nothing was.
         sub_sample: How the numbers were estimated, and from which tokens.
     """
 
@@ -81,6 +82,7 @@ class Figures:
     skip: list[float | None] = field(default_factory=list)
     skip_runs: list[SkippedRun] = field(default_factory=list)
     forwards: int = 0
+    fed: str = ""
     sub_sample: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

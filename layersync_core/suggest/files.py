@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,32 @@ def write(found: Figures, content: dict[str, Any], folder: Path) -> list[str]:
     Raises:
         ConfigError: They cannot be written.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / JSON, f"{json.dumps(content, indent=1)}\n")
         replace_file(folder / PAGE, page_of(found, content))
         drawn = bool(found.cka) and find_spec("matplotlib") is not None
         if drawn:
             from layersync_core.suggest.picture import draw
 
-            draw(found, content, folder / PICTURE)
+            drawing = BytesIO()
+            draw(found, content, drawing)
+            replace_file(folder / PICTURE, drawing.getvalue())
         else:
             (folder / PICTURE).unlink(missing_ok=True)  # of another measurement
     except OSError as error:
-        raise ConfigError(f"output_dir {folder} cannot be written: {error.strerror or error}") from None
+        raise ConfigError(f"folder {folder} cannot be written: {error.strerror or error}") from None
     missing = "" if drawn or not found.cka else f"; {PICTURE} needs matplotlib: pip install matplotlib"
     return [f"{', '.join((JSON, PAGE, *([PICTURE] if drawn else [])))} in {folder}{missing}"]
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a measurement.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder {folder} cannot be made: {error.strerror or error}") from None

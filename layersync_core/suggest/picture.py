@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures, Grid
@@ -16,12 +15,8 @@ _DPI = 130
 _NAMED = 24  # blocks that can all be named beside a panel
 
 
-def draw(found: Figures, content: dict[str, Any], file: Path) -> None:
-    """Draw a panel for each measure and noise level: students down, teachers across.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+def draw(found: Figures, content: dict[str, Any], file: IO[bytes]) -> None:
+    """Draw a panel for each measure and noise level: students down, teachers across."""
     from matplotlib.figure import Figure
 
     names = [name for name in MEASURES if getattr(found, name)]

@@ -15,6 +15,7 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.hooks import Capture
 from layersync_core.errors import CaptureError, ConfigError
+from layersync_core.families.asking import blocks_of
 from layersync_core.protocol import Adapter, Block
 from layersync_core.suggest.findings import Findings
 from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
@@ -47,13 +48,14 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, tokens: int = TOKENS, seed: int = 0) -> None:
-        self.blocks: list[Block] = adapter.list_blocks(model)
+        self.blocks: list[Block] = blocks_of(adapter, model)
         self.forwards = 0
         self._name, self._tokens, self._seed = type(model).__name__, tokens, seed
         self._draw = torch.Generator().manual_seed(seed)
         self._levels: dict[float | None, Level] = {}
         self._given: tuple[float | None, Tensor | None] = (None, None)
         self._now: _Now | None = None
+        self._repeated: int | None = None
         layers = range(len(self.blocks))
         capture = adapter.capture(model, layers, HiddenStateBuffer(layers))
         if not isinstance(capture, Capture):
@@ -88,7 +90,12 @@ class Probe:
             CaptureError: Nothing was, or hidden states were not finite.
         """
         if not self.forwards:
-            raise CaptureError(f"no forward of {self._name} was measured: {self._why_none()}")
+            raise CaptureError(f"no forward of {self._name} was measured: {self.why_none}")
+        if self._repeated == len(self.blocks) - 1:  # which is told only when its forward was counted
+            raise CaptureError(
+                f"{self.blocks[-1]} ran more than once in one forward; LayerSync needs the one output that the loss "
+                "depends on"
+            )
         tallies = [item for level in self._levels.values() for item in level.tallies.items()]
         broken = [index for indices, tally in tallies for index in tally.not_finite(indices)]
         if broken:
@@ -113,7 +120,9 @@ class Probe:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _why_none(self) -> str:
+    @property
+    def why_none(self) -> str:
+        """Why no forward was measured, in a clause."""
         return self._capture.why_none or "the last forward did not run all of its blocks"
 
     def _sub_sample(self) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class Probe:
     def _see(self, forward: Forward, index: int) -> None:
         """Take the sub-sample of a block that has just returned."""
         if forward.repeated is not None:
-            self._now = None  # such a forward is never whole
+            self._now, self._repeated = None, forward.repeated  # such a forward is never whole
             return
         reader = self._capture.reader
         tokens_BSD = reader.peek(forward, index).detach()

@@ -13,6 +13,7 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     levels = ", ".join("unknown" if level is None else f"{level:g}" for level in found.noise_levels)
     of = f"{found.forwards} forward{'s' * (found.forwards != 1)}, noise levels {levels}" if found.forwards else "config"
     lines = [f"{found.model}: {len(found.described)} blocks, {of}"]
+    lines += [found.fed] if found.fed else []
     for pair in content["recommended"]:
         lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
         lines.append(f"    {pair['reason']}")

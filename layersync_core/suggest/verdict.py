@@ -20,6 +20,7 @@ STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
 _BEST_DEPTHS = 0.3, 0.65
 _FEW = 6  # blocks, below which all that counts is that the teacher is deeper and not the last
 _MOST = 3
+_NEAR = 10  # the share of the depth, as a divisor, within which blocks are neighbours
 _SURE = 2.0  # standard errors of the difference of two probes
 
 
@@ -86,6 +87,7 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
         ]
         return told, Verdict("unknown", "only the configuration is known, without weights, so nothing was measured")
     allowed = [pair for pair in pairs_of(found.described) if pair.inside]
+    near = max(len(found.described) // _NEAR, 1)
     if not allowed:
         return [], Verdict("no", "no two blocks of one width and stage lie where the paper's rules allow a pair")
     worth = [pair for pair in allowed if not _why_not(found, pair)]
@@ -96,7 +98,7 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
             f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
         )
     if not found.gap:
-        return [_recommend(found, pair) for pair in _apart(worth)], Verdict(
+        return [_recommend(found, pair) for pair in _apart(worth, near)], Verdict(
             "unknown",
             "these blocks are alike and not equal, so there is something to learn; whether the deeper ones are better "
             "was not measured, since the classes of the samples are not known",
@@ -107,11 +109,12 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
         return [], Verdict(
             "no",
             "no teacher tells the classes of the samples apart better than its student beyond chance; the largest lead "
-            f"of a linear probe is {_lead(found, best):+.3f} ± {_error(found, best):.3f} ({best})",
+            f"of a linear probe is {_lead(found, best):+.3f} ± {_error(found, best):.3f} ({best}), with "
+            f"{found.samples} samples; more would show a smaller lead",
         )
     # Leads that the samples cannot tell apart are one.
     step = max(_error(found, better[0]), 1e-6)
-    ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)))
+    ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)), near)
     return [_recommend(found, pair) for pair in ranked], Verdict(
         "yes",
         "deeper blocks tell the classes of the samples apart better, a linear probe by "
@@ -150,14 +153,18 @@ def _error(found: Figures, pair: Pair) -> float:
     return float((sum(score * (1 - score) for score in _scores(found, pair)) / max(found.samples, 1)) ** 0.5)
 
 
-def _apart(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the first pairs that share no block with one before them."""
+def _apart(pairs: Sequence[Pair], near: int) -> list[Pair]:
+    """Return the first pairs that are not next to one before them: neighbours measure nearly the same."""
     chosen: list[Pair] = []
     for pair in pairs:
-        used = {block.index for other in chosen for block in (other.student, other.teacher)}
-        if len(chosen) < _MOST and not used & {pair.student.index, pair.teacher.index}:
+        if len(chosen) < _MOST and all(_are_apart(pair, other, near) for other in chosen):
             chosen.append(pair)
     return chosen
+
+
+def _are_apart(one: Pair, other: Pair, near: int) -> bool:
+    students, teachers = (one.student, other.student), (one.teacher, other.teacher)
+    return all(abs(block.index - there.index) >= near for block, there in (students, teachers))
 
 
 def _recommend(found: Figures, pair: Pair) -> Recommended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,4 +253,10 @@ def test_the_compilers_options_while_anything_is_attached(before: bool, monkeypa
         first.remove()
         assert {name: getattr(torch._dynamo.config, name) for name in options} == options
         second.remove()
+        assert {getattr(torch._dynamo.config, name) for name in options} == {before}
+        forgotten, third = attached(toy()), attached(toy())
+        third.remove()
+        assert {name: getattr(torch._dynamo.config, name) for name in options} == options
+        del forgotten
+        gc.collect()
         assert {getattr(torch._dynamo.config, name) for name in options} == {before}

@@ -6,8 +6,11 @@ import copy
 import io
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +34,7 @@ from tests.models import (
     toy_input,
     toy_term,
 )
+from tests.run.conftest import launch as launch
 
 
 # Forwards that must leave the main pass alone.
@@ -257,6 +261,39 @@ def test_a_real_model_is_copied_and_saved_while_attached() -> None:
         average(**inputs).sample.sum().backward()
         _pickled(model)
         assert sync.loss().item() == pytest.approx(-0.5 * mean_cosine(*states_by_hand(average, inputs)[0:3:2]).item())
+
+
+_ELSEWHERE = """
+import sys, torch, warnings
+warnings.simplefilter("ignore")
+for name in [name for name in sys.modules if "layersync" in name]:
+    del sys.modules[name]
+sys.modules["layersync_core"] = None
+model, inputs = torch.load(sys.argv[1], weights_only=False)
+output = model(**inputs).sample
+output.sum().backward()
+compiled = torch.compile(model, backend="eager", fullgraph=True)
+print(float(output.detach().double().sum()), float(compiled(**inputs).sample.detach().double().sum()))
+"""
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_model_that_was_saved_while_attached_loads_without_this_package(
+    launched: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if launched:
+        request.getfixturevalue("launch")()
+    model, inputs = build("dit")
+    expected = float(model(**inputs).sample.detach().double().sum())
+    sync = None if launched else attach(model, settings())
+    if launched:
+        torch.optim.SGD(model.parameters())
+    torch.save((model, inputs), tmp_path / "model.pt")
+    done = subprocess.run([sys.executable, "-c", _ELSEWHERE, tmp_path / "model.pt"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [float(word) for word in done.stdout.split()] == pytest.approx([expected] * 2, rel=1e-4)
+    if sync is not None:
+        sync.remove()
 
 
 @pytest.mark.parametrize("case", ["dit", "wan", "wan vace"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,10 @@ class TestCheck:
             "teacher": "block 4 of 6 (transformer_blocks.3)",
             "weight": "0.2",
         }
+
+    def test_a_yaml_file(self, model: str, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "my.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in GOOD.items()))
+        assert self.attached(capsys, model, "--config", str(tmp_path / "my.yaml"))["weight"] == "0.2"
 
     @pytest.mark.parametrize(
         "flags",

@@ -21,7 +21,8 @@ from layersync_core import (
     resolve,
 )
 from layersync_core.errors import LayerSyncError
-from layersync_core.families.known import KNOWN, KnownFamily, distribution_of
+from layersync_core.families import registry
+from layersync_core.families.known import KNOWN, RENAMED, KnownFamily, distribution_of
 from layersync_core.families.registry import GUIDE, installed, load_tiny, read_model_config
 from tests import fakes
 from tests.fakes import Distribution
@@ -261,6 +262,12 @@ BROKEN = {
     "exits": ("import sys\nsys.exit(3)", "SystemExit"),
     "no such attribute": ("", "has no attribute 'adapter'"),
     "nothing": ("adapter = None", "lacks family, api_version, model_classes"),
+    "a method is none": (_WHOLE + "Adapter.capture = None", "capture of fake"),
+    "a property that exits": (_WHOLE + "Adapter.family = property(lambda self: exit(0))", "SystemExit: 0"),
+    "what a test runner raises": (
+        "import pytest\npytest.skip('not here', allow_module_level=True)",
+        "Skipped: not here",
+    ),
     "lacks one method": (_WHOLE + "del Adapter.list_blocks", "lacks list_blocks"),
     "lacks its version": (_WHOLE + "del Adapter.api_version", "lacks api_version"),
     "newer version": (_WHOLE + "Adapter.api_version = 2", "adapter API 2"),
@@ -319,6 +326,17 @@ class TestOrder:
         install(fakes.adapter("somebodys", "nowhere", CLASS))
         assert resolve(CONFIG).family == "nowhere"
 
+    def test_a_third_party_that_provides_a_refused_family_is_told_once(
+        self, install: Install, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        install(fakes.adapter("somebodys-omnigen", "omnigen", "OmniGenTransformer2DModel"))
+        registry._tell_refusal.cache_clear()
+        for _ in range(2):
+            assert resolve({"_class_name": "OmniGenTransformer2DModel"}).family == "omnigen"
+        (line,) = caplog.messages
+        assert line.startswith("LayerSync itself refuses family omnigen, since text and image share")
+        assert line.endswith("the adapter of somebodys-omnigen 9.8 is used")
+
     def test_known_classes_come_before_third_parties(self, install: Install) -> None:
         install(fakes.adapter("somebodys", "somebodys_family", "DiTTransformer2DModel"))
         assert resolve(DIT).family == "dit"
@@ -343,7 +361,7 @@ class TestOrder:
     def test_every_class_that_our_adapters_describe_is_found(self, family: str) -> None:
         """But those that need a config to tell are left to it, such as a UNet."""
         for name in get_adapter(family).model_classes:
-            if name not in ("UNet2DConditionModel", "Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
+            if name not in (*RENAMED, "UNet2DConditionModel", "Kandinsky5Transformer3DModel", "DiffusionTransformer3D"):
                 assert resolve({"_class_name": name}).family == family
 
     def test_a_model_without_a_config_is_told_by_its_own_attributes(self) -> None:

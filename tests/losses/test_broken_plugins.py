@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from layersync_core import ConfigError, attach
-from layersync_core.losses import layersync, plugins
+from layersync_core import ConfigError, attach, entrypoints
+from layersync_core.losses import layersync
 from layersync_core.losses.plugins import Plugins
 from tests import fakes
 from tests.fakes import Distribution
@@ -32,11 +32,11 @@ FAILING = {
     "exits": ("def layersync_regularizers(config): raise SystemExit(0)", "SystemExit: 0"),
     "rubbish": (
         "def layersync_regularizers(config): return [7]",
-        "returned a int without name, order, layers, compute",
+        "it returned 7, which lacks name, order, layers, compute",
     ),
     "no list": ("def layersync_regularizers(config): return 7", "'int' object is not iterable"),
     "an objective that raises": ("def layersync_objectives(config): return 1 / 0", "ZeroDivisionError"),
-    "an objective without a name": ("def layersync_objectives(config): return [object()]", "without name, compute"),
+    "an objective without a name": ("def layersync_objectives(config): return [object()]", "lacks name, compute"),
 }
 
 
@@ -77,7 +77,7 @@ def test_what_a_plugin_prints_is_no_output_of_the_program(install: Install, caps
 def test_a_plugin_that_is_slow_is_told(
     install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(plugins, "_SLOW", -1)
+    monkeypatch.setattr(entrypoints, "_SLOW", -1)
     install(fakes.plugin("slow-plugin", "", point="slow"))
     with caplog.at_level(logging.WARNING):
         Plugins()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import FourierFTConfig, HRAConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
 from layersync_core import ConfigError, LayerSyncWarning, attach
@@ -165,6 +166,37 @@ def test_the_papers_weight_for_adapter_weights_is_advised_against_once() -> None
     assert steps(model, {**single, "layersync_preset": "paper"}) == []
     model.requires_grad_(True)
     assert steps(model, single) == []
+
+
+PEFT = {
+    "LoRA": LoraConfig(target_modules=["inner"], init_lora_weights=False),
+    "LoRA and its layers' biases": LoraConfig(target_modules=["inner"], bias="lora_only"),
+    "LoRA and all biases": LoraConfig(target_modules=["inner"], bias="all"),
+    "LoRA with a bias of its own": LoraConfig(target_modules=["inner"], lora_bias=True),
+    "DoRA": LoraConfig(target_modules=["inner"], use_dora=True),
+    "VeRA": VeraConfig(target_modules=["inner"], r=4),
+    "IA3": IA3Config(target_modules=["inner"], feedforward_modules=[]),
+    "FourierFT": FourierFTConfig(target_modules=["inner"], n_frequency=4),
+    "layer norms": LNTuningConfig(target_modules=["inner"]),
+    "HRA": HRAConfig(target_modules=["inner"]),
+}
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_whatever_peft_adds_is_told_of_the_authors_weight(kind: str) -> None:
+    model = get_peft_model(toy(), PEFT[kind]).base_model.model
+    said = steps(model, {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4})
+    assert [ADVICE in line for line in said] == [True]
+
+
+@pytest.mark.parametrize("trained", ["bias", "blocks.0", "norm"])
+def test_a_part_of_the_models_own_weights_is_no_adapter(trained: str) -> None:
+    model: Any = toy()
+    model.blocks[0].norm = nn.LayerNorm(8)
+    model.blocks[0].register_forward_hook(lambda module, args, output: module.norm(output))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    assert steps(model, {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}) == []
 
 
 def test_a_pair_of_one_block_is_warned_about_once() -> None:

@@ -62,6 +62,9 @@ class Cell:
         sync: Whether LayerSync is attached where the regime asks for it.
         short: Take a model of two blocks, for what compiles.
         batch: Samples.
+
+    Attributes:
+        copies: What is expected is computed on a copy of the model; otherwise on the model itself, before attaching.
     """
 
     def __init__(self, family: str, sync: bool = True, short: bool = False, batch: int = 2) -> None:
@@ -78,6 +81,7 @@ class Cell:
         self.tolerance = TOLERANCE
         self.expected: Gradients = {}
         self.found: list[Gradients] = []
+        self.copies = True
         self._on = sync
         self._sync: Attachment | None = None
 
@@ -90,7 +94,8 @@ class Cell:
             scale: The loss is multiplied by it, and the gradients divided.
         """
         self.trained = trained if trained is not None else self.model
-        model, trained = copy.deepcopy((self.model, self.trained))
+        own = self.model, self.trained
+        model, trained = copy.deepcopy(own) if self.copies else own
         with around():
             output, states_BSD = forward(model, self.inputs, by_hand=self.tolerance < ROUNDED)
             main = main_loss(output)

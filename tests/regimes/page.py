@@ -10,12 +10,13 @@ from tempfile import TemporaryDirectory
 import diffusers
 import torch
 
-from tests.regimes import compiled, distributed, eager
+from tests.regimes import compiled, distributed, eager, packages
 from tests.regimes.cell import FAMILIES, FLOOR, KINDS, ROUNDED, TOLERANCE, Cell, Outcome, Regime, run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "regimes.md"
 ALONE: dict[str, tuple[Regime, bool]] = {
     **{name: (regime, False) for name, regime in eager.REGIMES.items()},
+    **{name: (regime, False) for name, regime in packages.REGIMES.items()},
     **{name: (regime, True) for name, regime in compiled.REGIMES.items()},
 }
 """The regimes of one process, and whether they take the short models."""
@@ -42,6 +43,9 @@ the tests run every cell and compare it with this page.
 """
 _TITLES = {
     "One process": "",
+    "Weights of other packages": "One process. LyCORIS trains weights of its own outside of a frozen model; torchao "
+    "and quanto keep the frozen weights of linear layers as int8, beside which LoRA weights train. Where such weights "
+    "cannot be copied, the plain run is one of the model itself before attaching.\n",
     "Compiled": "Models of two blocks. The backend is in brackets: `eager` traces, `aot_eager` makes graphs of forward "
     "and backward as well; the kernels are torch's own in both. Every model has run once before, uncompiled and "
     "without gradients.\n",
@@ -60,7 +64,7 @@ def run_all() -> list[Table]:
     """Run every cell, and return the tables in the order of the page."""
     alone: list[Table] = [
         {name: {family: run_alone(name, family) for family in FAMILIES} for name in table}
-        for table in (eager.REGIMES, compiled.REGIMES)
+        for table in (eager.REGIMES, packages.REGIMES, compiled.REGIMES)
     ]
     with TemporaryDirectory() as folder:
         return [*alone, distributed.outcomes(Path(folder))]

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from layersync_core.families.registry import load_tiny
 from layersync_core.run import patches
-from layersync_core.run import training as of_process
+from layersync_core.run import process as of_process
 from layersync_core.run.settings import VARIABLE
 from layersync_core.run.training import Training
 from tests.models import build, generated, gradients_by_autograd, mean_cosine, settings, states_by_hand

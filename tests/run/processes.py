@@ -20,7 +20,8 @@ SETTINGS = {
 FLAGS = [part for key, value in SETTINGS.items() for part in (f"--{key}", str(value).lower())]
 RUN = [LAYERSYNC, "run", *FLAGS, "--"]
 IN_PROCESS = [sys.executable, "-m", "layersync_core", "run", *FLAGS]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPTS)}
+FOLDERS = os.pathsep.join(filter(None, (str(SCRIPTS), os.environ.get("PYTHONPATH"))))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": FOLDERS}
 SUMMARY = "with the term, 1 rank, similarity"
 
 Done = subprocess.CompletedProcess[str]

@@ -299,3 +299,33 @@ def test_a_long_sum_is_not_read_to_its_end(count: int, certain: bool) -> None:
     for _ in range(count):
         loss = loss + weight.mean()
     assert read_factor(loss) == Factor(1, certain)
+
+
+def two_backwards(model: Any, inputs: dict[str, Any], share: float) -> None:
+    sample = model(**inputs).sample
+    first, second = sample[:1], sample[1:]
+    (first.square().mean() * share).backward(retain_graph=True)
+    (second.square().mean() * share).backward()
+
+
+def test_two_backwards_through_one_forward_are_counted_as_two_losses_of_one_forward(launch: Launch) -> None:
+    launch()
+    model, inputs = build("dit")
+    optimiser = sgd(model)
+    two_backwards(model, inputs, 0.5)
+    told = (
+        "2 losses came before the first optimiser step, 1 of them a further backward through a forward that had its "
+        "term already, .* multiplied with 0.5, .*layersync_accumulation_steps N, the number of forwards .*: 1 without"
+    )
+    with pytest.raises(CaptureError, match=told):
+        optimiser.step()
+
+
+def test_what_is_asked_for_gives_the_right_gradient(launch: Launch) -> None:
+    launch(layersync_accumulation_steps=1)
+    model, inputs = build("dit")
+    expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), inputs), untouched)
+    optimiser = sgd(model)
+    two_backwards(model, inputs, 0.5)  # together the mean over both samples
+    optimiser.step()
+    assert_same_gradients(gradients(model), expected)

@@ -233,3 +233,11 @@ def test_a_terminals_interrupt_arrives_once(start: Callable[..., subprocess.Pope
 def test_exit_codes_are_passed_on(script: Script, statement: str, code: int, said: str) -> None:
     done = run([*RUN, *python(script(f"import os, sys\nprint('out', flush=True)\n{statement}"))], code)
     assert (done.stdout, done.stderr) == ("out\n", said)
+
+
+def test_a_block_that_is_its_own_teacher_is_told_of_in_the_last_line(script: Script) -> None:
+    program = script("from tiny_dit import build, train\ntrain(build())\n")
+    alone = [LAYERSYNC, "run", "--layersync_enabled", "true", "--layersync_student_block", "2", "--"]
+    *_, last = run([*alone, *python(program)]).stderr.splitlines()
+    assert "3 steps with the term" in last
+    assert "; block 2 of 6 (blocks.1) is its own teacher, so LayerSync's term had no gradient" in last

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from layersync_core import attach
 from layersync_core.run.metrics_log import MetricsLog, with_metrics
 from layersync_core.run.training import Training
 from tests.curves import read_curves
-from tests.models import build
+from tests.models import build, settings
 from tests.run.inside import WEIGHT, Launch, main_loss, sgd, train
 from tests.run.processes import RUN, Script, python, run
 
@@ -146,12 +147,16 @@ def test_a_script_that_logs_nowhere_gets_a_file(launch: Launch, tmp_path: Path) 
     assert "layersync_metrics.jsonl" in training.journal.status.tracker
 
 
-def test_a_program_without_an_optimiser_has_metrics_to_log(launch: Launch) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_program_without_an_optimisers_step_has_metrics_to_log(launch: Launch, holds: bool) -> None:
+    """An optimiser of which only its own method for one parameter is called, in backward, holds weights as well."""
     training = launch()
     model, inputs = build("dit")
+    optimiser = sgd(model) if holds else None
     for _ in range(2):
         main_loss(model(**inputs)).backward()
         assert training.journal.log.take("its logger").keys() == {"layersync_loss", "layersync_similarity"}
+    del optimiser
 
 
 def test_a_row_is_a_step_with_a_term(launch: Launch, tmp_path: Path) -> None:
@@ -175,6 +180,46 @@ def test_a_row_is_a_backward_that_steps_for_each_parameter(launch: Launch, tmp_p
     for _ in range(2):
         main_loss(model(**inputs)).backward()
     assert [row["step"] for row in rows_at_the_end(training, tmp_path)] == [1, 2]
+
+
+def ratios(count: int) -> list[float]:
+    """Return the measured ratio of each of some losses of a model, whose loss grows, where the program says step()."""
+    model, inputs = build("dit")
+    found = []
+    with attach(model, settings(1, 3, layersync_log_grad_ratio=True)) as sync:
+        for number in range(count):
+            sync.apply((number + 1) * main_loss(model(**inputs))).backward()
+            found.append(float(sync.metrics()["layersync_grad_ratio"]))
+    assert len(set(found)) == count
+    return found
+
+
+def test_the_ratio_of_a_loss_is_logged_with_it_without_an_optimiser(launch: Launch) -> None:
+    expected = ratios(3)
+    training = launch(layersync_log_grad_ratio=True, layersync_accumulation_steps=1)
+    model, inputs = build("dit")
+    found = []
+    for number in range(3):
+        ((number + 1) * main_loss(model(**inputs))).backward()
+        assert training.journal.log.waiting
+        metrics = training.journal.log.take("its logger")
+        assert {"layersync_loss", "layersync_similarity", "layersync_grad_ratio"} <= set(metrics)
+        found.append(metrics["layersync_grad_ratio"])
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_ratio_of_a_loss_is_in_its_row_where_parameters_step_in_backward(launch: Launch, tmp_path: Path) -> None:
+    expected = ratios(3)
+    training = launch(layersync_log_grad_ratio=True, layersync_accumulation_steps=1)
+    model, inputs = build("dit")
+    for parameter in model.parameters():
+        own = torch.optim.SGD([parameter], lr=0)
+        parameter.register_post_accumulate_grad_hook(lambda _, own=own: own.step())
+    for number in range(3):
+        ((number + 1) * main_loss(model(**inputs))).backward()
+    rows = rows_at_the_end(training, tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["layersync_grad_ratio"] for row in rows] == pytest.approx(expected, rel=1e-4)
 
 
 LATE_WRITER = """

@@ -402,3 +402,17 @@ def test_a_loss_that_no_term_can_be_made_for_is_an_error(launch: Launch) -> None
         main_loss(model(**inputs)).backward()
     assert training.journal.status.terms == 0
     assert optimiser
+
+
+def test_blocks_that_a_program_freezes_later_end_its_run(launch: Launch) -> None:
+    training = launch()
+    model, inputs = build("dit")
+    model.get_submodule("pos_embed").register_forward_hook(lambda module, args, output: output.requires_grad_())
+    optimiser = sgd(model)
+    main_loss(model(**inputs)).backward()
+    optimiser.step()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("transformer_blocks.3", "proj_out")))
+    with pytest.raises(CaptureError, match=r"block 1 of 6 .* depends on nothing trainable.* from here on"):
+        main_loss(model(**inputs)).backward()
+    assert training.journal.status.steps == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import combinations
 from weakref import ref
 
 import pytest
@@ -195,6 +196,9 @@ def test_an_own_capture_is_refused_by_name():
     class Own:
         family, api_version, model_classes = "mine", 1, ("DiTTransformer2DModel",)
 
+        def supports_hidden_states(self, model):
+            return True
+
         def list_blocks(self, model):
             return adapter.list_blocks(model)
 
@@ -235,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
     with Probe(model, adapter) as probe:
         model(**inputs[0])
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="output_dir"):
+    with pytest.raises(ConfigError, match="cannot be made: File exists"):
         probe.findings().write(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -250,15 +254,15 @@ class Residual(nn.Module):
 
 
 class Shared(nn.Module):
-    """A model whose second block runs twice where it is told to."""
+    """A model of which a block runs twice where it is told to."""
 
     def __init__(self, depth: int = 3) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Residual() for _ in range(depth))
 
-    def forward(self, state, again=False):
+    def forward(self, state, again=None):
         for number, block in enumerate(self.blocks):
-            state = block(block(state)) if again and number == 1 else block(state)
+            state = block(block(state)) if number == again else block(state)
         return state
 
 
@@ -269,7 +273,7 @@ def test_a_forward_in_which_a_block_ran_twice_is_not_measured():
     seed_everything()
     model, states = Shared(), torch.randn(2, 6, 8)
     with Probe(model, SHARED) as probe:
-        model(states, again=True)
+        model(states, again=1)
         with pytest.raises(CaptureError, match="no forward of Shared was measured: block 2 ran more than once"):
             probe.findings()
         model(states)
@@ -277,6 +281,25 @@ def test_a_forward_in_which_a_block_ran_twice_is_not_measured():
     with Probe(model, SHARED) as plain:
         model(states)
     assert probe.findings().content() == plain.findings().content()
+
+
+def test_a_last_block_that_ran_twice_is_told():
+    model, states = Shared(), torch.randn(2, 6, 8)
+    with Probe(model, SHARED) as probe:
+        model(states, again=2)
+        with pytest.raises(CaptureError, match=r"block 3 of 3 \(blocks.2\) ran more than once"):
+            probe.findings()
+
+
+def test_recommended_pairs_are_no_neighbours():
+    found = Findings("Shared", SHARED.list_blocks(Shared(40)), [0.5], forwards=1)
+    for name in ("cka", "cosine", "centered_cosine"):
+        setattr(found, name, [[[0.5] * 40] * 40])
+    pairs = [(pair["student"], pair["teacher"]) for pair in found.content()["recommended"]]
+    assert len(pairs) == 3
+    for (one, one_teacher), (other, other_teacher) in combinations(pairs, 2):
+        assert abs(one - other) >= 4
+        assert abs(one_teacher - other_teacher) >= 4
 
 
 def test_a_small_sub_sample_is_as_small_as_it_was_asked_for():

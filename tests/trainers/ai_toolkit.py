@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = "AI_TOOLKIT"
 TABLE = "ai_toolkit"
 SOURCES = "."
 STUBS = False
 BACKWARD, SAVED_AT = "accelerate", "step"
-BLOCK, ELEMENT = "FluxTransformerBlock", 1
-ATTACHED = (
-    "FluxTransformer2DModel#1 (family flux): student block 2 of 7 (transformer_blocks.1), "
-    "teacher block 4 of 7 (transformer_blocks.3), weight 0.5"
-)
+BLOCKS = {"FluxTransformerBlock": (1, 0)}
+MODEL = "FluxTransformer2DModel#1 (family flux)"
+PATHS = [
+    *(f"transformer_blocks.{number}" for number in range(5)),
+    *(f"single_transformer_blocks.{number}" for number in range(2)),
+]
 UNLOGGED = 1  # it logs nothing of its first step
 _IMAGES = 12
 _PROCESS: dict[str, Any] = {
@@ -54,27 +56,27 @@ _PROCESS: dict[str, Any] = {
     },
 }
 _SLIDER = 'type="concept_slider" slider.positive_prompt="good" slider.negative_prompt="bad" slider.target_class="photo"'
-VARIANTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "train.gradient_checkpointing=true": {},
-    "train.gradient_accumulation=2": {},
-    "network=null": {},
-    'train.diff_output_preservation=true train.diff_output_preservation_class="dog"': {},
-    "train.blank_prompt_preservation=true": {},
-    "train.blank_prompt_preservation=true train.gradient_checkpointing=true train.gradient_accumulation=2": {},
-    "train.disable_sampling=false train.ema_config.use_ema=true": {},
-    'train.dtype="bf16" model.dtype="bf16"': {},
-    'train.dtype="bf16" model.dtype="bf16" train.optimizer="adafactor"': {},
-    'train.optimizer="automagic"': {},
-    "train.gradient_accumulation_steps=2 train.steps=10": {},
-    'train.timestep_type="next_sample"': {},
-    "train.do_guidance_loss=true": {},
-    "datasets.0.loss_multiplier=0.5": {},
-    "datasets.0.cache_text_embeddings=true datasets.0.cache_latents_to_disk=true": {},
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("", {}),
+    ("train.gradient_checkpointing=true", {}),
+    ("train.gradient_accumulation=2", {}),
+    ("network=null", {}),
+    ('train.diff_output_preservation=true train.diff_output_preservation_class="dog"', {}),
+    ("train.blank_prompt_preservation=true", {}),
+    ("train.blank_prompt_preservation=true train.gradient_checkpointing=true train.gradient_accumulation=2", {}),
+    ("train.disable_sampling=false train.ema_config.use_ema=true", {}),
+    ('train.dtype="bf16" model.dtype="bf16"', {}),
+    ('train.dtype="bf16" model.dtype="bf16" train.optimizer="adafactor"', {}),
+    ('train.optimizer="automagic"', {}),
+    ("train.gradient_accumulation_steps=2 train.steps=10", {}),
+    ('train.timestep_type="next_sample"', {}),
+    ("train.do_guidance_loss=true", {}),
+    ("datasets.0.loss_multiplier=0.5", {}),
+    ("datasets.0.cache_text_embeddings=true datasets.0.cache_latents_to_disk=true", {}),
     # Backward runs twice inside of its loss, and a third time on a leaf; at first the two cancel each other out.
-    f"{_SLIDER} train.gradient_checkpointing=true": {"backward": "tensor", "warmup": 4, "accumulation": 1},
-    'datasets.0.unconditional_path="IMAGES" datasets.0.guidance_type="polarity"': {"backward": "tensor"},
-}
+    (f"{_SLIDER} train.gradient_checkpointing=true", {"backward": "tensor", "warmup": 4, "accumulation": 1}),
+    ('datasets.0.unconditional_path="IMAGES" datasets.0.guidance_type="polarity"', {"backward": "tensor"}),
+]
 
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:

@@ -9,18 +9,20 @@ import json
 import sys
 from pathlib import Path
 
+CHECKOUT = "DIFFSYNTH"
 TABLE = "diffsynth"
 SOURCES = "."
 STUBS = True
 BACKWARD, SAVED_AT = "accelerate", "step"
-BLOCK, ELEMENT = "DiTBlock", None
-ATTACHED = "WanModel#1 (family wan): student block 2 of 5 (blocks.1), teacher block 4 of 5 (blocks.3), weight 0.5"
+BLOCKS = {"DiTBlock": (None, 0)}
+MODEL = "WanModel#1 (family wan)"
+PATHS = [f"blocks.{number}" for number in range(5)]
 # Checkpointing is always on.
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {},
-    "--gradient_accumulation_steps 2 --dataset_repeat 2": {},
-    "--use_gradient_checkpointing_offload": {},
-}
+VARIANTS: list[tuple[str, dict[str, int]]] = [
+    ("", {}),
+    ("--gradient_accumulation_steps 2 --dataset_repeat 2", {}),
+    ("--use_gradient_checkpointing_offload", {}),
+]
 
 _VIDEOS = 5
 

@@ -12,15 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = "DIFFUSION_PIPE"
 TABLE = "diffusion_pipe"
 SOURCES = "."
 STUBS = False
 BACKWARD, SAVED_AT = "tensor", "step"
-BLOCK, ELEMENT = "FluxTransformerBlock", 1
-ATTACHED = (
-    "FluxTransformer2DModel#1 (family flux): student block 2 of 7 (transformer_blocks.1), "
-    "teacher block 4 of 7 (transformer_blocks.3), weight 0.5"
-)
+BLOCKS = {"FluxTransformerBlock": (1, 0)}
+MODEL = "FluxTransformer2DModel#1 (family flux)"
+PATHS = [
+    *(f"transformer_blocks.{number}" for number in range(5)),
+    *(f"single_transformer_blocks.{number}" for number in range(2)),
+]
 _IMAGES = 12
 _CONFIG: dict[str, Any] = {
     "epochs": 100,
@@ -35,13 +37,13 @@ _CONFIG: dict[str, Any] = {
     "optimizer": {"type": "sgd", "lr": 0.1},
 }
 _DATASET: dict[str, Any] = {"resolutions": [64], "enable_ar_bucket": False, "frame_buckets": [1]}
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {},
-    "activation_checkpointing=true": {},
-    "gradient_accumulation_steps=2": {"losses": 2},
-    "adapter=null": {},
-    'model.dtype="bfloat16"': {},
-}
+VARIANTS: list[tuple[str, dict[str, int]]] = [
+    ("", {}),
+    ("activation_checkpointing=true", {}),
+    ("gradient_accumulation_steps=2", {"losses": 2}),
+    ("adapter=null", {}),
+    ('model.dtype="bfloat16"', {}),
+]
 
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:

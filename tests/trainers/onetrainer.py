@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = "ONETRAINER"
 TABLE = "onetrainer"
 SOURCES = "."
 STUBS = False
 BACKWARD, SAVED_AT = "tensor", "zero_grad"
-BLOCK, ELEMENT = "FluxTransformerBlock", 1
-ATTACHED = (
-    "FluxTransformer2DModel#1 (family flux): student block 2 of 7 (transformer_blocks.1), "
-    "teacher block 4 of 7 (transformer_blocks.3), weight 0.5"
-)
+BLOCKS = {"FluxTransformerBlock": (1, 0)}
+MODEL = "FluxTransformer2DModel#1 (family flux)"
+PATHS = [
+    *(f"transformer_blocks.{number}" for number in range(5)),
+    *(f"single_transformer_blocks.{number}" for number in range(2)),
+]
 _IMAGES = 5
 _CONFIG: dict[str, Any] = {
     "model_type": "FLUX_DEV_1",
@@ -49,17 +51,17 @@ _CONFIG: dict[str, Any] = {
     "backup_before_save": False,
 }
 # Its ADAMW and ADAFACTOR have a `step` of their own on the instance, which its schedule wraps once more.
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {},
-    "transformer.gradient_checkpointing=true": {},
-    "gradient_accumulation_steps=2 epochs=2": {"losses": 2},
-    "optimizer.optimizer=ADAMW optimizer.stochastic_rounding=true learning_rate_warmup_steps=3": {"warmup": 4},
-    "optimizer.optimizer=ADAFACTOR optimizer.fused_back_pass=true optimizer.relative_step=false": {"warmup": 4},
-    "training_method=FINE_TUNE output_model_format=LEGACY_SAFETENSORS": {},
-    "transformer.gradient_checkpointing=true transformer.offload_fraction=0.5": {},
-    "ema=CPU ema_update_step_interval=1": {},
-    "train_dtype=BFLOAT_16": {},
-}
+VARIANTS: list[tuple[str, dict[str, int]]] = [
+    ("", {}),
+    ("transformer.gradient_checkpointing=true", {}),
+    ("gradient_accumulation_steps=2 epochs=2", {"losses": 2}),
+    ("optimizer.optimizer=ADAMW optimizer.stochastic_rounding=true learning_rate_warmup_steps=3", {"warmup": 4}),
+    ("optimizer.optimizer=ADAFACTOR optimizer.fused_back_pass=true optimizer.relative_step=false", {"warmup": 4}),
+    ("training_method=FINE_TUNE output_model_format=LEGACY_SAFETENSORS", {}),
+    ("transformer.gradient_checkpointing=true transformer.offload_fraction=0.5", {}),
+    ("ema=CPU ema_update_step_interval=1", {}),
+    ("train_dtype=BFLOAT_16", {}),
+]
 
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:

@@ -8,18 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+CHECKOUT = "SD_SCRIPTS"
 TABLE = "sd_scripts"
 SOURCES = "."
 STUBS = True
 BACKWARD, SAVED_AT = "accelerate", "step"
-BLOCK, ELEMENT = "DoubleStreamBlock", 0
-ATTACHED = (
-    "Flux#1 (family flux): student block 2 of 7 (double_blocks.1), teacher block 4 of 7 (double_blocks.3), weight 0.5"
-)
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {},
-    "--gradient_checkpointing": {},
-}
+BLOCKS = {"DoubleStreamBlock": (0, 0)}
+MODEL = "Flux#1 (family flux)"
+PATHS = [*(f"double_blocks.{number}" for number in range(5)), *(f"single_blocks.{number}" for number in range(2))]
+VARIANTS: list[tuple[str, dict[str, int]]] = [("", {}), ("--gradient_checkpointing", {})]
 
 
 def command(folder: Path, output: Path, variant: str) -> list[str]:

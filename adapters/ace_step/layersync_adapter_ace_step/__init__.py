@@ -35,6 +35,7 @@ def _grid(argument: str) -> Callable[[ForwardCall], tuple[int, int, int]]:
 adapter = BlockStackAdapter(
     family="ace_step",
     model_classes="AceStepTransformer1DModel",
+    derived_block="AceStepTransformerBlock",
     stacks="layers",
     width="config.hidden_size",
     grid=_grid("hidden_states"),

@@ -16,6 +16,7 @@ def _joined(call: ForwardCall) -> int | None:
 adapter = BlockStackAdapter(
     family="auraflow",
     model_classes="AuraFlowTransformer2DModel",
+    derived_block="AuraFlowJointTransformerBlock",
     stacks=[
         BlockStack("joint_transformer_blocks", element=1),  # (registers and text, image)
         BlockStack("single_transformer_blocks", joined="last"),  # [registers, text, image]

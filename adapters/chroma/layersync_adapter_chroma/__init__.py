@@ -35,6 +35,7 @@ _TEXT_FIRST = (BlockStack("double_blocks", element=0), BlockStack("single_blocks
 adapter = BlockStackAdapter(
     family="chroma",
     model_classes="ChromaTransformer2DModel",
+    derived_block="ChromaTransformerBlock",
     stacks=[
         BlockStack("transformer_blocks", element=1),  # (text, image)
         BlockStack("single_transformer_blocks", joined="last"),  # [text, image]

@@ -15,6 +15,7 @@ _grid = latent_grid("hidden_states", lambda model: model.config.patch_size)
 adapter = BlockStackAdapter(
     family="cosmos",
     model_classes="CosmosTransformer3DModel",
+    derived_block="CosmosTransformerBlock",
     stacks="transformer_blocks",
     width="patch_embed.proj.out_features",
     image_tokens=lambda call: prod(_grid(call)),

@@ -6,7 +6,8 @@ from layersync_core import BlockStackAdapter, ModelLayout, latent_grid
 
 adapter = BlockStackAdapter(
     family="dit",
-    model_classes="DiTTransformer2DModel",
+    model_classes=("DiTTransformer2DModel", "Transformer2DModel"),  # the second is diffusers' earlier name
+    derived_block="BasicTransformerBlock",
     stacks="transformer_blocks",
     embedder="pos_embed",
     width="pos_embed.proj.out_channels",

@@ -44,6 +44,7 @@ def _original(model: Any) -> Sequence[BlockStack]:
 adapter = BlockStackAdapter(
     family="flux",
     model_classes="FluxTransformer2DModel",
+    derived_block="FluxTransformerBlock",
     stacks=[
         BlockStack("transformer_blocks", element=1),
         # (text, image), and in older diffusers one tensor [text, image].

@@ -27,6 +27,7 @@ def _generated(argument: str) -> Callable[[ForwardCall], Tensor | None]:
 adapter = BlockStackAdapter(
     family="flux2",
     model_classes=("Flux2Transformer2DModel", "Flux2DiT"),  # diffusers; DiffSynth-Studio
+    derived_block="Flux2TransformerBlock",
     stacks=[
         BlockStack("transformer_blocks", element=1),  # (text, image)
         BlockStack("single_transformer_blocks", joined="last"),  # [text, image]
@@ -44,7 +45,7 @@ adapter = BlockStackAdapter(
             ],
             embedder="img_in",
             width="hidden_size",
-            joined_tokens=joined_text("txt", "double_blocks"),
+            joined_tokens=joined_text("ctx", "double_blocks"),
             target=_generated("x_ids"),
         ),
     ],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layersync_adapter_flux2 import adapter, tiny
-from layersync_core import attach
+from layersync_core import CaptureError, attach
 from layersync_core.testing import AdapterConformance, lively
 
 
@@ -150,6 +150,28 @@ class TestFlux2OfOtherTrainersWithReferences(TestFlux2OfOtherTrainers):
             inputs[name] = torch.cat([inputs[name][:, :6], inputs[name][:, 6:].flip(1)], dim=1)
         torch.testing.assert_close(attached_loss(model, inputs, "target"), loss)
         assert (attached_loss(model, inputs, "all") - loss).abs() > 0.01
+
+
+def test_lost_tokens_are_noticed_where_no_block_of_two_streams_shows_the_text() -> None:
+    """The blocks of the pair drop one before the attachment sees it, which comes back before the model goes on."""
+    model, whole = lively(Flux2()), {}
+    model.double_blocks = nn.ModuleList()
+    model.single_blocks = nn.ModuleList(lively(SingleStreamBlock(16)) for _ in range(4))
+    pair = [model.single_blocks[0], model.single_blocks[-1]]
+
+    def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        whole[module] = output
+        return output[:, :-1]
+
+    for block in pair:
+        block.register_forward_hook(drop)
+    settings = {"layersync_enabled": True, "layersync_student_block": 1, "layersync_teacher_block": 4}
+    with attach(model, settings) as sync:
+        for block in pair:
+            block.register_forward_hook(lambda module, *call: whole[module])
+        model(**flux2_inputs(model, 2))
+        with pytest.raises(CaptureError, match="10 tokens where 11 were joined, 6 of the image and 5"):
+            sync.loss()
 
 
 class Flux2DiT(nn.Module):

@@ -52,6 +52,7 @@ def _joined(call: ForwardCall) -> int | None:
 adapter = BlockStackAdapter(
     family="hidream",
     model_classes="HiDreamImageTransformer2DModel",
+    derived_block="HiDreamBlock",
     stacks=[
         BlockStack("double_stream_blocks", element=0),  # (image, text)
         BlockStack("single_stream_blocks", joined="first"),  # one tensor [image, text, Llama's text of this block]

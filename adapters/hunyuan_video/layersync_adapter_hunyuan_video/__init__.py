@@ -63,6 +63,7 @@ def _packed_grid(call: ForwardCall) -> tuple[int, int, int] | None:
 adapter = BlockStackAdapter(
     family="hunyuan_video",
     model_classes="HunyuanVideoTransformer3DModel",
+    derived_block=("HunyuanVideoTransformerBlock", "HunyuanVideoTokenReplaceTransformerBlock"),
     stacks=[BlockStack("transformer_blocks", element=0), BlockStack("single_transformer_blocks", element=0)],
     embedder="x_embedder",
     width="x_embedder.proj.out_channels",

@@ -23,6 +23,7 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
 adapter = BlockStackAdapter(
     family="kandinsky5_video",
     model_classes="Kandinsky5Transformer3DModel",
+    derived_block="Kandinsky5TransformerDecoderBlock",
     stacks="visual_transformer_blocks",
     width="model_dim",
     grid=_grid,

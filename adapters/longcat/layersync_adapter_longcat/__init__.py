@@ -23,6 +23,7 @@ def _generated(call: ForwardCall) -> Tensor | None:
 adapter = BlockStackAdapter(
     family="longcat",
     model_classes="LongCatImageTransformer2DModel",
+    derived_block="LongCatImageTransformerBlock",
     stacks=[BlockStack("transformer_blocks", element=1), BlockStack("single_transformer_blocks", element=1)],
     embedder="x_embedder",
     width="inner_dim",

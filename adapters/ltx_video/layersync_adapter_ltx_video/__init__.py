@@ -79,6 +79,7 @@ def _noisy(call: ForwardCall) -> Tensor | None:
 adapter = BlockStackAdapter(
     family="ltx_video",
     model_classes="LTXVideoTransformer3DModel",
+    derived_block="LTXVideoTransformerBlock",
     stacks="transformer_blocks",
     embedder="proj_in",
     width="proj_in.out_features",

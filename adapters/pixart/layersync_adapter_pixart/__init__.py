@@ -9,7 +9,8 @@ from layersync_core import BlockStackAdapter, latent_grid
 
 adapter = BlockStackAdapter(
     family="pixart",
-    model_classes="PixArtTransformer2DModel",
+    model_classes=("PixArtTransformer2DModel", "Transformer2DModel"),  # the second is diffusers' earlier name
+    derived_block="BasicTransformerBlock",
     stacks="transformer_blocks",
     embedder="pos_embed",
     width="inner_dim",

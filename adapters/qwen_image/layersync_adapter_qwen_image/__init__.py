@@ -60,6 +60,7 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
 adapter = BlockStackAdapter(
     family="qwen_image",
     model_classes="QwenImageTransformer2DModel",  # diffusers and musubi-tuner
+    derived_block="QwenImageTransformerBlock",
     stacks=[BlockStack("transformer_blocks", element=1)],  # (text, image)
     embedder="img_in",
     width="inner_dim",

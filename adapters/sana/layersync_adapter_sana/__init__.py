@@ -10,6 +10,7 @@ from layersync_core import BlockStackAdapter, ModelLayout, latent_grid
 adapter = BlockStackAdapter(
     family="sana",
     model_classes="SanaTransformer2DModel",
+    derived_block="SanaTransformerBlock",
     stacks="transformer_blocks",
     embedder="patch_embed",
     width="patch_embed.proj.out_channels",

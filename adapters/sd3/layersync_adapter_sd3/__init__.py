@@ -10,6 +10,7 @@ from layersync_core import BlockStack, BlockStackAdapter, ModelLayout, latent_gr
 adapter = BlockStackAdapter(
     family="sd3",
     model_classes="SD3Transformer2DModel",
+    derived_block="JointTransformerBlock",
     stacks=[BlockStack("transformer_blocks", element=1)],  # (text, image); the last block's text is None
     embedder="pos_embed",
     width="inner_dim",

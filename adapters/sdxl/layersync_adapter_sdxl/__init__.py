@@ -25,7 +25,9 @@ def _stacks(model: Any, *parts: str) -> list[BlockStack]:
     """Return every transformer's blocks; a stage is a resolution, as a part of the latents'."""
     level, stacks = 0, []
     for part in parts:  # by name: named_modules() of the whole model lists the middle last
-        for path, module in getattr(model, part).named_modules(prefix=part):
+        whole = getattr(model, part)
+        # Distilled models such as Segmind Vega and KOALA have no middle.
+        for path, module in () if whole is None else whole.named_modules(prefix=part):
             kinds = {base.__name__ for base in type(module).__mro__}
             if "Transformer2DModel" in kinds:
                 stacks.append(BlockStack(f"{path}.transformer_blocks", stage=f"1/{2**level} resolution"))

@@ -41,6 +41,17 @@ class TestSdxlOddSize(TestSdxl):
         return tiny.example_inputs(model, batch_size, size=(10, 14))
 
 
+class TestSdxlWithoutMiddle(TestSdxl):
+    """Segmind Vega and KOALA, distilled."""
+
+    depth = 6
+
+    @staticmethod
+    def tiny_model():
+        config = {key: value for key, value in tiny.tiny_model().config.items() if not key.startswith("_")}
+        return diffusers.UNet2DConditionModel(**config | {"mid_block_type": None})
+
+
 def test_released_blocks():
     with torch.device("meta"):
         blocks = adapter.list_blocks(diffusers.UNet2DConditionModel.from_config(RELEASED))

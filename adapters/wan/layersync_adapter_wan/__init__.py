@@ -48,6 +48,7 @@ _latents = latent_grid("hidden_states", lambda model: model.config.patch_size)
 adapter = BlockStackAdapter(
     family="wan",
     model_classes=("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
+    derived_block="WanTransformerBlock",
     stacks="blocks",
     width="patch_embedding.out_channels",
     image_tokens=lambda call: prod(_latents(call)),

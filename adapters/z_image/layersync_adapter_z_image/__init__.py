@@ -65,6 +65,7 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
 adapter = BlockStackAdapter(
     family="z_image",
     model_classes=("ZImageTransformer2DModel", "ZImageDiT"),  # the latter is DiffSynth-Studio's
+    derived_block="ZImageTransformerBlock",
     stacks=[BlockStack("layers", joined="first")],
     embedder="noise_refiner.0",  # the image's tokens as a batch; the embedder itself returns them in one row
     width="dim",

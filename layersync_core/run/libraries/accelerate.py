@@ -11,7 +11,7 @@ from layersync_core.replacing import wrap_once
 from layersync_core.run import resume
 from layersync_core.run.metrics_log import with_metrics
 from layersync_core.run.nesting import inside, is_inside
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 WATCHES = ("accelerate",)
 

@@ -17,7 +17,7 @@ from layersync_core.capture.graph import tensors_in
 from layersync_core.errors import CaptureError
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 WATCHES = ("deepspeed",)
 _NEAR = 1e-3  # of a gradient in bfloat16

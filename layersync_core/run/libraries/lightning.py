@@ -8,7 +8,7 @@ from typing import Any
 
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 WATCHES = ("lightning", "lightning_fabric")
 

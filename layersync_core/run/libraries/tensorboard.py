@@ -8,7 +8,7 @@ from typing import Any
 
 from layersync_core.replacing import wrap_once
 from layersync_core.run.metrics_log import MetricsLog
-from layersync_core.run.training import training
+from layersync_core.run.process import training
 
 WATCHES = ("torch.utils.tensorboard",)
 

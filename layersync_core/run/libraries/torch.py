@@ -13,9 +13,9 @@ from layersync_core import _compat
 from layersync_core.capture.graph import tensors_in
 from layersync_core.replacing import wrap_once
 from layersync_core.run.nesting import inside, is_inside
+from layersync_core.run.process import training
 from layersync_core.run.replaced import ReplacedSteps
 from layersync_core.run.showing import exception_hook, say_logs
-from layersync_core.run.training import training
 
 WATCHES = ("torch",)
 
@@ -60,10 +60,10 @@ def _optimising(original: Callable[..., Any], optimiser: torch.optim.Optimizer, 
 
 
 def _backward(original: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-    # Inside a running backward it is a checkpoint that recomputes.
-    if not _compat.inside_backward():
-        _replaced.wrap()
-    if is_inside() or _compat.inside_backward():
+    if _compat.inside_backward():  # a checkpoint that recomputes
+        return original(tensors, grad_tensors, *args, **kwargs)
+    _replaced.wrap()
+    if is_inside():
         return original(tensors, grad_tensors, *args, **kwargs)
     add = training().add_terms
     if grad_tensors is None:
@@ -113,7 +113,7 @@ def _scaler_stepping(
 
 
 def _stepping_unless_replaced(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return None if _replaced.is_stepping(optimiser) else _stepping(optimiser, args, kwargs)
+    return None if id(optimiser) in _replaced.stepping else _stepping(optimiser, args, kwargs)
 
 
 def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 VARIABLE = "LAYERSYNC_RUN"
 REACHED = "LAYERSYNC_RUN_REACHED"
 _INSTALL = ("layersync_core.run.patches", "install")
-WATCHED = frozenset({"torch", "accelerate", "deepspeed", "lightning", "lightning_fabric", "torch.utils.tensorboard"})
+WATCHED = frozenset(
+    {
+        "torch",
+        "accelerate",
+        "deepspeed",
+        "lightning",
+        "lightning_fabric",
+        "simpletuner.helpers.training.crepa",
+        "simpletuner.helpers.training.layersync",
+        "torch.utils.tensorboard",
+    }
+)
 
 
 class Watch:

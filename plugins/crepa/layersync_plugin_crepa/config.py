@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,6 +11,23 @@ from layersync_core import BlockNumber, Steps, Weight, not_boolean
 
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
 Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
+
+# SimpleTuner's other words for a feature source.
+_SOURCES = {"external": "encoder", "internal": "backbone", "selfflow": "self_flow"}
+
+# What SimpleTuner's users switch on there, and why it is not for this plugin.
+_THEIRS = {
+    "crepa_self_flow_mask_ratio": "is for Self-Flow, which is not supported; use feature source encoder or backbone",
+    "crepa_use_tae": "decodes latents with a tiny autoencoder in SimpleTuner; here nothing is decoded, and "
+    "crepa_pixels says where the clip's pixels are",
+    "crepa_drop_vae_encoder": "frees the encoder of SimpleTuner's VAE; here the VAE is the program's own, and CREPA "
+    "does not touch it",
+}
+
+
+def _source(value: Any) -> Any:
+    word = value.strip().lower() if isinstance(value, str) else value
+    return _SOURCES.get(word, word)
 
 
 class CrepaConfig(BaseModel):
@@ -21,8 +39,8 @@ class CrepaConfig(BaseModel):
     crepa_block_index: BlockNumber | None = Field(
         None, description="block whose frames are aligned; 0 is the first, unlike LayerSync's numbers"
     )
-    crepa_feature_source: Literal["encoder", "backbone", "self_flow"] | None = Field(
-        None, description="what it is aligned with: encoder (a frozen vision encoder; the default) or backbone"
+    crepa_feature_source: Annotated[Literal["encoder", "backbone", "self_flow"] | None, BeforeValidator(_source)] = (
+        Field(None, description="what it is aligned with: encoder (a frozen vision encoder; the default) or backbone")
     )
     crepa_use_backbone_features: bool = Field(False, description="older spelling of crepa_feature_source backbone")
     crepa_teacher_block_index: BlockNumber | None = Field(
@@ -31,6 +49,7 @@ class CrepaConfig(BaseModel):
     crepa_model: str = Field(
         "dinov2_vitg14", description="vision encoder: dinov2_vitg14, _vitl14, _vitb14, _vits14, a folder or a hub name"
     )
+    crepa_encoder: str | None = Field(None, description="older spelling of crepa_model")
     crepa_trust_remote_code: bool = Field(
         False, description="let crepa_model run code that its folder or the hub brings along"
     )
@@ -43,9 +62,11 @@ class CrepaConfig(BaseModel):
     )
     crepa_pixels_range: Literal["-1,1", "0,1", "0,255"] = Field("-1,1", description="range of those pixels")
     crepa_spatial_align: bool = Field(
-        True, description="interpolate to the smaller number of tokens; false: compare the mean tokens of frames"
+        True,
+        description="where states and features have different numbers of tokens: interpolate to the smaller; false: "
+        "compare the mean tokens of frames there",
     )
-    crepa_adjacent_distance: Count = Field(1, description="distance of the neighbouring frames")
+    crepa_adjacent_distance: Steps = Field(1, description="distance of the neighbouring frames; 0: no neighbours")
     crepa_adjacent_tau: Positive = Field(1.0, description="temperature of the neighbours' weight exp(-distance/tau)")
     crepa_cumulative_neighbors: bool = Field(False, description="take all distances up to crepa_adjacent_distance")
     crepa_normalize_neighbour_sum: bool = Field(False, description="divide by the sum of the weights used")
@@ -63,8 +84,8 @@ class CrepaConfig(BaseModel):
     )
     crepa_power: Positive = Field(1.0, description="power of the polynomial decay")
     crepa_cutoff_step: Steps = Field(0, description="optimiser step from which CREPA is off; 0: never")
-    crepa_similarity_threshold: Annotated[float, BeforeValidator(not_boolean), Field(ge=-1, le=1)] | None = Field(
-        None, description="cut CREPA off when the mean of crepa_similarity_self gets here"
+    crepa_similarity_threshold: Annotated[Weight, Field(allow_inf_nan=False)] | None = Field(
+        None, description="cut CREPA off when the moving mean of crepa_alignment_score gets here"
     )
     crepa_similarity_ema_decay: Annotated[float, BeforeValidator(not_boolean), Field(ge=0, lt=1)] = Field(
         0.99, description="decay of that moving mean"
@@ -72,11 +93,21 @@ class CrepaConfig(BaseModel):
     crepa_threshold_mode: Literal["permanent", "recoverable"] = Field(
         "permanent", description="stay off, or come back when the similarity falls"
     )
+    crepa_self_flow: bool = Field(False, description="older spelling of crepa_feature_source self_flow; refused")
+    crepa_self_flow_mask_ratio: float | None = Field(None, description="SimpleTuner's, for Self-Flow; refused")
+    crepa_use_tae: bool = Field(False, description="SimpleTuner's; refused where true: no latents are decoded here")
+    crepa_drop_vae_encoder: bool = Field(False, description="SimpleTuner's; refused where true: the VAE is not ours")
 
     @property
     def source(self) -> str:
         """Where the features come from: ``encoder`` or ``backbone``."""
-        return self.crepa_feature_source or ("backbone" if self.crepa_use_backbone_features else "encoder")
+        older = "backbone" if self.crepa_use_backbone_features else "self_flow" if self.crepa_self_flow else "encoder"
+        return self.crepa_feature_source or older
+
+    @property
+    def encoder(self) -> str:
+        """The vision encoder, by either spelling."""
+        return self.crepa_encoder or self.crepa_model
 
     @property
     def teacher(self) -> int | None:
@@ -85,15 +116,17 @@ class CrepaConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> CrepaConfig:
-        if "crepa_enabled" not in self.model_fields_set and self.model_fields_set:
-            names = ", ".join(sorted(self.model_fields_set))
+        if "crepa_enabled" not in self.model_fields_set and (ours := self.model_fields_set - _THEIRS.keys()):
+            names = ", ".join(sorted(ours))
             raise ValueError(
                 f"{names} given without crepa_enabled, so it would do nothing; add crepa_enabled: true, or false to "
                 "switch CREPA off"
             )
         if self.crepa_enabled:
             self._check_source()
+            self._check_theirs()
             self._check_schedule()
+            self._check_threshold()
         return self
 
     def _check_source(self) -> None:
@@ -102,16 +135,21 @@ class CrepaConfig(BaseModel):
                 "crepa_block_index is missing; it is required when CREPA is enabled, for example 8 (the first block "
                 "is 0); the paper takes an early one"
             )
-        older = self.crepa_use_backbone_features
-        both = {"crepa_feature_source", "crepa_use_backbone_features"} <= self.model_fields_set
-        if both and older != (self.crepa_feature_source == "backbone"):
-            raise ValueError(
-                f"crepa_feature_source is {self.crepa_feature_source} and crepa_use_backbone_features is "
-                f"{str(older).lower()}: two feature sources; keep one of the two keys"
-            )
+        older = {"crepa_use_backbone_features": "backbone", "crepa_self_flow": "self_flow"}
+        if self.crepa_use_backbone_features and self.crepa_self_flow:
+            raise ValueError(f"{' and '.join(older)} are both true: two feature sources; keep one of the two keys")
+        for key, source in older.items():
+            value = getattr(self, key)
+            both = {"crepa_feature_source", key} <= self.model_fields_set
+            if both and value != (self.crepa_feature_source == source):
+                raise ValueError(
+                    f"crepa_feature_source is {self.crepa_feature_source} and {key} is {str(value).lower()}: two "
+                    "feature sources; keep one of the two keys"
+                )
         if self.source == "self_flow":
+            asked = "crepa_self_flow" if self.crepa_self_flow else "crepa_feature_source self_flow"
             raise ValueError(
-                "crepa_feature_source self_flow is not supported: it takes a further forward of an EMA teacher on a "
+                f"{asked} is not supported: it takes a further forward of an EMA teacher on a "
                 "cleaner input in every step, which only the trainer can run; use encoder or backbone"
             )
         if self.source == "encoder" and self.crepa_teacher_block_index is not None:
@@ -129,6 +167,30 @@ class CrepaConfig(BaseModel):
                 "crepa_pixels is missing: the encoder needs the clean clip's pixels; set it to the key under which the "
                 "batches of the data loader have them, or to module:function, which gets the batch and returns them; "
                 "crepa_feature_source: backbone needs none"
+            )
+
+    def _check_theirs(self) -> None:
+        both = {"crepa_model", "crepa_encoder"} <= self.model_fields_set
+        if both and self.crepa_model != self.crepa_encoder:
+            raise ValueError(
+                f"crepa_model is {self.crepa_model!r} and crepa_encoder is {self.crepa_encoder!r}: two spellings of "
+                "one setting with different values; keep one"
+            )
+        for key, reason in _THEIRS.items():
+            if getattr(self, key) not in (None, False):
+                raise ValueError(f"{key} {reason}; leave it out")
+
+    def _check_threshold(self) -> None:
+        farthest = self.crepa_adjacent_distance
+        distances = range(1 if self.crepa_cumulative_neighbors else max(farthest, 1), farthest + 1)
+        # Each frame has two neighbours at a distance, at most, and distances beyond the first few weigh nothing.
+        weights = 2 * sum(math.exp(-distance / self.crepa_adjacent_tau) for distance in distances[:1000])
+        highest = 1 + (0 if self.crepa_normalize_neighbour_sum else weights)
+        if self.crepa_similarity_threshold is not None and abs(self.crepa_similarity_threshold) > highest:
+            raise ValueError(
+                f"crepa_similarity_threshold is {self.crepa_similarity_threshold:g}, and with these neighbours "
+                f"crepa_alignment_score is from {-highest:.4g} to {highest:.4g}, so that it would never get there, or "
+                "at once"
             )
 
     def _check_schedule(self) -> None:

@@ -1,4 +1,4 @@
-"""Switch a term off when a moving mean of its similarity gets to a threshold, without waiting for the device."""
+"""Switch a term off when a moving mean of its score gets to a threshold, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class SimilarityCutoff(nn.Module):
         """Whether the host knows that the term is off for good."""
 
     @torch.no_grad()
-    def forward(self, similarity: Tensor) -> Tensor:
-        """Take the similarity of one loss, and return 1 where the term is cut off, else 0."""
+    def forward(self, score: Tensor) -> Tensor:
+        """Take the score of one loss, and return 1 where the term is cut off, else 0."""
         if self._threshold is None:
             return self.cut.clone()
-        value = similarity.detach().to(self.ema)
+        value = score.detach().to(self.ema)
         if several_ranks():
             value = value / dist.get_world_size()
             dist.all_reduce(value)

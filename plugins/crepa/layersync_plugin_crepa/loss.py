@@ -33,10 +33,12 @@ class Scores(NamedTuple):
 
     Args:
         alignment: (B,) Σ_f S_f of each sample, divided by T where asked for; differentiable.
+        score: Mean S_f over samples and frames, detached.
         similarity: Mean c(f, f), a true cosine, detached.
     """
 
     alignment: Tensor
+    score: Tensor
     similarity: Tensor
 
 
@@ -59,24 +61,26 @@ def crepa_loss(
         target_BTND: Features, (B, T', N, D') or (B, T', D'); no gradient reaches them. Frames and tokens may be of
             other numbers than the states'.
         projector: Maps the states to the features' channels; None where these are the same.
-        adjacent_distance: Distance of the neighbouring frames, at most T - 1.
+        adjacent_distance: Distance of the neighbouring frames, at most T - 1; 0 takes no neighbours.
         tau: Temperature of the neighbours' weight exp(-distance/τ).
         cumulative: Take all distances from 1 on.
         normalize_by_frames: Divide the sum over frames by their number.
         normalize_neighbour_sum: Divide each frame's score by 1 + the sum of its neighbours' weights.
-        spatial_align: Interpolate both to the smaller number of tokens; False compares the mean tokens of frames.
+        spatial_align: Where the numbers of tokens differ, interpolate both to the smaller; False compares the mean
+            tokens of frames there.
 
     Returns:
-        The loss, an fp32 scalar; and ``crepa_alignment_score`` (minus the loss, may exceed 1 unless neighbours are
-        normalised) and ``crepa_similarity_self`` (the mean cosine of each frame with its own features), detached.
+        The loss, an fp32 scalar; and ``crepa_alignment_score`` (the mean score of a frame: minus the loss where that is
+        divided by the frames; may exceed 1 unless neighbours are normalised) and ``crepa_similarity_self`` (the mean
+        cosine of each frame with its own features), detached.
 
     Raises:
         ConfigError: The shapes do not fit.
     """
     rule = Rule(adjacent_distance, tau, cumulative, normalize_by_frames, normalize_neighbour_sum, spatial_align)
     scores = frame_scores(student_BTPD, target_BTND, rule, projector)
-    score = scores.alignment.mean()
-    return -score, {"crepa_alignment_score": score.detach(), "crepa_similarity_self": scores.similarity}
+    told = {"crepa_alignment_score": scores.score, "crepa_similarity_self": scores.similarity}
+    return -scores.alignment.mean(), told
 
 
 def frame_scores(
@@ -134,7 +138,7 @@ def frame_scores(
         if rule.normalize_neighbour_sum:
             sum_BT = sum_BT / weights_T
         alignment_B = sum_BT.mean(dim=1) if rule.normalize_by_frames else sum_BT.sum(dim=1)
-        return Scores(alignment_B, self_BT.detach().mean())
+        return Scores(alignment_B, sum_BT.detach().mean(), self_BT.detach().mean())
 
 
 def some_frames(states: Tensor, count: int) -> Tensor:
@@ -156,7 +160,7 @@ def _by_frame(states: Tensor, what: str) -> Tensor:
 
 
 def _same_tokens(one: Tensor, other: Tensor, spatial_align: bool) -> tuple[Tensor, Tensor]:
-    if not spatial_align:
+    if not spatial_align and one.shape[2] != other.shape[2]:
         return one.mean(dim=2, keepdim=True), other.mean(dim=2, keepdim=True)
     return _interpolate(one, other.shape[2]), _interpolate(other, one.shape[2])
 

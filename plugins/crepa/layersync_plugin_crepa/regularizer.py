@@ -73,7 +73,7 @@ class Crepa(RegularizerBase):
         if config.source == "encoder":
             self._pixels = Pixels(config.crepa_pixels, config.crepa_pixels_range)
             self._encoder = Encoder(
-                config.crepa_model,
+                config.encoder,
                 config.crepa_encoder_image_size,
                 config.crepa_encoder_frames_batch_size,
                 config.crepa_trust_remote_code,
@@ -135,14 +135,14 @@ class Crepa(RegularizerBase):
         alignment_B = scores.alignment
         if states.sample_weight is not None:
             alignment_B = alignment_B * states.sample_weight.to(device)
-        cut = part.cutoff(scores.similarity)
+        cut = part.cutoff(scores.score)
         weight = self._weights.at(step) * (1 - cut)
         loss = -weight * alignment_B.mean()
         return Term(
             loss,
             {
                 "crepa_loss": loss,
-                "crepa_alignment_score": scores.alignment.mean(),
+                "crepa_alignment_score": scores.score,
                 "crepa_similarity_self": scores.similarity,
                 "crepa_weight": weight,
                 "crepa_cutoff": cut,
@@ -163,10 +163,10 @@ class Crepa(RegularizerBase):
         if states.mask is None:
             return None
         alike = self.teacher is not None and student_BTPD.shape[:3] == target_BTND.shape[:3]
-        if not alike or not self._rule.spatial_align:
+        if not alike:
             raise CaptureError(
                 "the batch has reference tokens or padding, which CREPA can leave out only with backbone features of "
-                "as many tokens and with crepa_spatial_align"
+                "as many tokens"
             )
         return states.mask.to(student_BTPD.device).reshape(student_BTPD.shape[:3])
 

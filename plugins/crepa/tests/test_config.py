@@ -41,7 +41,13 @@ def test_the_older_spelling_of_backbone_features() -> None:
         (BACKBONE | {"crepa_lambda": 0}, "crepa_lambda is 0"),
         (BACKBONE | {"crepa_lambda": float("nan")}, "crepa_lambda is nan"),
         (BACKBONE | {"crepa_adjacent_tau": 0}, "crepa_adjacent_tau is 0"),
-        (BACKBONE | {"crepa_similarity_threshold": 1.5}, "crepa_similarity_threshold is 1.5"),
+        (BACKBONE | {"crepa_similarity_threshold": 1.8}, r"threshold is 1\.8, .* is from -1\.736 to 1\.736"),
+        (
+            BACKBONE | {"crepa_similarity_threshold": 1.01, "crepa_adjacent_distance": 0},
+            r"threshold is 1\.01, .* is from -1 to 1,",
+        ),
+        (BACKBONE | {"crepa_similarity_threshold": 1.01, "crepa_normalize_neighbour_sum": True}, r"from -1 to 1,"),
+        (BACKBONE | {"crepa_adjacent_distance": -1}, "crepa_adjacent_distance is -1"),
         (BACKBONE | {"crepa_scheduler": "cosine"}, "set crepa_decay_steps"),
     ],
 )
@@ -57,6 +63,45 @@ def test_the_projector_needs_a_width() -> None:
     adapter = BlockStackAdapter(family="toy", model_classes="Toy", stacks="blocks")
     with pytest.raises(ConfigError, match=r"the width of block 1 of 4 \(blocks\.0\) is unknown"):
         attach(toy(), BACKBONE, adapter=adapter)
+
+
+ON = {"crepa_enabled": True, "crepa_block_index": 0}
+
+
+# What SimpleTuner's own files have.
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (ON | {"crepa_self_flow": True}, "crepa_self_flow is not supported: .* EMA teacher"),
+        (ON | {"crepa_self_flow": True, "crepa_self_flow_mask_ratio": 0.1}, "crepa_self_flow is not supported"),
+        (ON | {"crepa_feature_source": "selfflow"}, "crepa_feature_source self_flow is not supported"),
+        (BACKBONE | {"crepa_self_flow": True}, "crepa_self_flow is true: two feature sources"),
+        (ON | {"crepa_self_flow": True, "crepa_use_backbone_features": True}, "are both true: two feature sources"),
+        (
+            BACKBONE | {"crepa_self_flow_mask_ratio": 0.1},
+            "mask_ratio is for Self-Flow, .* leave it out",
+        ),
+        (BACKBONE | {"crepa_use_tae": True}, "crepa_use_tae decodes latents .* leave it out"),
+        (BACKBONE | {"crepa_drop_vae_encoder": True}, "crepa_drop_vae_encoder frees the encoder .* leave it out"),
+        (BACKBONE | {"crepa_model": "dinov2_vits14", "crepa_encoder": "dinov2_vitb14"}, "two spellings of one setting"),
+    ],
+)
+def test_simple_tuners_keys_that_mean_something_else(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        attach(toy(), config, adapter=TOY)
+    assert "did you mean" not in str(error.value)
+
+
+def test_simple_tuners_keys_that_mean_the_same(folder: str) -> None:
+    same = {"crepa_self_flow": False, "crepa_use_tae": "false", "crepa_drop_vae_encoder": False}
+    theirs = encoding(folder, crepa_encoder=folder, crepa_feature_source="external", **same)
+    del theirs["crepa_model"]
+    with attach(build("wan")[0], theirs) as sync:
+        assert f"crepa features: {folder}, pixels from pixel_values" in sync.describe()
+    with attach(build("wan")[0], theirs | {"crepa_model": folder}):
+        pass
+    with attach(toy(), BACKBONE | {"crepa_feature_source": "internal"}, adapter=TOY) as sync:
+        assert "crepa features: block 1 of 4 (blocks.0)" in sync.describe()
 
 
 @pytest.mark.parametrize(

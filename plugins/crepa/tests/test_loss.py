@@ -30,7 +30,8 @@ def score(*args: Any, **more: Any) -> float:
     loss, metrics = crepa_loss(*args, **more)
     assert loss.shape == ()
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(metrics["crepa_alignment_score"], -loss.detach())
+    frames = min(it.shape[1] for it in args[:2]) if more.get("normalize_by_frames") is False else 1
+    torch.testing.assert_close(metrics["crepa_alignment_score"], -loss.detach() / frames)
     assert not any(value.requires_grad for value in metrics.values())
     return -float(loss.detach())
 
@@ -58,6 +59,8 @@ def by_loop(student_BTPD: Tensor, target_BTPD: Tensor, weights: dict[int, float]
         ({"normalize_neighbour_sum": True}, 1),
         ({"normalize_by_frames": False}, 4 + 6 * E),
         ({"tau": 2.0}, 1 + 1.5 * math.exp(-0.5)),
+        ({"adjacent_distance": 0}, 1),
+        ({"adjacent_distance": 0, "cumulative": True, "normalize_neighbour_sum": True}, 1),
         ({"adjacent_distance": 2}, 1 + math.exp(-2)),
         ({"adjacent_distance": 9}, 1 + 0.5 * math.exp(-3)),  # as far as there are frames
         ({"adjacent_distance": 2, "cumulative": True}, 1 + 1.5 * E + math.exp(-2)),
@@ -134,6 +137,13 @@ def test_without_spatial_alignment_the_mean_tokens_are_compared() -> None:
     student, target = random(2, 3, 6, 8), random(2, 3, 16, 8, seed=1)
     expected = score(student.mean(2), target.mean(2))
     assert score(student, target, spatial_align=False) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_spatial_alignment_as_many_tokens_are_compared_one_by_one() -> None:
+    student, target = random(2, 3, 6, 8), random(2, 3, 6, 8, seed=1)
+    expected = by_loop(student, target, {1: E}, False)
+    assert score(student, target, spatial_align=False) == pytest.approx(expected, rel=1e-4)
+    assert score(student, target, spatial_align=False) != pytest.approx(score(student.mean(2), target.mean(2)))
 
 
 def test_the_student_and_the_projector_get_gradients_and_the_target_none() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from layersync_core import Attachment, CaptureError, ConfigError, attach, load_tiny
 from layersync_plugin_crepa import crepa_loss, regularizer
 from layersync_plugin_crepa.loss import frame_scores
-from plugins.crepa.tests.support import BACKBONE, by_frame, clip, encoding, part
+from plugins.crepa.tests.support import BACKBONE, GRID, by_frame, clip, encoding, part
 from tests.models import (
     TOY,
     Toy,
@@ -137,10 +137,12 @@ def test_an_image_is_a_clip_of_one_frame() -> None:
     torch.testing.assert_close(metrics["crepa_alignment_score"], metrics["crepa_similarity_self"])
 
 
-def test_reference_tokens_do_not_count() -> None:
+@pytest.mark.parametrize("spatial_align", [True, False])
+def test_reference_tokens_do_not_count(spatial_align: bool) -> None:
     model, inputs = build("flux references")
     keep = inputs["img_ids"][:, 0] == 0
-    with attach(model, BACKBONE | {"crepa_teacher_block_index": 3}) as sync:
+    more = {"crepa_teacher_block_index": 3, "crepa_spatial_align": spatial_align}
+    with attach(model, BACKBONE | more) as sync:
         model(**inputs)
         loss = sync.loss()
         states = [state[:, keep].unsqueeze(1) for state in states_by_hand(model, inputs)]
@@ -258,6 +260,25 @@ def test_a_cut_off_by_similarity_is_at_the_very_step_and_stops_the_capture() -> 
     with attach(toy(), BACKBONE | more, adapter=TOY) as again:
         again.load_state_dict(state)
         assert not again.due, "what is off for good is off after resuming"
+
+
+@pytest.mark.parametrize("ratio", [0.99, 1.01])
+def test_a_cut_off_is_judged_by_the_score_with_its_neighbours(ratio: float) -> None:
+    def once(**more: Any) -> dict[str, float]:
+        model, inputs = build("wan")
+        torch.manual_seed(1)
+        with attach(model, BACKBONE | {"crepa_normalize_by_frames": False} | more) as sync:
+            torch.nn.init.eye_(part(sync).linear.weight)
+            torch.nn.init.zeros_(part(sync).linear.bias)
+            model(**inputs)
+            sync.loss()
+            return {key: float(value) for key, value in sync.metrics().items()}
+
+    told = once()
+    assert told["crepa_alignment_score"] == pytest.approx(-told["crepa_loss"] / 0.5 / GRID[0], rel=1e-5)
+    assert told["crepa_alignment_score"] > 1 > told["crepa_similarity_self"]
+    found = once(crepa_similarity_threshold=ratio * told["crepa_alignment_score"])
+    assert found["crepa_cutoff"] == (ratio < 1)
 
 
 def test_a_recoverable_cut_off_goes_on_measuring() -> None:

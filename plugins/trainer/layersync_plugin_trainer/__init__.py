@@ -24,8 +24,9 @@ SUGGEST_HELP = (
 def layersync_commands(app: Any) -> None:
     """Register ``train`` and ``suggest``."""
     from layersync_core import add_command, model_parameters, plugins
-    from layersync_plugin_trainer.config import SuggestConfig, TrainerConfig
+    from layersync_plugin_trainer.config import RESERVED, SuggestConfig, TrainerConfig
 
+    plugins().reserve(RESERVED, TrainerConfig)
     add_command(app, "train", _train, [TrainerConfig, *plugins().config_models()], HELP)
     add_command(app, "suggest", _suggest, [SuggestConfig], SUGGEST_HELP, model_parameters())
 

@@ -120,6 +120,10 @@ class SuggestConfig(BaseModel):
     seed: Steps = Field(0, description="seed of samples, noise and sub-samples")
 
 
+RESERVED = "layersync train"
+"""What plugins are told that claim one of these keys."""
+
+
 class Settings:
     """A whole configuration: the trainer's part, the regularizers' part, and what the user wrote.
 
@@ -133,6 +137,7 @@ class Settings:
     def __init__(self, mapping: Mapping[str, Any]) -> None:
         self.given = canonical(mapping)
         own = TrainerConfig.model_fields
+        plugins().reserve(RESERVED, TrainerConfig)
         claimed = {name for model in plugins().config_models() for name in model.model_fields}
         claimed.update(LayerSyncConfig.model_fields)
         plugins().check_spelling(self.given)

@@ -79,7 +79,9 @@ class Feed:
                     f"example_inputs are {given or '(none)'}; correct what it declares"
                 )
         sample = example[tiny.sample]
-        self.layout = layout_of(tiny, sample if self._in_one else sample[0][None])
+        whole = sample if self._in_one else sample[0][None]
+        self.layout = layout_of(tiny, whole)
+        _check_channels(tiny, self.layout.channel, whole, model)
         time = self._drawn(8)[tiny.timestep]
         # Integers, or values above 1, mean that the model counts time from 0 to 1000.
         self.time_scale = 1000 if not time.is_floating_point() or float(time.max()) > 1 else 1
@@ -190,6 +192,19 @@ def check_forward(feed: Feed, model: nn.Module) -> None:
             raise ConfigError(
                 f"{type(model).__name__} cannot be fed with embedded data ({reason}); {OWN_LOOP}"
             ) from error
+
+
+def _check_channels(tiny: Tiny, channel: int, sample: Tensor, model: nn.Module) -> None:
+    """Refuse axes that say channels where the model has, say, frames: both orders have the same shape."""
+    config = getattr(model, "config", None)
+    wanted = config.get("in_channels") if isinstance(config, Mapping) else getattr(config, "in_channels", None)
+    sizes = sample.shape[1:]
+    if isinstance(wanted, int) and sizes[channel - 1] != wanted and wanted in sizes:
+        raise ConfigError(
+            f"{name_of(tiny)} declares axes {tiny.axes}, with {sizes[channel - 1]} channels in a sample of shape "
+            f"{tuple(sample.shape)}, but in_channels of {type(model).__name__} is {wanted}, the size of another axis; "
+            "correct axes, for example to BTCHW where frames come before channels"
+        )
 
 
 def _null_label(model: nn.Module, classes: int | None) -> int | None:

@@ -15,6 +15,7 @@ from layersync_core import (
     Adapter,
     Block,
     ConfigError,
+    LayerSyncError,
     Objective,
     Tiny,
     attach,
@@ -71,7 +72,7 @@ class Source:
             ConfigError: The folder's config does not build its class.
         """
         if self.folder is None:
-            return self.tiny.tiny_model()
+            return self._tiny()
         return build_on_meta(read_model_config(self.folder))  # type: ignore[no-any-return]
 
     def whole(self) -> nn.Module:
@@ -81,13 +82,22 @@ class Source:
             ConfigError: They cannot be loaded.
         """
         if self.folder is None:
-            return self.tiny.tiny_model()
+            return self._tiny()
         kind = _diffusers_class(read_model_config(self.folder))
         try:
             return kind.from_pretrained(self.folder, local_files_only=True, torch_dtype=torch.float32)  # type: ignore[no-any-return]
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"the weights in {self.folder} cannot be loaded: {reason}") from error
+
+    def _tiny(self) -> nn.Module:
+        try:
+            return self.tiny.tiny_model()
+        except LayerSyncError:
+            raise
+        except Exception as error:  # whatever a third party's module raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"the tiny model of family {self.family} cannot be built: {reason}") from error
 
 
 def find_source(model: str | None, family: str | None) -> Source:

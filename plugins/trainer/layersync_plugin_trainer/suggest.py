@@ -18,6 +18,7 @@ from layersync_core import (
     ConfigError,
     Findings,
     Probe,
+    blocks_of,
     find_model_config,
     load_tiny,
     model_of,
@@ -31,6 +32,10 @@ from layersync_plugin_trainer.objective import Batch, draw, flow_loss
 from layersync_plugin_trainer.probing import score_probes
 from layersync_plugin_trainer.skipping import leave_out
 
+FED = (
+    "fed with embedded samples, mixed with noise as flow matching does; of a model that was trained on others, or with "
+    "another noise, --data or layersync run --layersync_suggest measure more"
+)
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -79,7 +84,7 @@ def _source(model: str, family: str | None) -> Source | Findings:
         return find_source(model, family)
     named = model_of(model, family)
     if next(named.model.parameters()).is_meta:
-        return Findings(named.title, named.adapter.list_blocks(named.model))
+        return Findings(named.title, blocks_of(named.adapter, named.model))
     return Source(model, named.adapter, declared(model, load_tiny(model)))
 
 
@@ -100,6 +105,7 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"data {file} cannot be read: {error}") from None
             labels = arguments.pop("labels", None)
+            _refuse_told_labels(labels, arguments, file)
             before = probe.forwards
             with probe.at(labels=labels):
                 _run(model, arguments, file)
@@ -108,6 +114,15 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
         found = probe.findings()
         score_probes(found, probe)
     return found
+
+
+def _refuse_told_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: Path) -> None:
+    for name, value in arguments.items():
+        if labels is not None and value.numel() == labels.numel() and torch.equal(value.flatten(), labels.flatten()):
+            raise ConfigError(
+                f"data {file}: {name} tells the model the labels, so a linear probe would read them back; leave labels "
+                f"out, or give the model's null class as {name}"
+            )
 
 
 def _run(model: nn.Module, arguments: dict[str, Tensor], file: Path) -> None:
@@ -133,6 +148,7 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
                 feed(model, there.noisy, there.time, told)
         found = probe.findings()
         score_probes(found, probe)
+    found.fed = FED
     if config.skip:
         first = [batch.to(device) for _, batch in batches[:: config.batches]]
         leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from layersync_core import ConfigError, LayerSyncError, overlay
+from layersync_core import ConfigError, LayerSyncError, blocks_of, overlay
 from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
@@ -80,7 +80,7 @@ def _train_in(
 
     source = models.find_source(config.model, config.family)
     outline = source.outline()
-    regularizers = models.regularizer_settings(settings, source.adapter.list_blocks(outline))
+    regularizers = models.regularizer_settings(settings, blocks_of(source.adapter, outline))
     # A schedule may end with the run.
     scheduled = {**regularizers, "max_train_steps": config.max_train_steps}
     models.check_attachable(outline, scheduled, source.family, objective.enabled(scheduled))

@@ -271,6 +271,49 @@ def test_a_tiny_module_may_read_the_prediction_itself():
     assert torch.equal(out, noisy)
 
 
+def cog_video(axes: str, frames: int = 3) -> tuple[ModuleType, nn.Module]:
+    """A model whose clips are (B, T, C, H, W), of 4 channels."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    sizes = {"sample_width": 8, "sample_height": 8, "sample_frames": 4 * frames - 3, "patch_size": 2}
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=6,
+        num_layers=1,
+        max_text_seq_length=5,
+        **sizes,
+    )
+    example = lambda n: {  # noqa: E731
+        "hidden_states": torch.randn(n, frames, 4, 8, 8),
+        "encoder_hidden_states": torch.randn(n, 5, 6),
+        "timestep": torch.randint(0, 1000, (n,)),
+    }
+    return tiny(example, modality="video", sample="hidden_states", timestep="timestep", axes=axes), model
+
+
+def test_frames_before_channels():
+    module, model = cog_video("BTCHW")
+    feed = Feed(module, model)
+    assert feed.layout.shape == (4, 3, 8, 8)
+    seen = []
+    model.register_forward_pre_hook(lambda model, args, inputs: seen.append(inputs["hidden_states"]), with_kwargs=True)
+    noisy = torch.randn(2, 4, 3, 8, 8)
+    prediction = feed(model, noisy, torch.full((2,), 0.5), torch.zeros(2))
+    assert torch.equal(seen[0], noisy.transpose(1, 2))
+    assert prediction.shape == noisy.shape
+
+
+def test_frames_taken_for_channels_are_refused():
+    module, model = cog_video("BCTHW")
+    with pytest.raises(ConfigError, match=r"axes BCTHW, with 3 channels .* in_channels of CogVideoX\w+ is 4") as caught:
+        Feed(module, model)
+    assert "\n" not in str(caught.value)
+
+
 def test_example_inputs_that_fail_are_the_users_error():
     def broken(n):
         raise KeyError("patch\nsize")

@@ -12,16 +12,17 @@ from safetensors.torch import save_file
 from layersync_core import CaptureError, ConfigError
 from layersync_core.testing import lively, scatter_weights
 from layersync_plugin_trainer.suggest import suggest
+from layersync_plugin_trainer.train import train
 
 
-def model(path, change=lambda model: None):
+def model(path, change=lambda model: None, heads=2, depth=10):
     torch.manual_seed(0)
     made = DiTTransformer2DModel(
-        num_attention_heads=2,
+        num_attention_heads=heads,
         attention_head_dim=16,
         in_channels=1,
         out_channels=1,
-        num_layers=10,
+        num_layers=depth,
         sample_size=8,
         patch_size=2,
         num_embeds_ada_norm=10,
@@ -31,10 +32,10 @@ def model(path, change=lambda model: None):
     return str(path)
 
 
-def without_effect(model):
-    """Close the gates of every block, so that each returns what it was given."""
+def without_effect(model, which=slice(None)):
+    """Close the gates of blocks, so that each returns what it was given."""
     with torch.no_grad():
-        for block in model.transformer_blocks:
+        for block in model.transformer_blocks[which]:
             for parameter in block.norm1.linear.parameters():
                 parameter.zero_()
 
@@ -59,6 +60,54 @@ def test_random_blocks_are_no_better_teachers(tmp_path):
     assert content["verdict"]["answer"] == "no"
     assert content["recommended"] == []
     assert len(content["gap"]) == len(content["noise_levels"]) == 3
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A DiT that the trainer has trained for a while, without LayerSync."""
+    folder = tmp_path_factory.mktemp("trained")
+    name = model(folder / "start", heads=4, depth=6)
+    settings = {"max_train_steps": 300, "train_batch_size": 64, "learning_rate": 0.004, "num_sampling_steps": 1}
+    warm = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 20, "checkpointing_steps": 300}
+    train({"model": name, "layersync_enabled": False, "output_dir": str(folder / "out"), **settings, **warm})
+    return folder / "out" / "model"
+
+
+@pytest.mark.slow
+def test_a_trained_model_has_better_teachers(tmp_path, capsys, trained):
+    content = run(tmp_path, str(trained), batches=90, noise_levels=(0.5,))
+    assert content["verdict"]["answer"] == "yes"
+    (pair,) = content["recommended"]
+    assert (pair["student"], pair["teacher"]) == (2, 4)
+    assert "so not saturated; a linear probe is right for" in pair["reason"]
+    assert "prior (the paper's, not measured here): depths 0.33 and 0.67" in pair["reason"]
+    printed = capsys.readouterr().out
+    assert "student block 2 of 6 (transformer_blocks.1), teacher block 4 of 6 (transformer_blocks.3)" in printed
+    assert "fed with embedded samples" in printed
+
+
+@pytest.mark.slow
+def test_a_teacher_equal_to_its_student_is_none(tmp_path, trained):
+    equal = DiTTransformer2DModel.from_pretrained(trained)
+    without_effect(equal, slice(2, 4))
+    equal.save_pretrained(tmp_path / "equal")
+    content = run(tmp_path, str(tmp_path / "equal"), batches=90, noise_levels=(0.5,))
+    assert content["centered_cosine"][0][1][3] == pytest.approx(1, abs=1e-6)
+    assert content["recommended"] == []
+    assert content["verdict"]["answer"] == "no"
+    assert "saturated already, with a centred cosine of 1.000" in content["verdict"]["reason"]
+
+
+def test_labels_that_the_model_is_told_are_refused(tmp_path):
+    labels = torch.tensor([1, 2, 3, 4])
+    arguments = {"hidden_states": torch.randn(4, 1, 8, 8), "timestep": torch.full((4,), 500)}
+    save_file({**arguments, "class_labels": labels.clone(), "labels": labels}, tmp_path / "told.safetensors")
+    with pytest.raises(ConfigError, match="class_labels tells the model the labels"):
+        run(tmp_path, model(tmp_path / "model", lively), data=str(tmp_path / "told.safetensors"))
+    save_file({**arguments, "class_labels": torch.full((4,), 10), "labels": labels}, tmp_path / "null.safetensors")
+    content = run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
+    assert content["samples"] == 4
+    assert content["fed"] == ""
 
 
 def test_data_of_ones_own_has_no_verdict_without_classes(tmp_path):

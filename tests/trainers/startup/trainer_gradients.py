@@ -54,11 +54,13 @@ class _Reference:
     """The term of one pair of blocks.
 
     Args:
-        block: Class name of the blocks.
-        element: Which element of what a block returns has the image or video tokens; None where it is no tuple.
-        student: The student's place in the order of the first calls, from 1.
+        blocks: For each class of blocks, which element of what it returns has the image or video tokens, None where it
+            is no tuple, and the place of the first generated one in it.
+        student: The student's place in the order of the first calls, from 1, without those ahead.
         teacher: The teacher's.
         weight: The term is minus ``weight`` times the mean cosine.
+        tokens: How many tokens are generated; None for all that are left.
+        ahead: How many blocks of these classes are called before the first that counts.
         backward: Which function takes the loss: ``accelerate`` (the Accelerator's, which divides), or ``tensor``.
         losses: How many losses the trainer itself divides a step's gradient by.
         warmup: Steps over which the weight rises from zero.
@@ -66,17 +68,18 @@ class _Reference:
 
     def __init__(
         self,
-        block: str,
-        element: int | None,
+        blocks: dict[str, tuple[int | None, int]],
         student: int,
         teacher: int,
         weight: float,
         backward: str,
+        tokens: int | None = None,
+        ahead: int = 0,
         losses: int = 1,
         warmup: int = 0,
     ) -> None:
-        self._block, self._element, self._backward = block, element, backward
-        self._student, self._teacher, self._weight = student, teacher, weight
+        self._classes, self._tokens, self._backward = blocks, tokens, backward
+        self._student, self._teacher, self._weight = ahead + student, ahead + teacher, weight
         self._losses, self._warmup = losses, warmup
         self._blocks: list[torch.nn.Module] = []
         self._states: dict[int, Tensor] = {}
@@ -100,7 +103,7 @@ class _Reference:
 
     def _keep(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         # Checkpointing recomputes inside a backward; samples are made without gradients.
-        if type(module).__name__ != self._block or torch._C._current_graph_task_id() != -1:
+        if type(module).__name__ not in self._classes or torch._C._current_graph_task_id() != -1:
             return
         if not torch.is_grad_enabled():
             return
@@ -108,12 +111,20 @@ class _Reference:
             self._blocks.append(module)
         number = next(i for i, block in enumerate(self._blocks, 1) if block is module)
         # Of several forwards behind a loss the first counts.
-        self._states.setdefault(number, output if self._element is None else output[self._element])
+        element, _ = self._classes[type(module).__name__]
+        self._states.setdefault(number, output if element is None else output[element])
 
     def _term(self) -> Tensor:
-        student, teacher = self._states[self._student].float(), self._states[self._teacher].detach().float()
+        student, teacher = (self._generated(number).float() for number in (self._student, self._teacher))
         self._states.clear()
         weight = self._weight / self._losses
         if self._warmup:
             weight *= min(1.0, len(_steps) / self._warmup)
-        return -weight * F.cosine_similarity(student, teacher, dim=-1).mean()
+        return -weight * F.cosine_similarity(student, teacher.detach(), dim=-1).mean()
+
+    def _generated(self, number: int) -> Tensor:
+        # Not in the block's hook: autograd would add the term's gradient later, which rounds differently in bfloat16.
+        _, first = self._classes[type(self._blocks[number - 1]).__name__]
+        state = self._states[number]
+        tokens = state.shape[-2] - first if self._tokens is None else self._tokens
+        return state.narrow(-2, first, tokens)

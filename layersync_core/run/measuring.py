@@ -1,0 +1,143 @@
+"""``--layersync_suggest N``: measure the forwards of N steps of a program, without the term, and stop it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync_core.attachment import Attachment
+from layersync_core.errors import CaptureError, LayerSyncError
+from layersync_core.families.asking import blocks_of
+from layersync_core.run import ranks
+from layersync_core.run.candidates import Candidate
+from layersync_core.run.holding import make_room
+from layersync_core.run.settings import Settings
+from layersync_core.run.showing import say_error
+from layersync_core.run.status import Status, say, standard_error
+from layersync_core.run.training import Training
+from layersync_core.session import fitting
+from layersync_core.suggest.files import make_folder
+from layersync_core.suggest.probe import Probe
+
+FOLDER = "layersync-suggest"
+_IDLE_STEPS = 10  # without a forward that was measured, before the first that was
+_LOSSES_WITHOUT_STEP = 100  # after which a program is taken for one that never calls an optimiser's step
+
+
+class Measuring(Training):
+    """What the patches of libraries call, where a program is measured instead of trained with the term.
+
+    Args:
+        settings: Of the run.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._asked = settings.launch.layersync_suggest or 1
+        # The program may change its working directory before anything is written.
+        self._folder = Path(settings.launch.layersync_suggest_dir or FOLDER).absolute()
+        self._probes: dict[Candidate, Probe] = {}
+        self._seen = 0  # forwards, at the last step or loss
+        self._losses = 0
+        self._concluded = False
+
+    def _take(self, model: nn.Module, family: str | None) -> Attachment:
+        adapter = fitting(model, family)
+        return Attachment(model, adapter, blocks_of(adapter, model), [], make_room, guarded=False)
+
+    def _attached(self, candidate: Candidate) -> None:
+        self._probes[candidate] = candidate.attached_to.probe()
+        if ranks.rank() == 0:
+            make_folder(self._folder)  # before the time is spent
+            blocks = f"family {candidate.attached_to.family}, {len(candidate.attached_to.blocks)} blocks"
+            steps = f"{self._asked} step{'s' * (self._asked != 1)}"
+            say(f"{candidate} ({blocks}) is measured for {steps} without the term, then the program is stopped")
+
+    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None, past: int = 1) -> Any:
+        """Return a loss as it is; count it where steps cannot be counted."""
+        if not self.taken and self._is_new():
+            self._losses += 1
+            every = self.settings.launch.layersync_accumulation_steps
+            enough = self._asked * every if every else max(self._asked, _LOSSES_WITHOUT_STEP)
+            self.journal.status.measured = self._losses // every if every else 1
+            if self._losses >= enough:
+                self._stop()
+        return loss
+
+    def before_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Count a step that forwards were measured for, and stop the program at the last one."""
+        status = self.journal.status
+        if not self.taken:
+            status.measured, self._seen = 0, 0
+        self.taken += 1
+        if self._concluded:  # the program caught the end and goes on
+            self._stop()
+        if self._is_new():
+            status.measured += 1
+            self.journal.write()
+            if status.measured == self._asked:
+                self._stop()
+        elif not self._seen and self.taken == _IDLE_STEPS:
+            self.journal.fail(CaptureError(f"no forward was measured in {_IDLE_STEPS} steps: {self._why()}"))
+
+    def skipped(self, optimiser: torch.optim.Optimizer) -> None:
+        """Leave a step alone that a scaler did not take."""
+
+    def optimise(self, optimiser: torch.optim.Optimizer) -> None:
+        """Take hold of the models before training starts."""
+        self.prepare()
+        try:
+            self.candidates.require_one()
+        except LayerSyncError as error:
+            self.journal.fail(error)
+
+    def resumed(self, states: dict[str, Any] | None) -> None:
+        """Leave a checkpoint alone: nothing that is measured depends on it."""
+
+    def _is_new(self) -> bool:
+        """Return whether forwards were measured since this was asked."""
+        before, self._seen = self._seen, sum(probe.forwards for probe in self._probes.values())
+        return self._seen > before
+
+    def _stop(self) -> None:
+        try:
+            self._conclude()
+        except LayerSyncError as error:
+            self.journal.fail(error)
+        raise SystemExit(0)
+
+    def _conclude(self) -> None:
+        """Say and write what was measured, once, by the first rank."""
+        if self._concluded:
+            return
+        self._concluded = True
+        measured = {candidate: probe for candidate, probe in self._probes.items() if probe.forwards}
+        if ranks.rank():
+            return
+        for candidate, probe in measured.items():
+            folder = self._folder if len(measured) == 1 else self._folder / f"{candidate.name}-{candidate.number}"
+            found = probe.findings()
+            for line in (*found.lines(), *found.write(folder)):
+                say(line)
+
+    def _fill(self, status: Status, wait: bool) -> None:
+        """Conclude at the end of a program that took fewer steps, and tell why where nothing was measured."""
+        if not wait or self._concluded or status.error:
+            return
+        try:
+            if any(probe.forwards for probe in self._probes.values()):
+                say(f"the program ended after {status.measured} of {self._asked} steps")
+                status.measured = max(status.measured, 1)
+                self._conclude()
+            elif self.taken:
+                raise CaptureError(f"no forward was measured: {self._why()}")
+        except LayerSyncError as error:
+            status.error, status.shown = str(error), standard_error()
+            say_error(error)
+
+    def _why(self) -> str:
+        whys = [f"{candidate}: {probe.why_none}" for candidate, probe in self._probes.items()]
+        return "; ".join(whys) or self.candidates.why(self.journal.seen)[0]

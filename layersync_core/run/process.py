@@ -1,0 +1,18 @@
+"""The training of this process, which all patches of libraries share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from layersync_core.run.measuring import Measuring
+from layersync_core.run.settings import from_environment
+from layersync_core.run.training import Training
+
+
+@cache
+def training() -> Training:
+    """Return the training of this process; where its blocks are measured instead, what does that."""
+    settings = from_environment()
+    if settings.launch.layersync_suggest is None:
+        return Training(settings)
+    return Measuring(settings)
