@@ -116,6 +116,8 @@ class Courses:
         first: The optimiser step that the first trainings begin with.
 
     Attributes:
+        first: That step.
+        accumulation_steps: As given.
         all: In the order in which they began.
         latest: The latest one of each model that has got a term.
     """
@@ -124,7 +126,7 @@ class Courses:
         self.first = first
         self.all: list[Course] = []
         self.latest: dict[Candidate, Course] = {}
-        self._candidates, self._accumulation_steps = candidates, accumulation_steps
+        self._candidates, self.accumulation_steps = candidates, accumulation_steps
 
     @property
     def now(self) -> int:
@@ -171,7 +173,7 @@ class Courses:
         # A program that goes on from a checkpoint does so with its first training.
         over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
         stepped = any(course.steps for course in over)
-        course = self.latest[candidate] = Course(candidate, self._accumulation_steps, 0 if stepped else self.first)
+        course = self.latest[candidate] = Course(candidate, self.accumulation_steps, 0 if stepped else self.first)
         self.all.append(course)
         candidate.attached_to.gate(course.now)
         return course

@@ -59,7 +59,7 @@ class Measuring(Training):
             steps = f"{self._asked} step{'s' * (self._asked != 1)}"
             say(f"{candidate} ({blocks}) is measured for {steps} without the term, then the program is stopped")
 
-    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
+    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None, past: int = 1) -> Any:
         """Return a loss as it is; count it where steps cannot be counted."""
         if not self.taken and self._is_new():
             self._losses += 1

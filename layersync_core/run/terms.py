@@ -34,13 +34,16 @@ class Terms:
         self.targets: list[Candidate] = []
         self._candidates, self._journal, self._courses, self._target = candidates, journal, courses, target
 
-    def add(self, loss: Any, divides: int | None, factor: Tensor | None) -> tuple[Any, list[Course] | None]:
+    def add(
+        self, loss: Any, divides: int | None, factor: Tensor | None, past: int = 1
+    ) -> tuple[Any, list[Course] | None]:
         """Return a loss plus its term, and the trainings that it is a loss of; None where it gets no term.
 
         Args:
             loss: What the program wants gradients of.
             divides: By how much the library that runs backward divides it afterwards; None where none does.
             factor: Scalar that the gradient begins with, a factor of the loss by another name: the sum is multiplied.
+            past: By how much the library divides the gradient behind the loss, where the term does not pass.
 
         Raises:
             CaptureError: The term cannot be made, or not be scaled as the loss is.
@@ -51,7 +54,7 @@ class Terms:
         if not torch.is_grad_enabled():
             # A program may call backward under no_grad: that concerns its forwards, not the sum that is differentiated.
             with torch.enable_grad():
-                return self.add(loss, divides, factor)
+                return self.add(loss, divides, factor, past)
         noted: Any = loss.grad_fn.metadata
         terms = noted.get(_TERM)  # a second backward through one loss counts twice, so do its terms
         found = [] if terms is not None else forwards_of(loss, self._candidates.attached)
@@ -69,7 +72,7 @@ class Terms:
             terms = noted[_TERM] = self._terms(found)
         total = scaled = loss if factor is None else loss * factor.detach()
         for course, term in terms:
-            share = course.accumulation.share(scaled, divides)
+            share = course.accumulation.share(scaled, divides) / past
             total = total + (term if share == 1 else term * share).to(loss.device)
         return total, [course for course, _ in terms] if found else []
 

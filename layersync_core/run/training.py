@@ -71,11 +71,11 @@ class Training:
         for candidate in self.candidates.attached:
             candidate.attached_to.parts.place(optimiser)
 
-    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None) -> Any:
+    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None, past: int = 1) -> Any:
         """Return a loss plus the terms of the forwards that it depends on; see ``Terms.add``."""
         self._fetch()
         try:
-            result, used = self.terms.add(loss, divides, factor)
+            result, used = self.terms.add(loss, divides, factor, past)
             if used == []:
                 return result  # the same loss again, counted already
             self.steps.loss(used)

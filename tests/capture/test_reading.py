@@ -79,9 +79,9 @@ def test_a_batch_of_references_alone_is_an_error_and_not_zero() -> None:
             sync.loss()
 
 
-def test_flux_blocks_driven_by_hand_are_refused_with_the_reason() -> None:
+def test_references_are_told_from_the_rotations_of_flux_blocks_driven_by_hand() -> None:
     model, inputs = build("flux references")
     with attach(model, settings(2, 5)) as sync:
-        states_by_hand(model, inputs)
-        with pytest.raises(CaptureError, match=r"called one by one.*reference tokens"):
-            sync.loss()
+        states = states_by_hand(model, inputs)
+        expected = -0.5 * mean_cosine(states[1], states[4], generated(inputs))
+        torch.testing.assert_close(sync.loss(), expected)

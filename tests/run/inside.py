@@ -6,9 +6,11 @@ import copy
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import accelerate
@@ -126,3 +128,11 @@ def attach_lora(model: Any) -> nn.Parameter:
     original = linear.forward
     linear.forward = lambda x: original(x) + x @ lora.T
     return lora
+
+
+def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
+    """Put a stand-in of a library among the imported modules."""
+    module = ModuleType(name)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import accelerate
@@ -18,7 +16,7 @@ from layersync_core.run import patches
 from layersync_core.run.startup.sitecustomize import WATCHED
 from tests.curves import read_curves
 from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd
-from tests.run.inside import Launch, by_hand, main_loss, micro_batches, sgd
+from tests.run.inside import Launch, by_hand, library, main_loss, micro_batches, sgd
 from tests.run.processes import RUN, SCRIPTS, SUMMARY, python, run
 
 
@@ -72,56 +70,6 @@ def test_accelerate(launch: Launch, divides: str) -> None:
                 optimiser.step()
     assert_same_gradients(gradients(model), expected)
     assert (training.journal.status.terms, training.journal.status.steps) == (4, 1)
-
-
-def library(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
-    """Put a stand-in of a library among the imported modules."""
-    module = ModuleType(name)
-    vars(module).update(content)
-    monkeypatch.setitem(sys.modules, name, module)
-    return module
-
-
-class Engine:
-    """What DeepSpeed's engine does with a loss: it divides, and calls backward itself."""
-
-    num_stages = 1
-
-    def gradient_accumulation_steps(self) -> int:
-        return 4
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.gradient_accumulation_steps()).backward()
-
-
-def test_deepspeed_divides_after_the_term_is_added(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine_class = type("DeepSpeedEngine", (Engine,), {})
-    library(monkeypatch, "deepspeed", DeepSpeedEngine=engine_class)
-    launch()
-    patches.install("deepspeed")
-    model, batches, expected = micro_batches()
-    optimiser, engine = sgd(model), engine_class()
-    for inputs in batches:
-        engine.backward(main_loss(model(**inputs)))
-    optimiser.step()
-    assert_same_gradients(gradients(model), expected)
-
-
-@pytest.mark.parametrize("stages", [1, 2])
-def test_a_pipeline_of_several_stages_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch, stages: int) -> None:
-    class PipelineEngine(Engine):
-        def __init__(self, num_stages: int) -> None:
-            self.num_stages = num_stages
-
-    library(monkeypatch, "deepspeed", DeepSpeedEngine=type("DeepSpeedEngine", (Engine,), {}))
-    library(monkeypatch, "deepspeed.runtime.pipe.engine", PipelineEngine=PipelineEngine)
-    launch()
-    patches.install("deepspeed")
-    if stages == 1:
-        assert PipelineEngine(1).num_stages == 1
-    else:
-        with pytest.raises(CaptureError, match="a DeepSpeed pipeline of 2 stages"):
-            PipelineEngine(2)
 
 
 @pytest.mark.parametrize("name", ["lightning", "lightning_fabric"])

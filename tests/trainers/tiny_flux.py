@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 _CLIP_WIDTH, _T5_WIDTH = 16, 32
@@ -50,7 +51,11 @@ def save_flux_pipeline(folder: Path) -> None:
         "transformer": transformer,
         "vae": vae,
     }
+    classes = {"tokenizer": ("transformers", "CLIPTokenizer"), "tokenizer_2": ("transformers", "T5TokenizerFast")}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
+        classes[name] = (type(part).__module__.partition(".")[0], type(part).__name__)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **classes}))
     tiny_data.save_clip_tokenizer(folder / "tokenizer")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
     tiny_data.save_t5_tokenizer(folder / "tokenizer_2")

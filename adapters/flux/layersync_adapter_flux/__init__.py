@@ -28,6 +28,12 @@ def _generated_by_rotation(call: ForwardCall) -> Tensor | None:
     return call.block["image_rotary_emb"][0, 0, -call.tokens :, 0, 0, 0] == 1  # type: ignore[no-any-return]
 
 
+def _generated_by_angles(call: ForwardCall) -> Tensor | None:
+    """Return (S,) bool from the cosines and sines of text and image: the sine is 0 where the first position id is."""
+    _, sines = call.block["image_rotary_emb"]
+    return sines[-call.tokens :, 0] == 0  # type: ignore[no-any-return]
+
+
 def _original(model: Any) -> Sequence[BlockStack]:
     # The Chroma of sd-scripts derives from its Flux, but joins [image, text] and has no pooled text embedding.
     if not hasattr(model, "vector_in"):
@@ -48,6 +54,7 @@ adapter = BlockStackAdapter(
     width="inner_dim",
     joined_tokens=joined_text("encoder_hidden_states", "transformer_blocks"),
     target=_generated,
+    block_target=_generated_by_angles,  # diffusion-pipe calls the blocks itself
     forks=[
         # the original repository, sd-scripts, musubi-tuner
         ModelLayout(

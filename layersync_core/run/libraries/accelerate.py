@@ -36,10 +36,13 @@ def _preparing(original: Callable[..., Any], accelerator: Any, *args: Any, **kwa
 
 
 def _accelerated(original: Callable[..., Any], accelerator: Any, loss: Any, **kwargs: Any) -> Any:
-    if str(getattr(accelerator.distributed_type, "value", "")) == "MEGATRON_LM":
+    kind = str(getattr(accelerator.distributed_type, "value", ""))
+    if kind == "MEGATRON_LM":
         training().journal.fail(
             CaptureError("Megatron-LM runs backward by itself, where no term can be added: layersync run refuses it")
         )
+    if kind == "DEEPSPEED":
+        return original(accelerator, loss, **kwargs)  # DeepSpeed's engine knows how it divides
     if not is_inside():
         loss = training().add_terms(loss, divides=accelerator.gradient_accumulation_steps)
     with inside():

@@ -1,26 +1,101 @@
-"""DeepSpeed: its engine runs backward, and a pipeline of several stages cannot be trained."""
+"""DeepSpeed: its engine runs backward, and a pipeline of several stages cannot be trained.
+
+Under accumulation it divides by the number of losses, but not always the loss: from 0.18.3 on an engine divides the
+gradient of what its model returned, which a term does not pass, and 0.19.8 does so where backward is called directly.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
+from torch import Tensor
+
+from layersync_core.capture.graph import tensors_in
 from layersync_core.errors import CaptureError
 from layersync_core.replacing import wrap_once
-from layersync_core.run.engines import run_backward
+from layersync_core.run.nesting import inside, is_inside
 from layersync_core.run.process import training
 
 WATCHES = ("deepspeed",)
+_NEAR = 1e-3  # of a gradient in bfloat16
 
 
 def take_hold() -> None:
     """Take hold of its engines."""
-    deepspeed: Any = sys.modules["deepspeed"]
-    wrap_once(deepspeed.DeepSpeedEngine, "backward", run_backward)
+    engine: Any = sys.modules["deepspeed"].DeepSpeedEngine
+    wrap_once(engine, "backward", _running_backward)
+    for name, wrapper in (("scale", _scaling), ("_backward_prologue", _beginning)):
+        if hasattr(engine, name):
+            wrap_once(engine, name, wrapper)
     pipe = sys.modules.get("deepspeed.runtime.pipe.engine")
     if pipe is not None:
         wrap_once(pipe.PipelineEngine, "__init__", _pipeline)
+
+
+def _running_backward(original: Callable[..., Any], engine: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_inside():
+        losses = int(engine.gradient_accumulation_steps())
+        if not kwargs.get("scale_wrt_gas", True):
+            loss = training().add_terms(loss)
+        else:
+            results = hasattr(engine, "_scale_wrt_gas")
+            with_term = training().add_terms(loss, divides=losses, past=losses if results else 1)
+            if losses > 1 and with_term is not loss and engine not in _checked:
+                _checked.add(engine)
+                with_term.register_hook(_Expected(losses, divided=not results))
+            loss = with_term
+    with inside():
+        return original(engine, loss, *args, **kwargs)
+
+
+_checked: WeakSet[Any] = WeakSet()
+
+
+class _Expected:
+    """Compares, in the first backward of an engine, how its loss was divided with how this version is known to."""
+
+    def __init__(self, losses: int, divided: bool) -> None:
+        self._losses, self._divided = losses, divided
+
+    def __call__(self, gradient: Tensor) -> None:
+        # A scale for float16 is far above both.
+        other = 1.0 if self._divided else 1 / self._losses
+        if abs(float(gradient) / other - 1) < _NEAR:
+            training().journal.fail(
+                CaptureError(
+                    f"this version of DeepSpeed divides by its {self._losses} accumulation steps in a place not yet "
+                    "known, so the term would not be scaled as the loss; train with 1, or with DeepSpeed 0.19.8"
+                )
+            )
+
+
+def _scaling(original: Callable[..., Any], engine: Any, loss: Any) -> Any:
+    if is_inside():
+        return original(engine, loss)
+    losses = int(engine.gradient_accumulation_steps())
+    with inside():
+        scaled = original(engine, training().add_terms(loss, divides=losses, past=losses))
+    for result in tensors_in(scaled):
+        training().terms.note_made(result)
+    return scaled
+
+
+def _beginning(original: Callable[..., Any], engine: Any) -> Any:
+    handled = ("_running_engine_backward", "_manual_backward_expected")
+    direct = not any(getattr(engine, name, False) for name in handled)
+    losses = int(engine.gradient_accumulation_steps())
+    if direct and losses > 1 and training().terms.targets and training().courses.accumulation_steps is None:
+        training().journal.fail(
+            CaptureError(
+                f"loss.backward() was called beside a DeepSpeed engine of {losses} accumulation steps, which divides "
+                "where the term does not pass; call engine.backward(loss), or give "
+                f"--layersync_accumulation_steps {losses}"
+            )
+        )
+    return original(engine)
 
 
 def _pipeline(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> None:

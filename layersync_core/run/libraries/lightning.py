@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from layersync_core.replacing import wrap_once
-from layersync_core.run.engines import run_backward
+from layersync_core.run.nesting import inside, is_inside
+from layersync_core.run.process import training
 
 WATCHES = ("lightning", "lightning_fabric")
 
@@ -17,4 +19,13 @@ def take_hold() -> None:
         module: Any = sys.modules.get(name)
         fabric = getattr(module, "Fabric", None)
         if fabric is not None:
-            wrap_once(fabric, "backward", run_backward)
+            wrap_once(fabric, "backward", _backward)
+
+
+def _backward(original: Callable[..., Any], fabric: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+    if type(getattr(fabric, "strategy", None)).__name__ == "DeepSpeedStrategy":
+        return original(fabric, loss, *args, **kwargs)  # DeepSpeed's engine knows how it divides
+    if not is_inside():
+        loss = training().add_terms(loss, divides=1)
+    with inside():
+        return original(fabric, loss, *args, **kwargs)

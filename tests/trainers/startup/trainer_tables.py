@@ -143,6 +143,35 @@ def _onetrainer(create: ModuleType) -> None:
     create.create_optimizer = create_optimizer
 
 
+def _ai_toolkit(accelerator: ModuleType) -> None:
+    """Change nothing: its model comes from a folder, and it takes a seed."""
+
+
+def _diffusion_pipe(cli_args: ModuleType) -> None:
+    import sqlite3
+    import sys
+
+    import torch
+
+    if sys.version_info < (3, 12):  # its own is 3.12, whose sqlite3 begins a transaction when it is told to
+        connect: Any = sqlite3.connect
+        sqlite3.connect = lambda path, autocommit=True: connect(path)  # type: ignore[misc]
+
+    torch.manual_seed(1)  # it has no setting for that
+    cli_args.args.cpu = True  # ComfyUI's own flag, which diffusion-pipe does not pass on
+    # It names the device outright, where a CPU must stand in.
+    torch.cuda.set_device = lambda device: None
+    for owner in (torch.Tensor, torch.nn.Module):
+        owner.to = _to_cpu(owner.to)
+
+
+def _to_cpu(to: Any) -> Any:
+    def moved(value: Any, *args: Any, **kwargs: Any) -> Any:
+        return to(value, *("cpu" if arg == "cuda" else arg for arg in args), **kwargs)
+
+    return moved
+
+
 TABLES = {
     "musubi_wan": ("musubi_tuner.wan.configs", _musubi_wan),
     "musubi_hunyuan_video": ("musubi_tuner.hunyuan_model.models", _musubi_hunyuan_video),
@@ -157,6 +186,8 @@ TABLES = {
     "musubi_z_image": ("musubi_tuner.zimage.zimage_config", _musubi_z_image),
     "musubi_kandinsky5": ("musubi_tuner.kandinsky5.configs", _musubi_kandinsky5),
     "diffsynth": ("diffsynth.models.model_loader", _diffsynth),
+    "ai_toolkit": ("toolkit.accelerator", _ai_toolkit),
+    "diffusion_pipe": ("comfy.cli_args", _diffusion_pipe),
     "onetrainer": ("modules.util.create", _onetrainer),
     "sd_scripts": ("library.flux_utils", _sd_scripts),
 }
