@@ -69,7 +69,7 @@ class Variant:
     """A trainer, more arguments of it, and what the reference must know (`trainer_gradients._Reference`).
 
     ``accumulation`` is what a user must give where the trainer's losses do not tell it; ``backward`` stands in for the
-    trainer's own.
+    trainer's own; ``first`` is the first step, from 0, whose gradient the term changes.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Variant:
     warmup: int = 0
     backward: str = ""
     accumulation: int | None = None
+    first: int = 0
 
     @property
     def trainer(self) -> ModuleType:
@@ -211,9 +212,9 @@ def test_a_trainer_trains_on_the_term(train, variant):
 
     assert len(ours.gradients) == len(reference.gradients) == len(plain.gradients) == STEPS
     distances = [distance(*step) for step in zip(ours.gradients, reference.gradients, strict=True)]
-    # All three start from the same weights, so at the first step that has a term it alone makes the difference, and
-    # roundings have not grown yet.
-    first = 1 if variant.warmup else 0
+    # All three start from the same weights, so at the first step that the term changes it alone makes the difference,
+    # and roundings have not grown yet.
+    first = 1 if variant.warmup else variant.first
     term = distance(plain.gradients[first], reference.gradients[first])
     shown = ", ".join(f"{value:.2e}" for value in (distances[first], max(distances), term))
     print(f"{variant}: gradients differ at the first step, at any, and without the term by {shown}")

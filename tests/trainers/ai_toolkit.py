@@ -55,6 +55,7 @@ _PROCESS: dict[str, Any] = {
         "sample_steps": 2,
     },
 }
+_SLIDER = 'type="concept_slider" slider.positive_prompt="good" slider.negative_prompt="bad" slider.target_class="photo"'
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("", {}),
     ("train.gradient_checkpointing=true", {}),
@@ -72,6 +73,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("train.do_guidance_loss=true", {}),
     ("datasets.0.loss_multiplier=0.5", {}),
     ("datasets.0.cache_text_embeddings=true datasets.0.cache_latents_to_disk=true", {}),
+    # Backward runs twice inside of its loss, and a third time on a leaf; at first the two cancel each other out.
+    (f"{_SLIDER} train.gradient_checkpointing=true", {"backward": "tensor", "accumulation": 1, "first": 1}),
     ('datasets.0.unconditional_path="IMAGES" datasets.0.guidance_type="polarity"', {"backward": "tensor"}),
 ]
 
