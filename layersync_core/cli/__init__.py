@@ -17,7 +17,10 @@ from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
 _COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check", "run": "run", "env": "env"}
 # Command -> the distribution that brings it.
-_PLUGIN_COMMANDS = dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer")
+_PLUGIN_COMMANDS = {
+    **dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer"),
+    "webui": "layersync-plugin-webui",
+}
 _USER_ERROR = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,10 +80,15 @@ def _application(arguments: list[str]) -> Any:
     if command in _COMMANDS:
         import_module(f"layersync_core.cli.{_COMMANDS[command]}").register(app)
         return app
-    for module in _COMMANDS.values():
-        import_module(f"layersync_core.cli.{module}").register(app)
     from layersync_core.losses.plugins import third_parties
 
+    if command in _PLUGIN_COMMANDS:
+        # The others' commands may need torch, which this one may do without.
+        third_parties().register_commands(app, _PLUGIN_COMMANDS[command])
+        if command in _registered(app):
+            return app
+    for module in _COMMANDS.values():
+        import_module(f"layersync_core.cli.{module}").register(app)
     third_parties().register_commands(app)
     if not command.startswith("-") and command not in _registered(app):
         raise LayerSyncError(_no_command(command, sorted(_registered(app)), third_parties().missing()))

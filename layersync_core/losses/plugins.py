@@ -71,10 +71,12 @@ class Plugins:
         if took > _SLOW:
             log.warning("plugin %s took %.0f s to load; %s leaves it out", name, took, LOAD_VARIABLE)
 
-    def _ask(self, hook: str, **arguments: Any) -> list[Any]:
-        """Return what each plugin answers, built-in ones first; one that fails joins the broken."""
+    def _ask(self, hook: str, beginning: str = "", **arguments: Any) -> list[Any]:
+        """Return what each plugin answers whose name begins so, built-in ones first; a failing one joins the broken."""
         answers = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            if not implementation.plugin_name.startswith(beginning):
+                continue
             try:
                 answers.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
             except (Exception, SystemExit) as error:
@@ -198,9 +200,14 @@ class Plugins:
         broken = {name: f"plugin {name} could not be loaded: {failure}" for name, failure in self.broken.items()}
         return broken | {name: f"{LOAD_VARIABLE} leaves out plugin {name}; add it there" for name in self._left_out}
 
-    def register_commands(self, app: Any) -> None:
-        """Let every plugin register its commands on the ``typer.Typer`` application."""
-        self._ask("layersync_commands", app=app)
+    def register_commands(self, app: Any, distribution: str | None = None) -> None:
+        """Let every plugin register its commands on the ``typer.Typer`` application.
+
+        Args:
+            app: The application.
+            distribution: Ask the plugins of this one alone.
+        """
+        self._ask("layersync_commands", f"{distribution} " if distribution else "", app=app)
 
 
 @cache
