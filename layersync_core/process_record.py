@@ -56,7 +56,7 @@ class _Process(BaseModel):
 class _Content(BaseModel):
     """The file. A later version may add keys."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     version: int
     kind: str

@@ -129,8 +129,9 @@ def test_an_exit_code_says_how_it_ended(tmp_path: Path, code: int, said: str) ->
     ],
 )
 def test_an_error_is_an_exit_code(tmp_path: Path, error: BaseException, code: int) -> None:
-    with pytest.raises(type(error)), ProcessRecord(tmp_path, "train") as record:
-        record.begin()
+    record = ProcessRecord(tmp_path, "train")
+    record.begin()
+    with pytest.raises(type(error)), record:
         raise error
     assert state(tmp_path).code == code
 
@@ -158,6 +159,16 @@ def test_what_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
         record.begin()
         record.touch()
     assert read_process(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_times_are_numbers(tmp_path: Path, value: str) -> None:
+    with ProcessRecord(tmp_path, "train") as record:
+        record.begin()
+    text = (tmp_path / PROCESS_FILE).read_text()
+    since = json.loads(text)["since"]
+    (tmp_path / PROCESS_FILE).write_text(text.replace(f'"since":{since}', f'"since":{value}'))
+    assert read_process(tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}', "\0" * 100_000, '{"pid": -1}'])

@@ -12,7 +12,6 @@ import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -89,9 +88,11 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
-        if scope["type"] != "http":
-            if scope["type"] == "websocket":  # there are none
-                await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":  # there are none
+            await send({"type": "websocket.close", "code": 1008})
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -138,14 +139,11 @@ def _is_ours(method: str, headers: Mapping[str, str], host: str) -> bool:
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    for line in headers.getlist("cookie"):
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(line)
-        except CookieError:  # of another program on this host
-            continue
-        if name in cookies:
-            return cookies[name].value
+    # By hand, as one cookie of another program that is written wrongly would end a library's reading.
+    for part in ";".join(headers.getlist("cookie")).split(";"):
+        key, _equals, value = part.strip().partition("=")
+        if key == name:
+            return value
     return ""
 
 

@@ -55,7 +55,7 @@ def find_runs(folder: Path) -> list[Run]:
             process = Path(place)
         arms = [entry for entry in folders if entry.name in _ARMS and _is_arm(entry)]
         if arms:
-            waiting += [(entry.path, 0, Path(place)) for entry in arms]
+            found += [_run(folder, Path(entry.path), process) for entry in arms]
         elif _is_run(names, folders):
             if PROCESS_FILE not in names:  # its status folder may be one of its folders
                 records = (Path(entry.path) for entry in folders if os.path.isfile(f"{entry.path}/{PROCESS_FILE}"))
