@@ -11,7 +11,6 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from layersync_core.cli import list_supported
 from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
@@ -60,8 +59,10 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(import_module("layersync_core").__version__)
         return 0
-    if list_supported.is_plain(arguments):
+    if arguments[0] == "list-supported" and set(arguments[1:]) <= {"--json"}:
         # Answered before Typer is imported, which would take most of the time.
+        from layersync_core.cli import list_supported
+
         return list_supported.run(as_json="--json" in arguments)
     code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
     return code if isinstance(code, int) else 0

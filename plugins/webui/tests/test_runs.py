@@ -94,7 +94,8 @@ def test_curves_of_several_runs(reader, runs, make_run):
 
 PATHS = [
     "/runs/..", "/runs/../..", "/runs/..%2f..%2fetc%2fpasswd", "/runs/%2e%2e/%2e%2e/etc/passwd",
-    "/runs/%2fetc%2fpasswd", "/runs/mine", "/runs/%00", "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/%2e%2e/pyproject.toml",
+    "/runs/%2fetc%2fpasswd", "/runs/mine", "/runs/%00", "/static/../app.py",
+    "/static/..%2fapp.py", "/static/%2e%2e/%2e%2e/pyproject.toml",
     "/runs/{id}/samples/..%2f..%2flayersync_process.json", "/runs/{id}/samples/%2fetc%2fpasswd", "/runs/{id}/../..",
 ]  # fmt: skip
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from layersync_plugin_webui.language import later
@@ -17,7 +17,7 @@ from layersync_plugin_webui.runs.facts import facts
 from layersync_plugin_webui.runs.files import read_part
 from layersync_plugin_webui.runs.finding import Finder, Run
 from layersync_plugin_webui.runs.logs import tail
-from layersync_plugin_webui.runs.samples import LARGEST, Sample, samples
+from layersync_plugin_webui.runs.samples import LARGEST, samples
 from layersync_plugin_webui.runs.state import State, state_of
 
 router = APIRouter(default_response_class=HTMLResponse)
@@ -28,8 +28,7 @@ COLOURS = 8
 _PATIENCE = 0.7
 """Seconds for the figures of a list; the rows that are left get theirs at the next look."""
 
-Chosen = Annotated[list[str], Query(alias="show", max_length=64)]
-Number = Annotated[int, Query(ge=1, le=100_000)]
+_MOST_CHOSEN = 64
 
 
 class Shelf:
@@ -74,8 +73,23 @@ def _templates(request: Request) -> Templates:
     return templates
 
 
-def _found(request: Request, id: str) -> Run:
-    run = _shelf(request).finder.run(id)
+# Read here, since a signature of FastAPI's would cost a tenth of a second before the first page.
+def _chosen(request: Request) -> list[str]:
+    chosen = request.query_params.getlist("show")
+    if len(chosen) > _MOST_CHOSEN:
+        raise HTTPException(422)
+    return chosen
+
+
+def _number(request: Request, name: str, least: int) -> int:
+    text = request.query_params.get(name, str(least))
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text) >= least):
+        raise HTTPException(422)
+    return int(text)
+
+
+def _found(request: Request) -> Run:
+    run = _shelf(request).finder.run(request.path_params["id"])
     if run is None:
         raise HTTPException(404)
     return run
@@ -98,24 +112,27 @@ def _list(request: Request, chosen: list[str], page: int) -> dict[str, Any]:
 
 
 @router.get("/runs")
-def all_runs(request: Request, chosen: Chosen = [], page: Number = 1) -> HTMLResponse:  # noqa: B006
+def all_runs(request: Request) -> HTMLResponse:
     """Show the list of runs, and the curves of those that are chosen: at first the latest."""
+    chosen, page = _chosen(request), _number(request, "page", 1)
     if not chosen and "page" not in request.query_params:
         chosen = [run.id for run in _shelf(request).finder.runs()[:1]]
     return _templates(request).answer("runs/all.html", **_list(request, chosen, page))
 
 
 @router.get("/runs/table")
-def table(request: Request, chosen: Chosen = [], page: Number = 1) -> HTMLResponse:  # noqa: B006
+def table(request: Request) -> HTMLResponse:
     """Return the list anew."""
-    return _templates(request).answer("runs/table.html", **_list(request, chosen, page))
+    return _templates(request).answer(
+        "runs/table.html", **_list(request, _chosen(request), _number(request, "page", 1))
+    )
 
 
 @router.get("/runs/curves")
-def curves(request: Request, chosen: Chosen = []) -> JSONResponse:  # noqa: B006
+def curves(request: Request) -> JSONResponse:
     """Return the curves of the chosen runs."""
     shelf, answer = _shelf(request), []
-    for place, id in enumerate(dict.fromkeys(chosen)):
+    for place, id in enumerate(dict.fromkeys(_chosen(request))):
         if (run := shelf.finder.run(id)) is None:
             continue
         found = shelf.store.of(run)
@@ -126,30 +143,32 @@ def curves(request: Request, chosen: Chosen = []) -> JSONResponse:  # noqa: B006
 
 
 @router.get("/runs/{id}")
-def one_run(request: Request, id: str) -> HTMLResponse:
+def one_run(request: Request) -> HTMLResponse:
     """Show a run."""
-    run = _found(request, id)
+    run = _found(request)
     return _templates(request).answer(
         "runs/one.html", facts=facts(run.folder), **_live(request, run), **_drawn(run, None)
     )
 
 
 @router.get("/runs/{id}/live")
-def live(request: Request, id: str) -> HTMLResponse:
+def live(request: Request) -> HTMLResponse:
     """Return a run's state and the end of its log anew."""
-    return _templates(request).answer("runs/live.html", **_live(request, _found(request, id)))
+    return _templates(request).answer("runs/live.html", **_live(request, _found(request)))
 
 
 @router.get("/runs/{id}/samples")
-def drawn(request: Request, id: str, at: Annotated[int | None, Query(ge=0)] = None) -> HTMLResponse:
+def drawn(request: Request) -> HTMLResponse:
     """Return a run's pictures, one of them shown."""
-    return _templates(request).answer("runs/samples.html", **_drawn(_found(request, id), at))
+    at = _number(request, "at", 0) if "at" in request.query_params else None
+    return _templates(request).answer("runs/samples.html", **_drawn(_found(request), at))
 
 
 @router.get("/runs/{id}/samples/{picture}")
-def picture(request: Request, id: str, picture: str) -> Response:
+def picture(request: Request) -> Response:
     """Return a picture."""
-    found: Sample | None = next((it for it in samples(_found(request, id).folder) if it.id == picture), None)
+    asked, pictures = request.path_params["picture"], samples(_found(request).folder)
+    found = next((sample for sample in pictures if sample.id == asked), None)
     if found is None:
         raise HTTPException(404)
     try:
