@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,13 @@ def make_run(runs: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    """The address that the command itself prints, of a page on a free port."""
+    command = [sys.executable, "-m", "layersync_core", "webui", "--runs", str(runs), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield next(line.strip() for line in process.stdout if line.startswith("http"))
+        process.terminate()

@@ -78,8 +78,17 @@ def test_a_page_that_is_reloaded_shows_what_was_chosen(reader, runs, make_run):
     ids = [id_of(runs, make_run(name)) for name in ("one", "two", "three")]
     page = text_of(reader, "/runs", params={"show": ids[:2], "page": 1})
     assert page.count("checked aria-label") == 2
-    assert text_of(reader, "/runs").count("checked aria-label") == 1, "at first the latest"
     assert text_of(reader, "/runs?page=1").count("checked aria-label") == 0
+
+
+def test_until_somebody_chooses_the_latest_run_is_chosen(reader, runs, make_run):
+    make_old(make_run("old"))
+    for path in ("/runs", "/runs/table?follow=latest&page=1"):
+        page = text_of(reader, path)
+        assert page.count("checked aria-label") == 1
+    make_run("new")
+    time.sleep(0.6)
+    assert 'checked aria-label="Show the curves of new"' in text_of(reader, "/runs/table?follow=latest&page=1")
 
 
 def test_curves_of_several_runs(reader, runs, make_run):

@@ -95,9 +95,10 @@ def _found(request: Request) -> Run:
     return run
 
 
-def _list(request: Request, chosen: list[str], page: int) -> dict[str, Any]:
-    shelf = _shelf(request)
+def _list(request: Request, follow: bool) -> dict[str, Any]:
+    shelf, page = _shelf(request), _number(request, "page", 1)
     runs = shelf.finder.runs()
+    chosen = [run.id for run in runs[:1]] if follow else _chosen(request)
     pages = max(1, -(-len(runs) // ON_A_PAGE))
     page = min(page, pages)
     shown = runs[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
@@ -113,19 +114,15 @@ def _list(request: Request, chosen: list[str], page: int) -> dict[str, Any]:
 
 @router.get("/runs")
 def all_runs(request: Request) -> HTMLResponse:
-    """Show the list of runs, and the curves of those that are chosen: at first the latest."""
-    chosen, page = _chosen(request), _number(request, "page", 1)
-    if not chosen and "page" not in request.query_params:
-        chosen = [run.id for run in _shelf(request).finder.runs()[:1]]
-    return _templates(request).answer("runs/all.html", **_list(request, chosen, page))
+    """Show the list of runs, and the curves of those that are chosen: of the latest until somebody chooses."""
+    follow = not {"show", "page"} & set(request.query_params)
+    return _templates(request).answer("runs/all.html", follow=follow, **_list(request, follow))
 
 
 @router.get("/runs/table")
 def table(request: Request) -> HTMLResponse:
     """Return the list anew."""
-    return _templates(request).answer(
-        "runs/table.html", **_list(request, _chosen(request), _number(request, "page", 1))
-    )
+    return _templates(request).answer("runs/table.html", **_list(request, "follow" in request.query_params))
 
 
 @router.get("/runs/curves")

@@ -161,7 +161,10 @@ function redrawAll() {
 }
 
 document.addEventListener("change", (event) => {
-  if (event.target.name === "show") refresh();
+  if (event.target.name === "show") {
+    document.getElementById("follow")?.remove(); // from now on nothing is chosen for the reader
+    refresh();
+  }
   if (event.target.name === "axis") draw();
 });
 smoothing.addEventListener("input", draw);
