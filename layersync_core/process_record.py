@@ -154,8 +154,10 @@ class ProcessRecord:
         Args:
             code: The exit code, negative for a signal.
         """
-        if self._content is not None and not self._ended.is_set():
-            self._ended.set()
+        if self._content is None or self._ended.is_set():
+            return
+        self._ended.set()
+        if os.getpid() == self._content.processes[0].pid:  # not a copy of the process, made by a fork
             self._content.code, self._content.until = code, time.time()
             self._write()
 

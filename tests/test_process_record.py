@@ -154,6 +154,23 @@ def test_it_is_touched_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
             time.sleep(0.02)
 
 
+def test_the_end_of_a_forked_copy_is_not_the_runs(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from layersync_core import ProcessRecord, read_process
+with ProcessRecord(Path(sys.argv[1]), "run") as record:
+    record.begin()
+    if not os.fork():
+        sys.exit(7)
+    os.wait()
+    print(read_process(Path(sys.argv[1])).state)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "running\n"
+    assert state(tmp_path).state == "finished"
+
+
 def test_what_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
     with ProcessRecord(tmp_path / "gone", "train") as record:
         record.begin()

@@ -70,7 +70,7 @@ def _recorded(settings: Settings) -> Iterator[ProcessRecord]:
     """Keep the record of the first rank's process in the status folder; a parent that has one keeps its own."""
     folder = settings.launch.layersync_status_dir
     with ProcessRecord(Path(folder or os.curdir), "run") as record:
-        if folder and REACHED not in os.environ and not int(os.environ.get("RANK") or 0):
+        if folder and is_on(settings) and REACHED not in os.environ and not int(os.environ.get("RANK") or 0):
             with suppress(OSError):
                 Path(folder).mkdir(parents=True, exist_ok=True)
             record.begin()

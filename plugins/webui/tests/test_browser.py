@@ -88,8 +88,8 @@ def test_a_run_in_the_terminal_appears_draws_its_curves_and_ends(page, runs):
 
 
 def test_several_runs_over_each_other_smoothed_and_by_minutes(page, make_run, runs):
-    for name in ("one", "two"):
-        make_run(name, rows=30)
+    make_run("one", rows=30)
+    make_run("two", rows=30, loss=0.5, layersync_similarity=0.7)
     page.wait_for_selector("#legend li")
     for name in ("one", "two"):
         page.check(f"[aria-label='Show the curves of {name}']")
