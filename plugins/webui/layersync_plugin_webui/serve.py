@@ -51,12 +51,14 @@ def serve(mapping: Mapping[str, Any]) -> None:
         timeout_graceful_shutdown=1,
     )
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"runs below {folder}")
-    print(f"http://{shown}:{port}/?token={gate.token}")
-    if not gate.loopback:
-        print(f"warning: {config.host} is reached from other machines, without encryption; keep the token to yourself")
-    print("Ctrl-C ends the page; runs go on", flush=True)
     with suppress(KeyboardInterrupt):
+        print(f"runs below {folder}")
+        print(f"http://{shown}:{port}/?token={gate.token}")
+        if not gate.loopback:
+            print(
+                f"warning: {config.host} is reached from other machines, without encryption; keep the token to yourself"
+            )
+        print("Ctrl-C ends the page; runs go on", flush=True)
         uvicorn.Server(settings).run(sockets=[listening])
 
 
@@ -74,12 +76,8 @@ def _listen(config: WebuiConfig) -> socket.socket:
     ports = [PORT, 0] if config.port is None else [config.port]
     for port in ports:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
-            listening = socket.socket(family, kind, protocol)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen()
-            return listening
+            family, _, _, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address[:2], family=family)
         except socket.gaierror as error:
             raise ConfigError(f"host {config.host}: {error.strerror}; give an address of this machine") from None
         except OSError as error:
