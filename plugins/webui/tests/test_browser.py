@@ -111,6 +111,22 @@ def test_several_runs_over_each_other_smoothed_and_by_minutes(page, make_run, ru
     page.wait_for_selector("text=/35/", timeout=10_000)
 
 
+def test_charts_stand_in_their_boxes_and_in_order(page, make_run):
+    folder = make_run("later", rows=0)
+    (folder / "layersync_metrics.jsonl").write_text('{"step": 0, "lr": 1, "crepa_loss": 1}\n')
+    page.wait_for_selector("#charts canvas")
+    add_rows(folder, 5, layersync_loss=1, crepa_loss=1, lr=1)
+    page.wait_for_selector(".chart >> nth=4")
+    page.wait_for_timeout(500)
+    titles = [title.inner_text() for title in page.query_selector_all(".chart h3")]
+    assert titles == ["loss", "layersync_loss", "layersync_similarity", "crepa_loss", "lr"]
+    for width in (1200, 700, 1500):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)
+        for box in page.query_selector_all(".chart"):
+            assert box.query_selector("canvas").bounding_box()["width"] <= box.bounding_box()["width"]
+
+
 def test_a_run_of_its_own_page_with_hostile_names(page, make_run):
     evil = "<img src=x onerror=document.title=1>"
     folder = make_run(evil, rows=5, **{"<script>alert(1)</script>": 1})

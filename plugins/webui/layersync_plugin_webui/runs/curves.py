@@ -173,7 +173,7 @@ class Curves:
         named = {
             tag if tags.count(tag) == 1 else f"{tag} ({where})": curve for (where, tag), curve in self._curves.items()
         }
-        return {name: named[name] for name in sorted(named, key=_rank)}
+        return {name: named[name] for name in sorted(named, key=rank)}
 
 
 def _kind(name: str) -> type[_Source] | None:
@@ -182,7 +182,8 @@ def _kind(name: str) -> type[_Source] | None:
     return _Events if name.startswith(EVENTS) else None
 
 
-def _rank(name: str) -> tuple[int, str]:
+def rank(name: str) -> tuple[int, str]:
+    """Return where a metric stands among others."""
     plain = name.partition(" (")[0].rpartition("/")[2]
     if plain in _FIRST:
         return _FIRST.index(plain), name

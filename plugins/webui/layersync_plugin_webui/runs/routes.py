@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from layersync_plugin_webui.language import later
 from layersync_plugin_webui.pages import Page, Templates
-from layersync_plugin_webui.runs.curves import Curve, Store, beginning
+from layersync_plugin_webui.runs.curves import Curve, Store, beginning, rank
 from layersync_plugin_webui.runs.facts import facts
 from layersync_plugin_webui.runs.files import read_part
 from layersync_plugin_webui.runs.finding import Finder, Run
@@ -134,7 +134,7 @@ def curves(request: Request) -> JSONResponse:
             continue
         found = shelf.store.of(run)
         began = beginning(found)
-        sent = [{"metric": name, **curve.sent(began)} for name, curve in found.items()]
+        sent = [{"metric": name, "rank": rank(name)[0], **curve.sent(began)} for name, curve in found.items()]
         answer.append({"id": run.id, "name": run.name, "colour": place % COLOURS, "curves": sent})
     return JSONResponse({"runs": answer})
 

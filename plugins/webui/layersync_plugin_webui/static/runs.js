@@ -7,6 +7,14 @@ const legend = document.getElementById("legend");
 const smoothing = document.getElementById("smoothing");
 const drawn = new Map(); // metric -> its chart
 const EVERY = 2000;
+const HEIGHT = 220;
+const STEPS = [1, 2, 5].flatMap((digit) => [...Array(10).keys()].map((zeros) => digit * 10 ** zeros)).sort((a, b) => a - b);
+const widths = new ResizeObserver((changed) => {
+  for (const { target } of changed) {
+    const { plot } = drawn.get(target.dataset.metric) ?? {};
+    if (plot && plot.width !== width(target)) plot.setSize({ width: width(target), height: HEIGHT });
+  }
+});
 let latest = [];
 let asked = 0;
 
@@ -32,6 +40,10 @@ function smooth(values, weight) {
   });
 }
 
+function width(box) {
+  return Math.max(200, box.clientWidth - 18);
+}
+
 function colour(number) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--c${number}`).trim();
 }
@@ -40,9 +52,10 @@ function shown(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(5)).toString();
 }
 
-// Metric -> the lines of the runs that have it, in the order of the first run.
+// Metric -> the lines of the runs that have it; those that are looked at first are in front.
 function byMetric() {
   const found = new Map();
+  const ranks = new Map();
   const along = axis();
   for (const run of latest) {
     for (const curve of run.curves) {
@@ -50,16 +63,18 @@ function byMetric() {
       if (!usable.length) continue;
       const values = smooth(curve.values, Number(smoothing.value));
       if (!found.has(curve.metric)) found.set(curve.metric, []);
+      ranks.set(curve.metric, curve.rank);
       found.get(curve.metric).push({
         run,
         data: [usable.map(([at]) => at), usable.map(([, place]) => values[place])],
       });
     }
   }
-  return found;
+  return new Map([...found].sort(([one], [other]) => ranks.get(one) - ranks.get(other) || (one < other ? -1 : 1)));
 }
 
 function remove(metric) {
+  widths.unobserve(drawn.get(metric).box);
   drawn.get(metric).plot.destroy();
   drawn.get(metric).box.remove();
   drawn.delete(metric);
@@ -68,6 +83,7 @@ function remove(metric) {
 function make(metric, lines, key, data) {
   const box = document.createElement("div");
   box.className = "chart";
+  box.dataset.metric = metric;
   const title = document.createElement("h3");
   title.textContent = metric;
   const readout = document.createElement("output");
@@ -78,11 +94,16 @@ function make(metric, lines, key, data) {
   const values = (_plot, ticks) => ticks.map(shown);
   const plot = new uPlot(
     {
-      width: Math.max(200, box.clientWidth - 18),
-      height: 220,
+      width: width(box),
+      height: HEIGHT,
       legend: { show: false },
       scales: { x: { time: false } },
-      axes: [{ ...line, label: charts.dataset[axis() === "steps" ? "step" : "minutes"], labelSize: 20 }, { ...line, size: 64, values }],
+      axes: [
+        axis() === "steps"
+          ? { ...line, label: charts.dataset.step, labelSize: 20, incrs: STEPS }
+          : { ...line, label: charts.dataset.minutes, labelSize: 20 },
+        { ...line, size: 64, values },
+      ],
       series: [
         {},
         ...lines.map(({ run, data: [at] }) => ({
@@ -107,6 +128,7 @@ function make(metric, lines, key, data) {
     box,
   );
   drawn.set(metric, { plot, box, key });
+  widths.observe(box);
 }
 
 function draw() {
@@ -119,11 +141,10 @@ function draw() {
     if (drawn.has(metric)) drawn.get(metric).plot.setData(data);
     else make(metric, lines, key, data);
   }
-  // The order of the metrics, where one came late.
-  for (const metric of metrics.keys()) {
+  [...metrics.keys()].forEach((metric, place) => {
     const { box } = drawn.get(metric);
-    if (charts.children[[...metrics.keys()].indexOf(metric)] !== box) charts.append(box);
-  }
+    if (charts.children[place] !== box) charts.insertBefore(box, charts.children[place] ?? null);
+  });
   legend.replaceChildren(
     ...latest.map((run) => {
       const item = document.createElement("li");
@@ -170,7 +191,4 @@ document.addEventListener("change", (event) => {
 smoothing.addEventListener("input", draw);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
-new ResizeObserver(() => {
-  for (const { plot, box } of drawn.values()) plot.setSize({ width: Math.max(200, box.clientWidth - 18), height: 220 });
-}).observe(charts);
 keepUp();
