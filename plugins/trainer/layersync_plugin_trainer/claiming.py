@@ -55,7 +55,10 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in (folder / HOLDER, folder / LOCK):
+            ours = [HOLDER, LOCK]
+            with suppress(OSError):
+                ours += [PROCESS_FILE] if is_empty(folder) else []  # a run that left nothing has nothing to say
+            for path in (folder / name for name in ours):
                 with suppress(OSError):
                     path.unlink()
             with suppress(OSError):  # the run's files are there
