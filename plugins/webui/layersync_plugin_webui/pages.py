@@ -52,7 +52,8 @@ class Templates:
 
     def answer(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a template, filled in."""
-        return HTMLResponse(self._environment.get_template(template).render(values), status)
+        text = self._environment.get_template(template).render(values)
+        return HTMLResponse(text.encode("utf-8", "replace"), status)  # a file may hold half a character
 
 
 def moment(seconds: float) -> str:

@@ -82,7 +82,7 @@ def test_a_page_that_is_reloaded_shows_what_was_chosen(reader, runs, make_run):
 
 
 def test_until_somebody_chooses_the_latest_run_is_chosen(reader, runs, make_run):
-    make_old(make_run("old"))
+    change_record(make_run("old"), since=1e9)
     for path in ("/runs", "/runs/table?follow=latest&page=1"):
         page = text_of(reader, path)
         assert page.count("checked aria-label") == 1
@@ -193,6 +193,32 @@ def test_times_that_no_clock_has_break_no_page(reader, runs, make_run):
     change_record(folder, since=1e300, until=-1e300, total_steps=10**30)
     text_of(reader, "/runs")
     text_of(reader, f"/runs/{id_of(runs, folder)}")
+
+
+def test_half_characters_and_times_of_no_clock_break_no_curves(reader, runs, make_run):
+    folder = make_run("mine")
+    (folder / "run.json").write_text('{"family": "\\ud800"}')
+    rows = [
+        '{"step": 4, "time": 1e308, "\\ud800": 1}',
+        '{"step": 5, "time": -1e308, "loss": 1e308}',
+        '{"step": 6, "loss": 1e999}',
+    ]
+    with (folder / "layersync_metrics.jsonl").open("a") as file:
+        file.write("\n".join(rows) + "\n")
+    id = id_of(runs, folder)
+    text_of(reader, f"/runs/{id}")
+    curves = reader.get("/runs/curves", params={"show": id}).json()["runs"][0]["curves"]
+    assert curves[0]["minutes"][-3:] == [pytest.approx(2 / 60, abs=1e-3), None, None]
+    assert curves[0]["values"][-2:] == [1e308, None]
+
+
+def test_the_latest_run_is_the_one_that_began_last(reader, runs, make_run):
+    for number, name in enumerate(("b", "c", "a")):
+        change_record(make_run(name), since=1e9 + number)
+    (runs / "b" / "new").write_text("")
+    page = text_of(reader, "/runs")
+    places = [page.index(f">{name}</a>") for name in ("a", "c", "b")]
+    assert places == sorted(places)
 
 
 def test_of_a_log_of_a_gigabyte_the_end_is_read_alone(reader, runs, make_run):

@@ -14,13 +14,15 @@ from typing import Any
 
 from layersync_plugin_webui.runs.events import Scalar, scalars, split
 from layersync_plugin_webui.runs.files import read_part, walk
-from layersync_plugin_webui.runs.finding import EVENTS, METRICS, Run
+from layersync_plugin_webui.runs.finding import EVENTS, METRICS, Run, printable
 
 _PIECE = 4 * 1024 * 1024
 _PIECES = 8  # of a file in one reading; the next one goes on
 _POINTS = 20_000
 _SENT = 1_000
 _TAGS = 200
+_LONGEST = 200  # characters of a tag
+_LATEST = 1e11  # seconds since 1970; a time that is not one may be any number
 _RUNS = 200
 _FIRST = ("loss", "train_loss", "layersync_loss", "layersync_similarity", "layersync_grad_ratio")
 _LAST = ("lr", "learning_rate")
@@ -161,12 +163,12 @@ class Curves:
                     raise _AnewError from None
                 continue
             for tag, step, time, value in points:
-                key = (source.where, tag)
+                key = (printable(source.where), printable(tag[:_LONGEST]))
                 if key not in self._curves:
                     if len(self._curves) >= _TAGS:
                         continue
                     self._curves[key] = Curve()
-                self._curves[key].add(step, time if math.isfinite(time) else None, value)
+                self._curves[key].add(step, time if 0 < time < _LATEST else None, value)
 
     def _named(self) -> dict[str, Curve]:
         tags = [tag for _, tag in self._curves]

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from layersync_core import PROCESS_FILE
+from layersync_core import PROCESS_FILE, read_process
 from layersync_plugin_webui.runs.files import entries, is_folder, is_plain, walk
 
 METRICS = "layersync_metrics.jsonl"
@@ -31,14 +31,14 @@ class Run:
         name: Its folder below the one that is looked through, to be shown.
         folder: Its folder.
         process: The folder with the record of its process.
-        changed: When something was put into the folder last.
+        began: When it began, by its record; without one, when something was put into the folder last.
     """
 
     id: str
     name: str
     folder: Path
     process: Path
-    changed: float
+    began: float
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -65,7 +65,7 @@ def find_runs(folder: Path) -> list[Run]:
             waiting += [
                 (entry.path, depth - 1, Path(entry.path)) for entry in folders if not entry.name.startswith(_SKIPPED)
             ]
-    return sorted(found, key=lambda run: (-run.changed, run.name))
+    return sorted(found, key=lambda run: (-run.began, run.name))
 
 
 def _is_run(names: set[str], folders: list[os.DirEntry[str]]) -> bool:
@@ -91,16 +91,21 @@ def _run(root: Path, folder: Path, process: Path) -> Run:
     relative = os.path.relpath(folder, root)
     raw = os.fsencode(relative)
     name = folder.name if relative == "." else relative
+    record = read_process(process)
     try:
-        changed = folder.lstat().st_mtime
+        began = record.since if record else folder.lstat().st_mtime
     except OSError:
-        changed = 0.0
-    return Run(hashlib.sha256(raw).hexdigest()[:20], printable(name), folder, process, changed)
+        began = 0.0
+    return Run(hashlib.sha256(raw).hexdigest()[:20], printable(name), folder, process, began)
 
 
 def printable(text: str) -> str:
     """Return a text without what would not be seen, or would turn the text around it."""
-    shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # no name of a file
+        raw = text.encode("utf-8", "surrogatepass")
+    shown = raw.decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 

@@ -71,8 +71,8 @@ def state_of(run: Run) -> State:
     if process is not None:
         return State(process.state, process.since, process.until, process.code, process.host, process.total_steps)
     if os.path.isfile(run.folder / SETTINGS):  # written when all is done, by a version that kept no record too
-        return State("finished", None, run.changed)
-    written = max((_written(entry) for entry in walk(run.folder, 2, 500)), default=run.changed)
+        return State("finished", None, run.began)
+    written = max((_written(entry) for entry in walk(run.folder, 2, 500)), default=run.began)
     return State("writing" if time.time() - written < _FRESH else "quiet", None, written)
 
 
