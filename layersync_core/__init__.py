@@ -47,6 +47,7 @@ FACE = {
     "schedule": ("Schedule",),
     "metrics": ("check_term",),
     "objective": ("Batch", "Objective", "Predict"),
+    "process_record": ("PROCESS_FILE", "ProcessRecord", "ProcessState", "read_process"),
     "protocol": (
         "Adapter",
         "Block",

@@ -44,6 +44,10 @@ from layersync_core.metrics import check_term as check_term
 from layersync_core.objective import Batch as Batch
 from layersync_core.objective import Objective as Objective
 from layersync_core.objective import Predict as Predict
+from layersync_core.process_record import PROCESS_FILE as PROCESS_FILE
+from layersync_core.process_record import ProcessRecord as ProcessRecord
+from layersync_core.process_record import ProcessState as ProcessState
+from layersync_core.process_record import read_process as read_process
 from layersync_core.protocol import Adapter as Adapter
 from layersync_core.protocol import Block as Block
 from layersync_core.protocol import CaptureHandle as CaptureHandle

@@ -25,7 +25,10 @@ PLUGINS = "layersync.plugins"
 KNOWN_PLUGINS = {"crepa": "layersync-plugin-crepa"}
 """Distributions of the regularizers that trainers' configurations enable, by name: without one its keys do nothing."""
 
-PLUGIN_COMMANDS = dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer")
+PLUGIN_COMMANDS = {
+    **dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer"),
+    "webui": "layersync-plugin-webui",
+}
 """Distributions of ours that bring a command, by its name."""
 
 _OURS = frozenset({*KNOWN_PLUGINS.values(), *PLUGIN_COMMANDS.values()})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +15,7 @@ from layersync_core.errors import ConfigError
 
 # Windows has no such flag; there a link takes the right to make one.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -147,6 +150,19 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_own(path: Path, limit: int) -> bytes:
+    """Read a small file that this package wrote, through no symbolic link and waiting for no pipe.
+
+    Raises:
+        OSError: It cannot be read, is no plain file, or is larger than ``limit`` bytes.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+            raise OSError(errno.EINVAL, "no small plain file", str(path))
+        return file.read(limit)
 
 
 def append_to_file(path: Path, text: str) -> None:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from layersync_core.cli import list_supported
 from layersync_core.entrypoints import PLUGIN_COMMANDS
 from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
@@ -56,8 +55,10 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(import_module("layersync_core").__version__)
         return 0
-    if list_supported.is_plain(arguments):
+    if arguments[0] == "list-supported" and set(arguments[1:]) <= {"--json"}:
         # Answered before Typer is imported, which would take most of the time.
+        from layersync_core.cli import list_supported
+
         return list_supported.run(as_json="--json" in arguments)
     try:
         code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
@@ -81,11 +82,16 @@ def _application(arguments: list[str]) -> Any:
     if command in _COMMANDS:
         import_module(f"layersync_core.cli.{_COMMANDS[command]}").register(app)
         return app
-    for module in _COMMANDS.values():
-        import_module(f"layersync_core.cli.{module}").register(app)
     from layersync_core.cli.plugin_commands import register_commands, registered
     from layersync_core.losses.plugins import third_parties
 
+    if command in PLUGIN_COMMANDS:
+        # The others' commands may need torch, which this one may do without.
+        register_commands(app, third_parties(), PLUGIN_COMMANDS[command])
+        if command in registered(app):
+            return app
+    for module in _COMMANDS.values():
+        import_module(f"layersync_core.cli.{module}").register(app)
     register_commands(app, third_parties())
     if not command.startswith("-") and command not in registered(app):
         raise LayerSyncError(_no_command(command, sorted(registered(app)), third_parties().missing()))

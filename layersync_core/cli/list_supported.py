@@ -29,11 +29,6 @@ class Row:
     detail: str
 
 
-def is_plain(arguments: Sequence[str]) -> bool:
-    """Return whether these are the arguments of a listing that imports no adapter."""
-    return arguments[0] == _NAME and set(arguments[1:]) <= {"--json"}
-
-
 def register(app: Any) -> None:
     """Register the command."""
     import typer

@@ -11,12 +11,20 @@ from layersync_core.losses.plugins import Plugins
 log = logging.getLogger(__name__)
 
 
-def register_commands(app: Any, plugins: Plugins) -> None:
-    """Add every plugin's commands to a ``typer.Typer`` application; a command that is there stays."""
+def register_commands(app: Any, plugins: Plugins, distribution: str = "") -> None:
+    """Add every plugin's commands to a ``typer.Typer`` application; a command that is there stays.
+
+    Args:
+        app: The application.
+        plugins: Those that are installed.
+        distribution: Ask the plugins of this one alone.
+    """
     from typer.main import get_command
 
     for implementation in plugins.working("layersync_commands"):
         name, own = implementation.plugin_name, type(app)()
+        if distribution and not name.startswith(f"{distribution} "):
+            continue
         try:
             with foreign():
                 implementation.function(*(own for _ in implementation.argnames))

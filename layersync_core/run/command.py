@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.process_record import BEAT, ProcessRecord
 from layersync_core.run.settings import Settings, is_on, variables
 from layersync_core.run.startup.sitecustomize import REACHED
 from layersync_core.run.status import (
@@ -51,11 +52,15 @@ def run(settings: Settings, command: Sequence[str]) -> int:
         settings.given["layersync_status_dir"] = str(folder)
         travelling = variables(settings, os.environ, lambda: folder / SETTINGS)
         environment = {**os.environ, **travelling, REACHED: str(folder / HOOK)}
-        code = _wait(words, environment, reached=(folder / HOOK).exists)
+        record = ProcessRecord(folder, "run")
+        code = _wait(words, environment, record, reached=(folder / HOOK).exists)
         failure = _report(folder)
+        if failure is not None and code and not failure.ours:
+            failure = None  # the program's own
+        record.end(code if failure is None or code < 0 else _USER_ERROR)
     if code < 0:
         _die_by(-code)
-    if failure is None or (code and not failure.ours):
+    if failure is None:
         return code
     if failure.told:
         return _USER_ERROR
@@ -112,13 +117,16 @@ def _status_folder(asked: str | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(words: list[str], environment: dict[str, str], reached: Callable[[], bool]) -> int:
+def _wait(words: list[str], environment: dict[str, str], record: ProcessRecord, reached: Callable[[], bool]) -> int:
     with _Signals() as signals:
         try:
             child = subprocess.Popen(words, env=environment, preexec_fn=signals.restore)
         except OSError as error:
             raise ConfigError(f"cannot start {words[0]}: {error.strerror or error}") from None
-        signals.until_done(child, reached)
+        # No thread touches it, as a fork is near, and the one that waits here wakes up often enough.
+        record.begin(beat=False)
+        record.add(child.pid)
+        signals.until_done(child, reached, record.touch)
     return child.returncode
 
 
@@ -136,15 +144,21 @@ class _Signals:
         if self._waits:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def until_done(self, child: subprocess.Popen[Any], reached: Callable[[], bool]) -> None:
-        """Wait for the child; say so if the start-up hook has not been reached for a while."""
+    def until_done(self, child: subprocess.Popen[Any], reached: Callable[[], bool], touch: Callable[[], None]) -> None:
+        """Wait for the child, touching now and then; say so if the start-up hook has not been reached for a while."""
         if not self._waits:  # macOS, Windows: no telling who sent a signal
             for number in _FORWARDED:
                 signal.signal(number, lambda number, frame: child.send_signal(number))
-            child.wait()
+            while child.poll() is None:
+                touch()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(BEAT)
             return
-        started = time.monotonic()
+        started = touched = time.monotonic()
         while child.poll() is None:
+            if time.monotonic() - touched > BEAT:
+                touch()
+                touched = time.monotonic()
             if not reached() and time.monotonic() - started > _PATIENCE:
                 say(f"warning: {UNREACHED}")
                 reached = _said

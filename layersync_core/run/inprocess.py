@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,10 @@ from typing import Any
 
 from layersync_core import _compat
 from layersync_core.errors import CaptureError, ConfigError, LayerSyncError
+from layersync_core.process_record import ProcessRecord
 from layersync_core.run.settings import Settings, is_on, variables
 from layersync_core.run.showing import show_as_without_us
-from layersync_core.run.startup.sitecustomize import Watch, imported, watch
+from layersync_core.run.startup.sitecustomize import REACHED, Watch, imported, watch
 from layersync_core.run.status import SETTINGS
 
 
@@ -57,6 +59,25 @@ def run_script(settings: Settings, words: Sequence[str]) -> int:
         CaptureError: The script ended well but trained nothing with LayerSync.
     """
     start(settings)
+    with _recorded(settings) as record:
+        code = _run_main(settings, words)
+        record.end(code)
+    return code
+
+
+@contextmanager
+def _recorded(settings: Settings) -> Iterator[ProcessRecord]:
+    """Keep the record of the first rank's process in the status folder; a parent that has one keeps its own."""
+    folder = settings.launch.layersync_status_dir
+    with ProcessRecord(Path(folder or os.curdir), "run") as record:
+        if folder and is_on(settings) and REACHED not in os.environ and not int(os.environ.get("RANK") or 0):
+            with suppress(OSError):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            record.begin()
+        yield record
+
+
+def _run_main(settings: Settings, words: Sequence[str]) -> int:
     main = ModuleType("__main__")
     if words[0] == "-m":
         source, spec, path = _module(words[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from layersync_core.files import append_to_file
 from layersync_core.run import ranks
 
 SIMILARITY = "layersync_similarity"
+_OF_THE_STEP = {"step", "time"}
 _ROWS = 50
 _KEPT = 10_000
 
@@ -69,7 +71,7 @@ class MetricsLog:
         self.where = ""
         self.fetch: Callable[[], None] = lambda: None
         self._row: dict[str, list[Tensor]] = {}  # of the step that is not over
-        self._rows: list[tuple[int, dict[str, list[Tensor]]]] = []
+        self._rows: list[tuple[int, float, dict[str, list[Tensor]]]] = []
         self._read: dict[str, list[float]] = {}  # of rows that are in the file, for a program that logs later
         self._count = 0
         self._program_logs = False
@@ -91,7 +93,7 @@ class MetricsLog:
     def step(self) -> None:
         """End an optimiser step."""
         self._count += 1
-        self._rows.append((self._count, self._row))
+        self._rows.append((self._count, time.time(), self._row))
         self._row = {}
         if self._program_logs or self.folder is None:
             del self._rows[:-_KEPT]  # they are read when the program logs, and the host waits for nothing until then
@@ -102,7 +104,7 @@ class MetricsLog:
         """Return the means since the last call, for a logger of the program."""
         self.fetch()
         self._program_logs, self.where = True, f"logged to {where}"
-        self._rows.append((self._count, self._row))
+        self._rows.append((self._count, time.time(), self._row))
         self._row = {}
         self._read_rows()
         read, self._read = self._read, {}
@@ -121,12 +123,12 @@ class MetricsLog:
     def _read_rows(self) -> list[dict[str, float]]:
         """Read what the rows hold from the device, at once, and keep it for ``take``."""
         rows, self._rows = self._rows, []
-        lines: list[dict[str, float]] = [{"step": step} for step, _ in rows]
-        tensors = [value for _, row in rows for values in row.values() for value in values]
+        lines: list[dict[str, float]] = [{"step": step, "time": round(when, 3)} for step, when, _ in rows]
+        tensors = [value for _, _, row in rows for values in row.values() for value in values]
         if len({tensor.device for tensor in tensors}) > 1:
             tensors = [tensor.to(tensors[0].device) for tensor in tensors]
         left = iter(torch.stack(tensors).tolist() if tensors else ())
-        for line, (_, row) in zip(lines, rows, strict=True):
+        for line, (_, _, row) in zip(lines, rows, strict=True):
             for name, values in row.items():
                 line[name] = mean = next(left) if len(values) == 1 else sum(islice(left, len(values))) / len(values)
                 self._read.setdefault(name, []).append(mean)
@@ -142,7 +144,7 @@ class MetricsLog:
             return
         path = self.folder / "layersync_metrics.jsonl"
         try:
-            append_to_file(path, "".join(f"{json.dumps(line)}\n" for line in lines if len(line) > 1))
+            append_to_file(path, "".join(f"{json.dumps(line)}\n" for line in lines if line.keys() > _OF_THE_STEP))
             self.where = f"metrics in {path}"
         except OSError as error:
             self.where = f"metrics could not be written: {error.strerror or error}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from layersync_core import read_process
 from layersync_core.cli import main
 from layersync_core.run.startup.sitecustomize import REACHED
 from layersync_core.run.status import HOOK, UNREACHED
@@ -137,7 +138,7 @@ def test_what_an_earlier_run_left_behind_does_not_count(
         (folder / name).write_text("")
     assert started("exit 0", "--layersync_status_dir", str(folder)) == 2
     assert UNREACHED in capsys.readouterr().err
-    assert [path.name for path in folder.iterdir()] == ["mine.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["layersync_process.json", "mine.json"]
 
 
 def test_a_status_folder_that_cannot_be_made(
@@ -241,3 +242,23 @@ def test_a_block_that_is_its_own_teacher_is_told_of_in_the_last_line(script: Scr
     *_, last = run([*alone, *python(program)]).stderr.splitlines()
     assert "3 steps with the term" in last
     assert "; block 2 of 6 (blocks.1) is its own teacher, so LayerSync's term had no gradient" in last
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "state"),
+    [("exit 0", 0, "finished"), ("exit 3", 3, "failed"), ("exit 130", 130, "stopped")],
+)
+def test_the_status_folder_says_how_the_command_ended(
+    started: Callable[..., int], tmp_path: Path, command: str, code: int, state: str
+) -> None:
+    assert started(command, "--layersync_status_dir", str(tmp_path / "status"), status={"terms": 2}) == code
+    found = read_process(tmp_path / "status")
+    assert found is not None
+    assert (found.state, found.code, found.kind, len(found.pids)) == (state, code, "run", 2)
+
+
+def test_a_command_that_trained_nothing_failed(started: Callable[..., int], tmp_path: Path) -> None:
+    assert started("exit 0", "--layersync_status_dir", str(tmp_path / "status")) == 2
+    found = read_process(tmp_path / "status")
+    assert found is not None
+    assert (found.state, found.code) == ("failed", 2)

@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from layersync_core.errors import ConfigError
+from layersync_core import read_process
+from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_core.run import inprocess, patches
 from layersync_core.run.inprocess import run_script, start
 from layersync_core.run.settings import read
+from layersync_core.run.startup.sitecustomize import REACHED
 from tests.run.processes import IN_PROCESS, SETTINGS, Script, python, run
 
 MAIN = """
@@ -186,3 +189,34 @@ class TestInThisProcess:
     def test_what_is_not_there(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=f"^{said}$"):
             self.run(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "state"),
+    [("import sys; sys.exit(3)", 3, "failed"), ("raise KeyboardInterrupt", 130, "stopped"), ("pass", 2, "failed")],
+)
+def test_the_status_folder_says_how_a_script_ended(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: int, state: str
+) -> None:
+    monkeypatch.setattr(inprocess, "start", lambda settings: None)
+    monkeypatch.setattr("sys.argv", ["layersync"])
+    settings = read({**SETTINGS, "layersync_status_dir": str(tmp_path / "status")})
+    with suppress(SystemExit, LayerSyncError):
+        assert run_script(settings, [str(script(text))]) == code
+    found = read_process(tmp_path / "status")
+    assert found is not None
+    assert (found.state, found.code, found.kind) == (state, code, "run")
+
+
+def test_a_process_below_a_run_leaves_the_record_to_its_parent(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inprocess, "start", lambda settings: None)
+    monkeypatch.setattr("sys.argv", ["layersync"])
+    settings = read({**SETTINGS, "layersync_status_dir": str(tmp_path / "status")})
+    for name, value in ((REACHED, "/somewhere"), ("RANK", "1")):
+        with monkeypatch.context() as there:
+            there.setenv(name, value)
+            with pytest.raises(SystemExit):
+                run_script(settings, [str(script("raise SystemExit(3)"))])
+    assert read_process(tmp_path / "status") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ def test_one_rank_writes_the_file(rank: str, files: list[str], tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == files
     for path in tmp_path.iterdir():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        times = [row.pop("time") for row in rows]
+        assert times == sorted(times)
+        assert abs(times[0] - time.time()) < 60
         assert rows == [{"step": 1, "layersync_similarity": 1}, {"step": 3, "layersync_similarity": 3}]
 
 

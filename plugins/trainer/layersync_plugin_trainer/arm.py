@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def train_arm(
     resume: checkpoints.Checkpoint | None,
     accelerator: Accelerator,
     resume_line: str,
+    started: Callable[[], None],
 ) -> Outcome:
     """Train one arm to its end and export it.
 
@@ -85,6 +86,7 @@ def train_arm(
         resume: Whole checkpoint to continue from.
         accelerator: Of this arm.
         resume_line: How to continue after a stop.
+        started: Called when nothing more can be refused, before anything is written.
 
     Raises:
         ConfigError: The checkpoint is of another run, or the model cannot be trained as asked.
@@ -131,6 +133,7 @@ def train_arm(
             with together(accelerator):
                 restore(trainer, resume)
         accelerator.wait_for_everyone()
+        started()
         with writing(folder / "logs"):
             accelerator.init_trackers("layersync", config=_flat(config, regularizers))
         batches = objective.Batches(

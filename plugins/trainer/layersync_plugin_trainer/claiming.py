@@ -14,13 +14,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from layersync_core import ConfigError, replace_file
+from layersync_core import PROCESS_FILE, ConfigError, replace_file
 
 LOCK, HOLDER = ".layersync.lock", ".layersync.holder"
 """The locked file, and beside it who holds it, since a lock that is tried may empty its own file."""
 
-# A holder's file is written beside its place.
-_OURS = (LOCK, HOLDER, ".layersync.tmp")
+# A holder's file is written beside its place; the process's record alone says of a run that left nothing else.
+_OURS = (LOCK, HOLDER, ".layersync.tmp", PROCESS_FILE)
 
 
 @contextmanager
@@ -55,7 +55,10 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in (folder / HOLDER, folder / LOCK):
+            ours = [HOLDER, LOCK]
+            with suppress(OSError):
+                ours += [PROCESS_FILE] if is_empty(folder) else []  # a run that left nothing has nothing to say
+            for path in (folder / name for name in ours):
                 with suppress(OSError):
                     path.unlink()
             with suppress(OSError):  # the run's files are there
@@ -82,7 +85,7 @@ def _refuse_part_of_another(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Return whether a folder holds nothing but the files of its lock."""
+    """Return whether a folder holds nothing but the files of its lock, and what a run that left no more said."""
     return all(path.name in _OURS for path in folder.iterdir())
 
 

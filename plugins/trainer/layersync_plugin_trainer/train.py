@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from layersync_core import ConfigError, LayerSyncError, blocks_of, overlay
+from layersync_core import ConfigError, LayerSyncError, ProcessRecord, blocks_of, overlay
 from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
@@ -56,15 +56,25 @@ def _train(mapping: Mapping[str, Any]) -> None:
     if config.resume_from_checkpoint and not resume:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
     # One process claims the folder for all of a run.
-    with nullcontext() if int(os.environ.get("RANK", "0")) else claimed(folder), quiet_writers():
+    is_first = not int(os.environ.get("RANK", "0"))
+    with (
+        claimed(folder) if is_first else nullcontext(),
+        ProcessRecord(folder, "train", config.max_train_steps) as record,
+        quiet_writers(),
+    ):
         try:
-            _train_in(folder, settings, resume, notes, began)
+            _train_in(folder, settings, resume, notes, began, record.begin if is_first else lambda: None)
         except WriteError as error:
             raise LayerSyncError(f"{error}; {_what_is_left(folder)}") from error
 
 
 def _train_in(
-    folder: Path, settings: Settings, resume: Mapping[str, Checkpoint], notes: list[str], began: float
+    folder: Path,
+    settings: Settings,
+    resume: Mapping[str, Checkpoint],
+    notes: list[str],
+    began: float,
+    started: Callable[[], None],
 ) -> None:
     config = settings.trainer
     _check_output(folder, in_place=any(folder in point.folder.parents for point in resume.values()))
@@ -102,7 +112,16 @@ def _train_in(
             wanted = {"layersync_enabled": False} if name == "vanilla" else regularizers
             main = objective.enabled(scheduled)  # of both arms
             outcome = arm.train_arm(
-                name, settings, wanted, main, source, place, resume.get(name), accelerator, _resume_command(folder)
+                name,
+                settings,
+                wanted,
+                main,
+                source,
+                place,
+                resume.get(name),
+                accelerator,
+                _resume_command(folder),
+                started,
             )
             outcomes.append(outcome)
             if accelerator.is_main_process:

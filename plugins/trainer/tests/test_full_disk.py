@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from layersync_core import PROCESS_FILE
 from layersync_plugin_trainer import checkpoint, models, report
 
 # The weights have 3 MB, the optimiser's state 6 MB, a figure 60 kB, everything else less than 20 kB.
@@ -32,7 +33,7 @@ def hidden(folder):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != PROCESS_FILE}
 
 
 def error_of(result):

@@ -40,6 +40,7 @@ def test_a_run_leaves_everything(train):
         "checkpoint-2",
         "checkpoint-4",
         "curves.png",
+        "layersync_process.json",
         "logs",
         "model",
         "run.json",

@@ -1,0 +1,27 @@
+"""The command ``layersync webui``: a page of this machine's runs, in the browser.
+
+Nothing heavy is imported here: every ``layersync`` command reads this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layersync_core import hookimpl
+
+HELP = "Show the runs below a folder in the browser, those that are going on as well. Prints the address to open."
+
+
+@hookimpl
+def layersync_commands(app: Any) -> None:
+    """Register ``webui``."""
+    from layersync_core import add_command
+    from layersync_plugin_webui.config import WebuiConfig
+
+    add_command(app, "webui", _webui, [WebuiConfig], HELP)
+
+
+def _webui(settings: dict[str, Any]) -> None:
+    from layersync_plugin_webui.serve import serve
+
+    serve(settings)

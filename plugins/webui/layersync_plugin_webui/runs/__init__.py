@@ -1,0 +1,1 @@
+"""Runs: finding them, and what they are, do and have done."""
