@@ -89,15 +89,22 @@ def test_a_record_that_is_half_written_is_read_when_it_is_whole(tmp_path):
 def test_noise_is_passed_over_or_ends_the_file(tmp_path, noise):
     (tmp_path / "events.out.tfevents.1.host.1.0").write_bytes(scalar(1, 1.0) + noise)
     (tmp_path / "events.out.tfevents.2.host.1.0").write_bytes(scalar(2, 2.0))
+    read = Curves(tmp_path)
     for _ in range(3):
-        assert values(tmp_path) == {1: 1, 2: 2}
-
-
-def test_a_record_too_large_to_read_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "LARGEST", 1000)
-    picture = Event(summary=Summary(value=[Summary.Value(tag="x" * 5000, simple_value=1)]))
-    (tmp_path / "events.out.tfevents.1.host.1.0").write_bytes(scalar(1, 1.0) + record(picture) + scalar(2, 2.0))
+        assert read.read()["loss"].values == [1, 2]
     assert values(tmp_path) == {1: 1, 2: 2}
+
+
+@pytest.mark.parametrize("size", [5000, events.LARGEST - 100, events.LARGEST + 100, 3 * curves._PIECE])
+def test_a_picture_among_the_records_is_passed_over_while_it_is_written_too(tmp_path, size):
+    picture = Event(summary=Summary(value=[Summary.Value(tag="picture")]))
+    picture.summary.value[0].image.encoded_image_string = b"x" * size
+    whole = scalar(1, 1.0) + record(picture) + scalar(2, 2.0)
+    path, read = tmp_path / "events.out.tfevents.1.host.1.0", Curves(tmp_path)
+    for length in (100, len(whole) // 2, len(whole)):
+        path.write_bytes(whole[:length])
+        found = read.read()
+    assert found["loss"].values == [1, 2]
 
 
 def test_a_resumed_run_shows_its_later_attempt(tmp_path):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = 4
-LARGEST = 16 * 1024 * 1024
-"""Bytes of a record that is still read; pictures and models are larger."""
+LARGEST = 2 * 1024 * 1024
+"""Bytes of a record that is still read, less than of a piece of a file; pictures and models are larger."""
 
 _FLOAT, _DOUBLE = 1, 2
 

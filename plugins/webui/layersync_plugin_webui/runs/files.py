@@ -25,6 +25,8 @@ def read_part(path: Path, start: int, limit: int) -> tuple[bytes, os.stat_result
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path} is no plain file")
+        if start > found.st_size:  # any number, where a file says itself how long its parts are
+            return b"", found
         file.seek(start if start >= 0 else max(0, found.st_size + start))
         return file.read(limit), found
 
