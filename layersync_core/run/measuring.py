@@ -89,17 +89,6 @@ class Measuring(Training):
         elif not self._seen and self.taken == _IDLE_STEPS:
             self.journal.fail(CaptureError(f"no forward was measured in {_IDLE_STEPS} steps: {self._why()}"))
 
-    def skipped(self, optimiser: torch.optim.Optimizer) -> None:
-        """Leave a step alone that a scaler did not take."""
-
-    def optimise(self, optimiser: torch.optim.Optimizer) -> None:
-        """Take hold of the models before training starts."""
-        self.prepare()
-        try:
-            self.candidates.require_one()
-        except LayerSyncError as error:
-            self.journal.fail(error)
-
     def resumed(self, states: dict[str, Any] | None) -> None:
         """Leave a checkpoint alone: nothing that is measured depends on it."""
 
