@@ -29,12 +29,12 @@ from layersync_core.errors import UnknownFamilyError as UnknownFamilyError
 from layersync_core.errors import UnsupportedFamilyError as UnsupportedFamilyError
 from layersync_core.families.adapter import BlockStackAdapter as BlockStackAdapter
 from layersync_core.families.asking import blocks_of as blocks_of
-from layersync_core.families.registry import find_model_config as find_model_config
+from layersync_core.families.folders import find_model_config as find_model_config
+from layersync_core.families.folders import read_model_config as read_model_config
 from layersync_core.families.registry import get_adapter as get_adapter
 from layersync_core.families.registry import list_families as list_families
 from layersync_core.families.registry import load_tiny as load_tiny
 from layersync_core.families.registry import provider as provider
-from layersync_core.families.registry import read_model_config as read_model_config
 from layersync_core.families.registry import resolve as resolve
 from layersync_core.files import replace_file as replace_file
 from layersync_core.losses.alignment import alignment_loss as alignment_loss

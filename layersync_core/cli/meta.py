@@ -10,10 +10,11 @@ from typing import Any
 
 from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError, UnknownFamilyError, did_you_mean
+from layersync_core.families.folders import read_model_config
 from layersync_core.families.hub import fetch_config, is_hub_name
 from layersync_core.families.known import KNOWN, current_name
 from layersync_core.families.refusals import REFUSALS
-from layersync_core.families.registry import get_adapter, installed, load_tiny, read_model_config, resolve
+from layersync_core.families.registry import get_adapter, installed, load_tiny, resolve
 from layersync_core.protocol import Adapter
 
 

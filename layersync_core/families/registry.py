@@ -12,11 +12,10 @@ from typing import Any
 
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
-from layersync_core.families.hub import CONFIG_FILES, is_hub_name
+from layersync_core.families.folders import read_model_config
 from layersync_core.families.known import KNOWN, RENAMED, distribution_of, known_family, why_unknown
 from layersync_core.families.refusals import REFUSALS, Identity, refused_family
 from layersync_core.families.unwrap import unwrap
-from layersync_core.files import read_json
 from layersync_core.protocol import API_VERSION, Adapter
 
 log = logging.getLogger(__name__)
@@ -129,38 +128,6 @@ def identify(model_or_config: Any) -> Identity:
     # Models of original repositories keep their settings as attributes of their own.
     config = getattr(model_or_config, "config", model_or_config)
     return Identity(classes, config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
-
-
-def read_model_config(path: str | Path) -> dict[str, Any]:
-    """Read a model's config.json: of a local model folder, or the denoiser's in a pipeline's folder.
-
-    Raises:
-        ConfigError: There is none, or it is no JSON object.
-    """
-    return read_json(find_model_config(path))
-
-
-def find_model_config(path: str | Path) -> Path:
-    """Return the config.json that ``read_model_config`` reads.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    name, path = str(path), Path(path)
-    try:
-        for file in (path, *(path / file for file in CONFIG_FILES)):
-            if file.is_file():
-                return file
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    remedy = "give a local model folder or its config.json"
-    if path.is_dir():
-        raise ConfigError(
-            f"the folder {path} has no config.json (nor transformer/, unet/ or prior/ with one); {remedy}"
-        )
-    if is_hub_name(name):
-        remedy += f"; a model of the hub is downloaded first: hf download {name} --local-dir FOLDER"
-    raise ConfigError(f"{path} does not exist; {remedy}")
 
 
 def load_tiny(family: str) -> ModuleType:

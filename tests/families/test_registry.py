@@ -22,8 +22,9 @@ from layersync_core import (
 )
 from layersync_core.errors import LayerSyncError
 from layersync_core.families import registry
+from layersync_core.families.folders import read_model_config
 from layersync_core.families.known import KNOWN, RENAMED, KnownFamily, distribution_of
-from layersync_core.families.registry import GUIDE, installed, load_tiny, read_model_config
+from layersync_core.families.registry import GUIDE, installed, load_tiny
 from tests import fakes
 from tests.fakes import Distribution
 from tests.startup_cases import DIT, SD15, SDXL
