@@ -292,6 +292,7 @@ def test_a_command_of_ours_stays_ours(
     install(fakes.plugin("a-plugin", COMMAND.replace("hello", name), point="a"))
     assert main(["train", "--help"]) == 0
     assert "flow matching" in capsys.readouterr().out
+    assert main(["--help"]) == 0  # which asks every plugin
     assert f"plugin a-plugin 9.8 (a): there is a command {name} already" in caplog.text
 
 
