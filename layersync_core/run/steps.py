@@ -139,6 +139,14 @@ class Steps:
         if course.checked:
             return
         course.checked = True
+        ahead = self._losses is not None and course.losses > self._losses and attachment.uses_steps
+        if ahead and ranks.rank() == 0:
+            # Until an optimiser steps it may be one that never does, so steps are counted by losses.
+            say(
+                f"warning: {course.losses} losses came before the first optimiser step, and "
+                f"layersync_accumulation_steps {self._losses} counted them as steps, so the schedule ran ahead within "
+                "this step; it is right from here on"
+            )
         attachment.parts.require_placed()
         ranks.compare("; ".join(sorted(f"{line}, step {course.now}" for line in self._journal.status.targets)))
 

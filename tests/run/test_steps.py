@@ -139,7 +139,9 @@ def test_no_step_is_counted_twice_where_losses_are_counted_as_well(launch: Launc
 
 
 @pytest.mark.parametrize(("given", "count"), [(1, 3), (4, 2), (2, 2)])
-def test_the_first_step_shows_that_optimisers_count(launch: Launch, given: int, count: int) -> None:
+def test_the_first_step_shows_that_optimisers_count(
+    launch: Launch, given: int, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = launch(layersync_warmup_steps=10, layersync_accumulation_steps=given, layersync_start_step=5)
     model, batches, _ = micro_batches(count)
     optimiser = sgd(model)
@@ -148,6 +150,10 @@ def test_the_first_step_shows_that_optimisers_count(launch: Launch, given: int, 
             main_loss(model(**inputs)).backward()
         optimiser.step()
         assert training.steps.now == 5 + number + 1
+    ahead = (
+        f"{count} losses came before the first optimiser step, and layersync_accumulation_steps {given} counted them"
+    )
+    assert capsys.readouterr().err.count(ahead) == (1 if given < count else 0)
 
 
 def test_losses_of_a_step_that_is_skipped_are_no_steps(launch: Launch) -> None:
