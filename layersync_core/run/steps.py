@@ -70,7 +70,8 @@ class Steps:
             # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
             if course.steps:
                 continue
-            if self._losses is not None and course.terms % self._losses == 0:
+            # Those of a step that a scaler skipped are no part of the next one.
+            if self._losses is not None and course.losses % self._losses == 0:
                 course.now += 1
             elif self._losses is None and course.terms >= _LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
                 raise CaptureError(

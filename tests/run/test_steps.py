@@ -171,6 +171,22 @@ def test_losses_of_a_step_that_is_skipped_are_no_steps(launch: Launch) -> None:
     assert training.journal.status.terms == 2
 
 
+def test_losses_of_a_skipped_step_are_no_part_of_the_next(launch: Launch) -> None:
+    training = launch(layersync_warmup_steps=2, layersync_accumulation_steps=2)
+    model, inputs = build("dit")
+    optimiser, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler.scale(main_loss(model(**inputs))).backward()
+    next(p.grad for p in model.parameters() if p.grad is not None).fill_(torch.inf)
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad()
+    scaler.scale(main_loss(model(**inputs)) / 2).backward()
+    assert training.steps.now == 0  # for the second loss of the same step
+    scaler.scale(main_loss(model(**inputs)) / 2).backward()
+    scaler.step(optimiser)
+    assert training.steps.now == 1
+
+
 def test_a_schedule_that_nobody_counts_is_an_error(launch: Launch) -> None:
     launch(layersync_warmup_steps=10)
     model, inputs = build("dit")
