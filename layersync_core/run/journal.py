@@ -47,11 +47,15 @@ class Journal:
 
     def fail(self, error: LayerSyncError) -> NoReturn:
         """Stop the program: tell the parent why, and raise."""
+        self.tell(error)
+        raise error
+
+    def tell(self, error: LayerSyncError) -> None:
+        """Say an error, here and to the parent, unless one was told before."""
         if not self.status.error:
             self.status.error, self.status.shown = str(error), standard_error()
             self.write()
             say_error(error)  # now: the program may catch it
-        raise error
 
     def say_once(self, key: str, message: str) -> None:
         """Say a line, unless one was said under this key."""

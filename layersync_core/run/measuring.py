@@ -18,16 +18,14 @@ from layersync_core.run import ranks
 from layersync_core.run.candidates import Candidate
 from layersync_core.run.holding import make_room
 from layersync_core.run.settings import Settings
-from layersync_core.run.showing import say_error
-from layersync_core.run.status import Status, say, standard_error
+from layersync_core.run.status import Status, say
+from layersync_core.run.steps import LOSSES_WITHOUT_OPTIMISER
 from layersync_core.run.training import Training
 from layersync_core.session import fitting
 from layersync_core.suggest.files import make_folder
 from layersync_core.suggest.probe import Probe
 
-FOLDER = "layersync-suggest"
 _IDLE_STEPS = 10  # without a forward that was measured, before the first that was
-_LOSSES_WITHOUT_STEP = 100  # after which a program is taken for one that never calls an optimiser's step
 
 
 class Measuring(Training):
@@ -35,13 +33,14 @@ class Measuring(Training):
 
     Args:
         settings: Of the run.
+        steps: How many are measured.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, steps: int) -> None:
         super().__init__(settings)
-        self._asked = settings.launch.layersync_suggest or 1
+        self._asked = steps
         # The program may change its working directory before anything is written.
-        self._folder = Path(settings.launch.layersync_suggest_dir or FOLDER).absolute()
+        self._folder = Path(settings.launch.layersync_suggest_dir).absolute()
         self._probes: dict[Candidate, Probe] = {}
         self._seen = 0  # forwards, at the last step or loss
         self._losses = 0
@@ -64,7 +63,7 @@ class Measuring(Training):
         if not self.taken and self._is_new():
             self._losses += 1
             every = self.settings.launch.layersync_accumulation_steps
-            enough = self._asked * every if every else max(self._asked, _LOSSES_WITHOUT_STEP)
+            enough = self._asked * every if every else max(self._asked, LOSSES_WITHOUT_OPTIMISER)
             self.journal.status.measured = self._losses // every if every else 1
             if self._losses >= enough:
                 self._stop()
@@ -136,8 +135,7 @@ class Measuring(Training):
             elif self.taken:
                 raise CaptureError(f"no forward was measured: {self._why()}")
         except LayerSyncError as error:
-            status.error, status.shown = str(error), standard_error()
-            say_error(error)
+            self.journal.tell(error)
         if getattr(sys, "last_type", None) is KeyboardInterrupt:
             _compat.end_by_interrupt()
 

@@ -13,6 +13,5 @@ from layersync_core.run.training import Training
 def training() -> Training:
     """Return the training of this process; where its blocks are measured instead, what does that."""
     settings = from_environment()
-    if settings.launch.layersync_suggest is None:
-        return Training(settings)
-    return Measuring(settings)
+    steps = settings.launch.layersync_suggest
+    return Training(settings) if steps is None else Measuring(settings, steps)

@@ -51,9 +51,7 @@ class LaunchSettings(BaseModel):
     layersync_suggest: Annotated[Count | None, Field(ge=1)] = Field(
         None, description="measure that many optimiser steps without the term, say which pair speaks for itself, stop"
     )
-    layersync_suggest_dir: str | None = Field(
-        None, description="folder for what was measured (default: layersync-suggest)"
-    )
+    layersync_suggest_dir: str = Field("layersync-suggest", description="folder for what was measured")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from layersync_core.run.showing import one_line_warnings
 from layersync_core.run.status import say
 
 _IDLE_STEPS = 10
-_LOSSES_WITHOUT_OPTIMISER = 100
+LOSSES_WITHOUT_OPTIMISER = 100
+"""Losses without an optimiser's step, after which a program is taken for one that never calls it."""
 
 
 class Steps:
@@ -73,7 +74,7 @@ class Steps:
             # Those of a step that a scaler skipped are no part of the next one.
             if self._losses is not None and course.losses % self._losses == 0:
                 course.now += 1
-            elif self._losses is None and course.terms >= _LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
+            elif self._losses is None and course.terms >= LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
                 raise CaptureError(
                     f"no step of a torch optimiser was seen in {course.terms} losses, so the schedule would stand "
                     "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by "
