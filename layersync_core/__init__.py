@@ -1,7 +1,7 @@
 """LayerSync regularisation for any diffusion transformer and any trainer, over unmodified model code.
 
-Names are loaded on first use, so that importing the package costs no torch import. The table below is all that adapters
-and plugins may rely on; ``__init__.pyi`` says the same to type checkers and is written from it.
+Names are loaded on first use, so that importing the package does not import torch. Adapters and plugins may rely on the
+names in the table below and on nothing else; ``__init__.pyi``, for type checkers, is generated from it.
 """
 
 from importlib import import_module
@@ -15,6 +15,8 @@ FACE = {
     "capture.layout": ("BlockStack", "ForwardCall", "ModelLayout", "joined_text", "latent_grid"),
     "cli.meta": ("build_on_meta", "model_of"),
     "cli.inspect": ("model_parameters",),
+    "cli.kinds": ("field_schemas",),
+    "cli.list_supported": ("family_rows",),
     "cli.options": ("add_command",),
     "config": ("BlockNumber", "LayerSyncConfig", "Steps", "Weight", "not_boolean", "validate"),
     "distributed": ("several_ranks",),
@@ -39,14 +41,25 @@ FACE = {
         "provider",
         "resolve",
     ),
-    "files": ("replace_file",),
+    "files": ("kind_of", "parse_settings", "replace_file"),
     "losses.alignment": ("alignment_loss",),
     "losses.hookspecs": ("hookimpl",),
     "losses.pairing": ("suggest_pair",),
+    "losses.plugins": ("third_parties",),
+    "markup": ("printable",),
     "schedule": ("Schedule",),
     "metrics": ("check_term",),
-    "objective": ("Batch", "Objective", "Predict"),
-    "process_record": ("PROCESS_FILE", "ProcessRecord", "ProcessState", "read_process"),
+    "participants": ("libraries", "only_loaded"),
+    "objective": ("Batch", "Objective", "ObjectiveBase", "Predict", "completed"),
+    "process_record": (
+        "LOG_FILE",
+        "PROCESS_FILE",
+        "ASKED_FILE",
+        "ProcessRecord",
+        "ProcessState",
+        "note_end",
+        "read_process",
+    ),
     "protocol": (
         "Adapter",
         "Block",
@@ -58,15 +71,31 @@ FACE = {
         "Term",
         "Tiny",
     ),
+    "report.contents": ("Arm", "Picture", "Report", "Series", "metric_rank"),
+    "report.facts": ("facts_of",),
+    "report.page": ("render_report",),
     "replacing": ("wrap_once",),
+    "run.settings": ("LaunchSettings", "run_settings"),
+    "signalling": ("RUN_FOLDER", "interrupt_run", "kill_run"),
     "state": ("load_states", "save_states"),
     "session": ("attach", "plugins"),
     "suggest.figures": ("SkippedRun",),
     "suggest.findings": ("Findings",),
     "suggest.probe": ("Probe",),
-    "spelling": ("canonical", "is_on", "overlay", "taken_for_the_hosts", "unknown_key"),
+    "suggest.verdict": ("allowed_places",),
+    "spelling": (
+        "canonical",
+        "flag",
+        "is_on",
+        "overlay",
+        "plain",
+        "same_value",
+        "settings_of",
+        "taken_for_the_hosts",
+        "unknown_key",
+    ),
 }
-"""Module -> the names that it lends to the public face."""
+"""Module -> the names that it contributes to the public face."""
 
 _MODULE_OF = {name: module for module, names in FACE.items() for name in names}
 

@@ -10,6 +10,8 @@ from layersync_core.capture.layout import joined_text as joined_text
 from layersync_core.capture.layout import latent_grid as latent_grid
 from layersync_core.capture.policy import only_forward as only_forward
 from layersync_core.cli.inspect import model_parameters as model_parameters
+from layersync_core.cli.kinds import field_schemas as field_schemas
+from layersync_core.cli.list_supported import family_rows as family_rows
 from layersync_core.cli.meta import build_on_meta as build_on_meta
 from layersync_core.cli.meta import model_of as model_of
 from layersync_core.cli.options import add_command as add_command
@@ -36,17 +38,28 @@ from layersync_core.families.registry import list_families as list_families
 from layersync_core.families.registry import load_tiny as load_tiny
 from layersync_core.families.registry import provider as provider
 from layersync_core.families.registry import resolve as resolve
+from layersync_core.files import kind_of as kind_of
+from layersync_core.files import parse_settings as parse_settings
 from layersync_core.files import replace_file as replace_file
 from layersync_core.losses.alignment import alignment_loss as alignment_loss
 from layersync_core.losses.hookspecs import hookimpl as hookimpl
 from layersync_core.losses.pairing import suggest_pair as suggest_pair
+from layersync_core.losses.plugins import third_parties as third_parties
+from layersync_core.markup import printable as printable
 from layersync_core.metrics import check_term as check_term
 from layersync_core.objective import Batch as Batch
 from layersync_core.objective import Objective as Objective
+from layersync_core.objective import ObjectiveBase as ObjectiveBase
 from layersync_core.objective import Predict as Predict
+from layersync_core.objective import completed as completed
+from layersync_core.participants import libraries as libraries
+from layersync_core.participants import only_loaded as only_loaded
+from layersync_core.process_record import ASKED_FILE as ASKED_FILE
+from layersync_core.process_record import LOG_FILE as LOG_FILE
 from layersync_core.process_record import PROCESS_FILE as PROCESS_FILE
 from layersync_core.process_record import ProcessRecord as ProcessRecord
 from layersync_core.process_record import ProcessState as ProcessState
+from layersync_core.process_record import note_end as note_end
 from layersync_core.process_record import read_process as read_process
 from layersync_core.protocol import Adapter as Adapter
 from layersync_core.protocol import Block as Block
@@ -58,12 +71,28 @@ from layersync_core.protocol import States as States
 from layersync_core.protocol import Term as Term
 from layersync_core.protocol import Tiny as Tiny
 from layersync_core.replacing import wrap_once as wrap_once
+from layersync_core.report.contents import Arm as Arm
+from layersync_core.report.contents import Picture as Picture
+from layersync_core.report.contents import Report as Report
+from layersync_core.report.contents import Series as Series
+from layersync_core.report.contents import metric_rank as metric_rank
+from layersync_core.report.facts import facts_of as facts_of
+from layersync_core.report.page import render_report as render_report
+from layersync_core.run.settings import LaunchSettings as LaunchSettings
+from layersync_core.run.settings import run_settings as run_settings
 from layersync_core.schedule import Schedule as Schedule
 from layersync_core.session import attach as attach
 from layersync_core.session import plugins as plugins
+from layersync_core.signalling import RUN_FOLDER as RUN_FOLDER
+from layersync_core.signalling import interrupt_run as interrupt_run
+from layersync_core.signalling import kill_run as kill_run
 from layersync_core.spelling import canonical as canonical
+from layersync_core.spelling import flag as flag
 from layersync_core.spelling import is_on as is_on
 from layersync_core.spelling import overlay as overlay
+from layersync_core.spelling import plain as plain
+from layersync_core.spelling import same_value as same_value
+from layersync_core.spelling import settings_of as settings_of
 from layersync_core.spelling import taken_for_the_hosts as taken_for_the_hosts
 from layersync_core.spelling import unknown_key as unknown_key
 from layersync_core.state import load_states as load_states
@@ -71,6 +100,7 @@ from layersync_core.state import save_states as save_states
 from layersync_core.suggest.figures import SkippedRun as SkippedRun
 from layersync_core.suggest.findings import Findings as Findings
 from layersync_core.suggest.probe import Probe as Probe
+from layersync_core.suggest.verdict import allowed_places as allowed_places
 
 __version__: str
 FACE: dict[str, tuple[str, ...]]

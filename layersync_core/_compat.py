@@ -1,6 +1,6 @@
-"""What is private to torch and to Python's library, in one place: a newer version that moves it is mended here.
+"""Private APIs of torch and Python's standard library, in one place, where a version that moves one is accommodated.
 
-torch is imported where it is asked for, since a script that is started from here may want to set things up before.
+torch is imported inside the functions, since a script that is started from here may have to set things up first.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def assert_async(condition: Tensor, message: str) -> None:
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; reading it waits for nothing."""
+    """Return how often a tensor was changed in place; reading it does not wait for the device."""
     return tensor._version
 
 
 def python_function() -> type:
-    """Return the type of those nodes of a graph that are written in Python, whose inside cannot be seen."""
+    """Return the type of graph nodes that are written in Python, whose internals cannot be inspected."""
     from torch.autograd.function import BackwardCFunction
 
     return BackwardCFunction
 
 
 def saved(node: Any, name: str) -> Any:
-    """Return what a node of a graph keeps of its operation's arguments."""
+    """Return an argument of its operation that a graph node has saved."""
     return getattr(node, f"_saved_{name}")
 
 
@@ -70,7 +70,7 @@ def compiler_settings() -> Any:
 
 
 def was_compiled(module: nn.Module) -> bool:
-    """Return whether the compiler has made something of a module's forward; True where that cannot be told."""
+    """Return whether the compiler has compiled a module's forward; True where that is unknown."""
     if "torch._dynamo" not in sys.modules:
         return False
     import torch
@@ -83,6 +83,11 @@ def was_compiled(module: nn.Module) -> bool:
     return entries is None or any(entries(code) for code in codes if code is not None)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether ``module.compile()`` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
 def first_store() -> Any:
     """Return the store that the processes of ``torch.distributed`` started with."""
     import torch.distributed as dist
@@ -91,7 +96,7 @@ def first_store() -> Any:
 
 
 def hooks_of(module: nn.Module) -> Any:
-    """Return what holds a module's forward hooks, which objects that are one module share."""
+    """Return the container of a module's forward hooks; two objects that share it are the same module."""
     return module._forward_hooks
 
 
@@ -101,7 +106,7 @@ def pre_hooks(module: nn.Module) -> dict[int, Any]:
 
 
 def run_pre_hook(module: nn.Module, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Run one pre-hook that changes no argument; torch does not, if it was added during the call."""
+    """Run one pre-hook that changes no arguments; torch itself does not run a hook that was added during the call."""
     hook = module._forward_pre_hooks[number]
     if number in module._forward_pre_hooks_with_kwargs:
         hook(module, args, kwargs)
@@ -120,9 +125,9 @@ def module_details(name: str) -> tuple[str, Any, CodeType]:
 
 
 def end_by_interrupt() -> None:
-    """Let the process end by SIGINT, as a program does that a KeyboardInterrupt has ended.
+    """Make the process exit by SIGINT, like a program that a KeyboardInterrupt has ended.
 
-    Python forgets that one has when more source is compiled and run before its end, as importing does.
+    Python forgets about the KeyboardInterrupt if more source is compiled and run before it exits, as imports do.
     """
     with suppress(KeyboardInterrupt):
         exec("raise KeyboardInterrupt")  # noqa: S102

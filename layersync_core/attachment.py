@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
 
@@ -14,34 +17,45 @@ import torch
 from torch import Tensor, nn
 
 from layersync_core.capture.buffer import HiddenStateBuffer
+from layersync_core.capture.discovery.found import Discovery
+from layersync_core.capture.discovery.search import Search, hand_over
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.guard import Guard
+from layersync_core.capture.marking import Marking
 from layersync_core.capture.policy import Policy, only_forward
 from layersync_core.capture.states import HiddenStates, choose_generated, require_tokens
 from layersync_core.capture.trained import Way
+from layersync_core.distributed import first_rank
+from layersync_core.entrypoints import Provider
 from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.families.asking import start_capture
+from layersync_core.families.asking import blocks_of, is_measured, start_capture
+from layersync_core.families.discovered import AUTO, adapter_of, save_adapter
 from layersync_core.families.registry import resolve
 from layersync_core.inputs import check_batch, check_main_loss, sample_weights, whole_step
 from layersync_core.losses.enabled import Enabled
-from layersync_core.losses.parts import TrainedParts
+from layersync_core.losses.parts import TrainedParts, refuse_parts
 from layersync_core.metrics import Meter, total
+from layersync_core.participants import Record, changed, taking_part
 from layersync_core.protocol import Adapter, Block, CaptureHandle, Regularizer
 from layersync_core.suggest.probe import TOKENS, Probe
+
+log = logging.getLogger(__name__)
 
 attached: WeakSet[nn.Module] = WeakSet()
 """The models that have an attachment."""
 
 
 class Attachment:
-    """What ``attach`` returns: add the terms to a loss, read the metrics, and take everything off again.
+    """What ``attach`` returns: adds the terms to a loss, gives the metrics, and can be removed again.
 
     Attributes:
         blocks: Every block of the model in execution order.
         family: Id of the model's family; None when no regularizer is enabled.
-        parts: The trainable parts of the regularizers, watched.
+        parts: The trainable parts of the regularizers.
         guard: Compares the tokens that count with those that the main loss trains; None where that is switched off.
-        uses_steps: A regularizer depends on the optimiser step, so that somebody must count it.
+        found: What discovery found in the model, with family auto; None before its first loss, and for other families.
+        when_found: Called once discovery has found it.
+        uses_steps: A regularizer depends on the optimiser step, so the caller must count steps.
     """
 
     def __init__(
@@ -53,37 +67,111 @@ class Attachment:
         policy: Policy,
         guarded: bool = True,
         generated: int | None = None,
+        part: Mapping[str, nn.Module] = MappingProxyType({}),
+        search: Search | None = None,
+        plugins: Sequence[Provider] = (),
     ) -> None:
         self.blocks = blocks
-        self.family = adapter.family if adapter else None
-        self._model, self._adapter = model, adapter
-        self._regularizers = [Enabled.of(item, blocks) for item in regularizers]
+        self.family = adapter.family if adapter else AUTO if search else None
+        self._model, self._adapter, self._search = model, adapter, search
+        self._plugins = plugins
+        self._policy, self._guarded = policy, guarded
+        self._regularizers = [Enabled.of(item, None if search else blocks) for item in regularizers]
         self.uses_steps = any(item.uses_steps for item in self._regularizers)
         self._meter = Meter()
         self._generated = generated
         self._step = 0
+        self._only_the_term = False  # said that the main loss trains nothing
         self._begun = False
         self._ways: dict[int, Way] = {}
         self._modules = nn.ModuleDict()
-        self._capture: CaptureHandle | None = None
+        self._capture: CaptureHandle | None = search
         self.guard: Guard | None = None
-        layers = {layer for item in self._regularizers for layer in item.layers}
+        self._marking: Marking | None = None
+        self.found: Discovery | None = None
+        self.when_found: Callable[[], None] | None = None
         for item in self._regularizers:
             if item.module is not None:
                 self._modules[item.item.name] = item.module.to(_device_of(model))
+        for name, module in part.items():
+            self._modules[name] = module.to(_device_of(model))
         self.parts = TrainedParts(model, dict(self._modules.items()))
-        if adapter is None:
+        if search is not None:
+            search.policy = policy
+        elif adapter is None:
             return
-        self.guard = Guard(blocks[-1], adapter.family) if guarded else None
-        self._buffer = HiddenStateBuffer(layers)
-        self._capture = start_capture(adapter, model, layers, self._buffer)
-        self._capture.policy = policy
+        else:
+            self._start(adapter)
         attached.add(model)
         try:
             self.gate(self._step)
         except BaseException:
             self.remove()
             raise
+
+    def _start(self, adapter: Adapter) -> CaptureHandle:
+        layers = {layer for item in self._regularizers for layer in item.layers}
+        self._buffer = HiddenStateBuffer(layers)
+        capture = self._capture = start_capture(adapter, self._model, layers, self._buffer)
+        capture.policy = self._policy
+        self.guard = Guard(self.blocks[-1], adapter.family) if self._guarded else None
+        self._marking = Marking(always=True) if is_measured(adapter, self._model) else None
+        return capture
+
+    def find(self, forward: Forward, main: Tensor | None) -> bool:
+        """Discover the blocks and tokens of a model of family auto, unless that has happened.
+
+        Args:
+            forward: One of ``forwards``.
+            main: Its main loss, without any term; its graph is kept.
+
+        Returns:
+            Whether they are known; False where no gradient of the loss shows them yet.
+
+        Raises:
+            ConfigError: What was found is ambiguous, or does not fit the settings. The attachment is removed.
+            CaptureError: The model cannot be discovered in its current state, or many forwards showed nothing.
+        """
+        if self._search is None:
+            return True
+        search = self._search
+        try:
+            found = search.find(forward, main)
+            if found is None:
+                return False
+            adapter: Any = adapter_of(found)
+            self._adapter = adapter
+            self.blocks = blocks_of(adapter, self._model)
+            self._regularizers = [Enabled.of(item.item, self.blocks) for item in self._regularizers]
+            refuse_parts(self._regularizers)
+            capture = self._start(adapter)
+        except BaseException:
+            self.remove()
+            raise
+        self._marking = Marking(found.measured, found.generated)
+        hand_over(search, capture, self.blocks, found.embedder)
+        self._search, self.found = None, found
+        self.gate(self._step)
+        for line in found.lines():
+            log.warning("%s: %s", type(self._model).__name__, line)
+        if self.when_found is not None:
+            self.when_found()
+        return True
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the blocks and tokens have not been found yet."""
+        return self._search is not None
+
+    def save_adapter(self, path: str | Path) -> None:
+        """Write what discovery found as an adapter file, JSON, which ``family`` accepts from then on.
+
+        Raises:
+            ConfigError: Nothing has been discovered, or the file cannot be written.
+        """
+        if self.found is None:
+            raise ConfigError("nothing was discovered: family auto finds a model's blocks and tokens at its first loss")
+        save_adapter(self.found, path)
 
     def apply(self, loss: Tensor, *, step: int | None = None, sample_weight: Tensor | None = None) -> Tensor:
         """Return the main loss plus every term, and consume the step's states.
@@ -93,29 +181,71 @@ class Attachment:
         Args:
             loss: Main loss, a scalar of real numbers.
             step: Optimiser step for the schedules, from 0; default: the number of calls so far.
-            sample_weight: (B,) tensor of finite weights from 0, by which the host multiplied the samples of its loss.
+            sample_weight: (B,) tensor of finite weights of at least 0, by which the host multiplied its loss per
+                sample.
 
         Raises:
             CaptureError: No training forward was captured since the last call, or its states cannot be used.
-            ConfigError: The loss, the step or the weights are not what is said above, or student and teacher have
+            ConfigError: The loss, the step or the weights are not as described above, or student and teacher have
                 different shapes. The forward is forgotten.
+
+        Examples:
+            >>> from layersync_core import attach, load_tiny
+            >>> tiny = load_tiny("dit")
+            >>> model = tiny.tiny_model()
+            >>> config = {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}
+            >>> inputs = tiny.example_inputs(model, batch_size=2)
+            >>> with attach(model, config) as sync:
+            ...     main = model(**inputs).sample.square().mean()  # unmodified call
+            ...     sync.apply(main).backward()
+            >>> sorted(sync.metrics())
+            ['layersync_loss', 'layersync_similarity']
         """
         if not self._regularizers:
+            self._tend_parts()
             return loss
-        term = self._consume(step, sample_weight, None, partial(check_main_loss, loss))
-        return loss if term is None else loss + term.to(loss.device)
+        term = self._consume(step, sample_weight, None, loss, partial(check_main_loss, loss))
+        if term is None:
+            return loss
+        if not loss.requires_grad and not self._only_the_term:
+            # Without the term, backward would fail here.
+            self._only_the_term = True
+            log.warning(
+                "the main loss has no gradient (it was detached, or is made of constants), so LayerSync's term alone "
+                "trains %s",
+                type(self._model).__name__,
+            )
+        return loss + term.to(loss.device)
 
     def loss(
-        self, *, step: int | None = None, sample_weight: Tensor | None = None, forward: Forward | None = None
+        self,
+        *,
+        step: int | None = None,
+        sample_weight: Tensor | None = None,
+        forward: Forward | None = None,
+        main: Tensor | None = None,
     ) -> Tensor:
         """Return the sum of the terms alone, an fp32 scalar; otherwise like ``apply``.
 
         Args:
             step: As for ``apply``.
             sample_weight: As for ``apply``.
-            forward: One of ``forwards``, which alone is consumed; default: the only one there is.
+            forward: The one of ``forwards`` to consume; default: the only one.
+            main: The main loss, needed where the tokens are measured from it (family auto).
+
+        Examples:
+            >>> from layersync_core import attach, load_tiny
+            >>> tiny = load_tiny("dit")
+            >>> model = tiny.tiny_model()
+            >>> config = {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}
+            >>> inputs = tiny.example_inputs(model, batch_size=2)
+            >>> with attach(model, config) as sync:
+            ...     main = model(**inputs).sample.square().mean()
+            ...     term = sync.loss()  # to be added to main by yourself
+            >>> term.shape, term.requires_grad, bool(-0.2 <= term <= 0.2)
+            (torch.Size([]), True, True)
         """
-        term = self._consume(step, sample_weight, forward) if self._regularizers else None
+        term = self._consume(step, sample_weight, forward, main) if self._regularizers else None
         return torch.zeros((), device=_device_of(self._model)) if term is None else term
 
     @property
@@ -124,23 +254,51 @@ class Attachment:
         return self._capture.forwards if self._capture is not None else ()
 
     def forget(self, forward: Forward) -> None:
-        """Leave one of ``forwards`` without a loss."""
+        """Drop one of ``forwards`` without a loss."""
         if self._capture is not None:
             self._capture.discard(forward)
 
     @property
     def why_none(self) -> str:
-        """Why there was no training forward to wait for its loss, in a clause; empty where there was one."""
+        """Why no training forward is waiting for its loss, as a clause; empty where there was one."""
         why = "" if self._capture is None or self._capture.forwards else self._capture.why_none
         return f"no training forward was captured: {why}" if why else ""
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return this rank's means since the last read, detached and still on the device; empty when there are none."""
+        """Return this rank's means since the last read, detached and still on the device; empty when there are none.
+
+        Examples:
+            >>> from layersync_core import attach, load_tiny
+            >>> tiny = load_tiny("dit")
+            >>> model = tiny.tiny_model()
+            >>> config = {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}
+            >>> with attach(model, config) as sync:
+            ...     _ = model(**tiny.example_inputs(model, batch_size=2))
+            ...     term = sync.loss()
+            ...     metrics = sync.metrics()
+            >>> bool(metrics["layersync_loss"] == term)
+            True
+            >>> sync.metrics()  # until the next step
+            {}
+        """
         return self._meter.read()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the forwards inside the context alone: further forwards of the same step."""
+        """Ignore the forwards inside the context, such as further forwards of the same step.
+
+        Examples:
+            >>> from layersync_core import attach, load_tiny
+            >>> tiny = load_tiny("dit")
+            >>> model = tiny.tiny_model()
+            >>> config = {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}
+            >>> inputs = tiny.example_inputs(model, batch_size=2)
+            >>> with attach(model, config) as sync:
+            ...     main = model(**inputs).sample.square().mean()
+            ...     with sync.paused():  # a second forward with gradients in the same step
+            ...         main = main + model(**inputs).sample.mean()
+            ...     total = sync.apply(main)
+        """
         if self._capture is None:
             yield
         else:
@@ -148,14 +306,25 @@ class Attachment:
                 yield
 
     def probe(self, tokens: int = TOKENS, seed: int = 0) -> Probe:
-        """Measure from now on how alike all blocks are in each training forward, with or without a regularizer.
+        """Measure from now on how similar all blocks are in each training forward, with or without a regularizer.
 
         Args:
-            tokens: Tokens of the sub-sample of one forward.
-            seed: Of the sub-samples.
+            tokens: Number of tokens in the sub-sample of one forward.
+            seed: Seed of the sub-samples.
 
         Raises:
-            LayerSyncError: As for ``attach``, where LayerSync is off and the family was not resolved yet.
+            LayerSyncError: As for ``attach``, if LayerSync is off and the family has not been resolved yet.
+
+        Examples:
+            >>> from layersync_core import attach, load_tiny
+            >>> tiny = load_tiny("dit")
+            >>> model = tiny.tiny_model()
+            >>> config = {"layersync_enabled": True, "layersync_student_block": 2, "layersync_teacher_block": 4}
+            >>> with attach(model, config) as sync, sync.probe() as probe:
+            ...     _ = model(**tiny.example_inputs(model, batch_size=2))
+            >>> probe.forwards, len(probe.blocks)
+            (1, 6)
+            >>> probe.findings().write("measured")  # doctest: +SKIP
         """
         return Probe(self._model, self._adapter or resolve(self._model), tokens, seed)
 
@@ -189,36 +358,47 @@ class Attachment:
         return self.pairs[0].teacher if self.pairs else None
 
     def describe(self) -> list[str]:
-        """Return what is attached, in lines for a terminal."""
+        """Return what is attached, as lines for a terminal."""
         if not self.family:
             return ["LayerSync is off"]
         told = [line for item in self._regularizers for line in item.describe()]
+        if self._search is not None:
+            return [f"family: {self.family}", "blocks and tokens are found in the first training forward"]
         return [f"family: {self.family}", *told, *(["guard: off"] if self.guard is None else [])]
 
     @property
     def due(self) -> bool:
-        """Whether a regularizer still has a weight, so that training forwards are held."""
+        """Whether a regularizer still has, or will have, a weight, so that training forwards are held."""
         return self._capture is not None and self._capture.enabled
 
     def modules(self) -> nn.ModuleDict:
-        """Return the trainable parts of the regularizers by name, for the optimiser."""
+        """Return the trainable parts of the regularizers and of the objective, by name, for the optimiser."""
         return self._modules
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schedule's step and the trainable parts, for a checkpoint."""
-        return {"version": 1, "step": self._step, "modules": {k: m.state_dict() for k, m in self._modules.items()}}
+        """Return the schedule's step, the trainable parts and whose code made them, for a checkpoint."""
+        modules = {name: module.state_dict() for name, module in self._modules.items()}
+        return {"version": 1, "step": self._step, "modules": modules, "distributions": self.distributions()}
+
+    def distributions(self) -> list[Record]:
+        """Return whose code takes part: core, the adapter and the plugins that are on.
+
+        Each has its ``name``, ``version``, ``role``, ``entry`` point and ``origin``, which is where it was installed
+        from.
+        """
+        return taking_part(self._adapter, self._plugins)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned.
+        """Restore what ``state_dict`` returned, and say so where other versions of the code had made it.
 
         Raises:
-            ConfigError: It is of another version, or its trainable parts are not those of this attachment.
+            ConfigError: It has another version, or its trainable parts are not those of this attachment.
         """
         known = isinstance(state, Mapping) and state.get("version") == 1
         parts = state.get("modules") if known else None
         step = state.get("step") if known else None
         if not isinstance(parts, Mapping) or not isinstance(step, int) or step < 0:
-            raise ConfigError("this is no state of a LayerSync attachment, or one of another version")
+            raise ConfigError("this isn't a state of a LayerSync attachment, or it has another version")
         if set(parts) != set(self._modules):
             raise ConfigError(
                 f"the state has trainable parts {sorted(parts)}, this attachment has {sorted(self._modules)}"
@@ -230,20 +410,28 @@ class Attachment:
                 raise ConfigError(f"the state of {name} does not fit: {' '.join(str(error).split())}") from None
         self._step = step
         self.gate(self._step)
+        self.compare(state)
+
+    def compare(self, state: Mapping[str, Any]) -> None:
+        """Say so in one line, on one rank, where a state was made by other versions of the code."""
+        others = changed(state.get("distributions"), self.distributions())
+        if others and first_rank():
+            log.warning("the checkpoint was written with %s", others)
 
     def _consume(
         self,
         step: int | None,
         sample_weight: Tensor | None,
         forward: Forward | None,
+        main: Tensor | None,
         check: Callable[[], None] | None = None,
     ) -> Tensor | None:
         capture = self._capture
         if capture is None:
             raise CaptureError("this attachment was removed from its model; attach again to go on with LayerSync")
         if torch.compiler.is_dynamo_compiling():
-            # Where the compiler may leave its graph it runs this uncompiled instead; with fullgraph=True it reports the
-            # text, of a plain exception alone, since it cannot trace how one of ours is made.
+            # Where graph breaks are allowed the compiler runs this uncompiled. With fullgraph=True it reports the
+            # message, but only of a plain exception, since it cannot trace how LayerSync's own errors are created.
             raise RuntimeError(
                 "torch.compile(fullgraph=True) cannot trace the checks of a term: call apply() and loss() outside of "
                 "the compiled function, on what it returns"
@@ -260,17 +448,23 @@ class Attachment:
             if not torch.is_grad_enabled():
                 raise CaptureError("the loss was asked for under torch.no_grad(), where it would have no gradient")
             read = only_forward(capture) if forward is None else forward
+            if not self.find(read, main):
+                return None
+            capture = self._capture or capture  # after discovery it is the capture of the blocks that were found
             capture.collect(read)
+            if self._marking is not None and self._generated is None:
+                self._marking.mark(read, main)
             terms = self._terms(active, read, weight_B, now)
             return total(terms) if terms else None
         finally:
-            # Also where it failed: a program that catches this would be refused its next forward for another reason.
-            capture.discard(forward)
+            # Even after a failure, since otherwise a program that catches it gets another error at its next forward.
+            if self._capture is not None:
+                self._capture.discard(forward)
             if read is not None:
                 read.release()
             if now is not None:
                 self._step = now + 1
-                # Further micro-batches of a step that the host counts come with the same number.
+                # If the host counts steps, further micro-batches of a step have the same number.
                 self.gate(self._step if step is None else now)
 
     def _terms(self, active: list[Enabled], forward: Forward, weight_B: Tensor | None, step: int) -> list[Tensor]:
@@ -279,10 +473,7 @@ class Attachment:
         require_tokens(forward)
         if weight_B is not None:
             check_batch(weight_B, len(next(iter(self._buffer.values()))))
-        if not self._begun:
-            self._begin()
-        else:
-            self.parts.check()
+        self._tend_parts()
         check = self.guard.begin(forward, self._buffer) if self.guard is not None else None
         states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._ways)
         terms = []
@@ -294,11 +485,16 @@ class Attachment:
             for name, value in term.metrics.items():
                 self._meter.add(name, value, states.reader)
             terms.append(term.loss)
+        if self._marking is not None:
+            self._marking.refuse_all(states.sets)
         if check is not None:
             check.choose(forward, "all" if states.sets == {"all"} else "target")
         return terms
 
-    def _begin(self) -> None:
+    def _tend_parts(self) -> None:
+        if self._begun:
+            self.parts.check()
+            return
         self._begun = True
         self.parts.begin()
         for item in self._regularizers:
@@ -306,7 +502,7 @@ class Attachment:
 
     def gate(self, step: int) -> None:
         """Stop the capture if no regularizer is due at an optimiser step or later, and start it if one is."""
-        # Past the end of every schedule nothing is captured, so that a term that is over costs nothing.
+        # Past the end of every schedule nothing is captured, so a finished term costs nothing.
         if self._capture is not None:
             self._capture.enabled = any(item.active(step) for item in self._regularizers)
 

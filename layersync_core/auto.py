@@ -1,7 +1,7 @@
-"""``import layersync_core.auto``: what ``layersync run`` does, in a process it did not start (notebooks, embedders).
+"""``import layersync_core.auto``: what ``layersync run`` does, for a process that it did not start, such as a notebook.
 
 The settings come from the variable ``LAYERSYNC_RUN``, which holds them as JSON or names a file. Import it before
-the model is built. Processes that this one starts get LayerSync as well.
+the model is built. Processes started from this one get LayerSync as well.
 
 Raises:
     ConfigError: The variable is not set, or the settings are wrong.

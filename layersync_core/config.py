@@ -30,12 +30,12 @@ from layersync_core.spelling import unknown_key as unknown_key  # for plugins
 _Model = TypeVar("_Model", bound=BaseModel)
 
 PRESETS = {"paper": 0.2, "lora": 0.002}
-"""Weights: the paper's (arXiv 2510.12581, section 4) and that of the authors' fine-tuning recipe."""
+"""Weights from the paper (arXiv 2510.12581, section 4) and from the authors' fine-tuning recipe."""
 
 
 def not_boolean(value: Any) -> Any:
-    """Refuse a boolean where a number is meant."""
-    # Python and pydantic take True for 1; in a form or a JSON file it is a mistake.
+    """Refuse a boolean where a number is expected."""
+    # Python and pydantic accept True as 1; in a form or a JSON file it is a mistake.
     if isinstance(value, bool):
         raise ValueError("a boolean is not a number")
     return value
@@ -63,34 +63,53 @@ Steps = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
 
 
 class LayerSyncConfig(BaseModel):
-    """Settings of LayerSync. Blocks count from 1; 0 is the first block as well."""
+    """Settings of LayerSync. Blocks count from 1; 0 is the first block as well.
+
+    Examples:
+        >>> from layersync_core import LayerSyncConfig
+        >>> config = LayerSyncConfig(layersync_enabled=True, layersync_student_block=8, layersync_teacher_block=16)
+        >>> config.weight
+        0.2
+        >>> config.pairs
+        [Pair(student=8, teacher=16, weight=0.2)]
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
 
     layersync_enabled: bool = Field(False, description="switch LayerSync on or off")
     layersync_student_block: BlockNumber | None = Field(
-        None, description="block that is pulled towards the teacher; 1 is the first block"
+        None, examples=[8], description="block that is pulled towards the teacher; 1 is the first block"
     )
     layersync_teacher_block: BlockNumber | None = Field(
-        None, description="deeper block that the student is pulled towards; default: the student block itself"
+        None,
+        examples=[16],
+        description="deeper block that the student is pulled towards; default: the student block itself",
     )
-    layersync_lambda: Weight | None = Field(None, description="weight of the term (default: the preset's)")
+    layersync_lambda: Weight | None = Field(
+        None,
+        examples=[0.2],
+        description="weight of the term (default: the preset's)",
+        json_schema_extra={"exclusiveMinimum": 0},
+    )
     layersync_preset: Literal["paper", "lora"] | None = Field(
-        None, description="weight where none is given: paper 0.2, lora 0.002"
+        None, examples=["lora"], description="weight where none is given: paper 0.2, lora 0.002"
     )
     layersync_tokens: Literal["target", "all"] = Field(
         "target", description="tokens that count: target, or all to add reference tokens"
     )
     layersync_generated_tokens: GeneratedTokens | None = Field(
         None,
-        description="number of generated image or video tokens where the call does not tell them from references: N "
-        "for the first N, -N for the last N",
+        examples=[4096],
+        description="number of generated image or video tokens, if the call does not distinguish them from references: "
+        "N for the first N, -N for the last N",
     )
     layersync_guard: bool = Field(
         True, description="measure in the first steps whether the tokens that count are those that the main loss trains"
     )
     layersync_pairs: Annotated[list[list[Any]] | None, BeforeValidator(_parsed)] = Field(
-        None, description="several pairs: [[student, teacher], [student, teacher, weight], ...]"
+        None,
+        examples=[[[8, 16], [4, 12, 0.1]]],
+        description="several pairs: [[student, teacher], [student, teacher, weight], ...]",
     )
     layersync_warmup_steps: Steps = Field(0, description="optimiser steps over which the weight rises linearly from 0")
     layersync_decay_steps: Steps = Field(0, description="optimiser steps after the warm-up of a cosine decay to 0")
@@ -99,7 +118,7 @@ class LayerSyncConfig(BaseModel):
         False, description="also log the gradient norm relative to the main loss, and the centred similarity"
     )
 
-    # The whole mapping this was read from, so that plugins find their own keys in it.
+    # The whole mapping this was read from, in which plugins find their own keys.
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
@@ -152,13 +171,23 @@ class LayerSyncConfig(BaseModel):
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> LayerSyncConfig:
-        """Read a mapping as trainers have it: aliases, a leading ``--``, keys of others beside ours.
+        """Read a mapping in the form that trainers have: aliases, a leading ``--``, other keys beside LayerSync's.
 
         Args:
-            mapping: Settings; None and "" mean not given, keys that are not ours are ignored.
+            mapping: Settings; None and "" mean not given, and keys of others are ignored.
 
         Raises:
-            ConfigError: An unknown ``layersync_*`` key, a value that cannot work, or settings that contradict.
+            ConfigError: An unknown ``layersync_*`` key, a value that cannot work, or settings that contradict each
+                other.
+
+        Examples:
+            >>> from layersync_core import LayerSyncConfig
+            >>> trainers = {"learning_rate": 1e-4, "--layersync_enabled": "true", "layersync_student_block": "8"}
+            >>> LayerSyncConfig.from_mapping(trainers).layersync_student_block
+            8
+            >>> LayerSyncConfig.from_mapping({"layersync_enabled": True, "layersync_lamda": 0.1})
+            Traceback (most recent call last):
+            layersync_core.errors.ConfigError: unknown setting layersync_lamda; did you mean layersync_lambda?
         """
         given = canonical(mapping)
         ours = {key: value for key, value in given.items() if key.startswith(PREFIX)}
@@ -174,18 +203,18 @@ class LayerSyncConfig(BaseModel):
         """Read a JSON file like ``from_mapping``.
 
         Raises:
-            ConfigError: The file is missing or is no JSON object, or as in ``from_mapping``.
+            ConfigError: The file is missing or isn't a JSON object, or as in ``from_mapping``.
         """
         return cls.from_mapping(read_json(path))
 
     def of(self, model: type[_Model]) -> _Model | None:
-        """Return a plugin's own settings, if its switch ``<prefix>_enabled`` is on; None while it is off.
+        """Return a plugin's own settings if its switch ``<prefix>_enabled`` is on, or None if it is off.
 
         Args:
             model: What the plugin claims in ``layersync_config_models``.
 
         Raises:
-            ConfigError: The plugin is on and an unknown key has its prefix; or values that do not fit the model.
+            ConfigError: The plugin is on and an unknown key has its prefix, or values do not fit the model.
         """
         switch = switch_of(model)
         if switch is None:
@@ -195,13 +224,13 @@ class LayerSyncConfig(BaseModel):
             for key in own:
                 if key not in model.model_fields:
                     raise ConfigError(unknown_key(key, model.model_fields))
-        # While it is off, what the host calls by such a name is the host's affair.
+        # While it is off, other keys with its prefix are the host's concern.
         settings = validate(model, {key: value for key, value in own.items() if key in model.model_fields})
         return settings if getattr(settings, switch) else None
 
     @property
     def given(self) -> dict[str, Any]:
-        """Every setting this was read from, plugins' and the host's keys included."""
+        """Every setting this was read from, including plugins' and the host's keys."""
         return self._given or self.model_dump(exclude_unset=True)
 
     @property
@@ -235,17 +264,17 @@ class LayerSyncConfig(BaseModel):
 
 
 def switch_of(model: Any) -> str | None:
-    """Return the field of a plugin's settings that switches it on; None where there is none."""
+    """Return the field of a plugin's settings that switches it on; None if it has none."""
     return next((name for name in getattr(model, "model_fields", ()) if name.endswith(SWITCH)), None)
 
 
 def validate(model: type[_Model], values: Mapping[str, Any], hint: str = "") -> _Model:
-    """Build a pydantic model; turn its complaints into one line.
+    """Build a pydantic model, turning its complaints into one line.
 
     Args:
-        model: Its class.
-        values: Its fields.
-        hint: What the model may add where a setting is missing.
+        model: The model's class.
+        values: The values of its fields.
+        hint: Text that the model may add if a setting is missing.
 
     Raises:
         ConfigError: The values do not fit the model.

@@ -20,24 +20,38 @@ from layersync_core.errors import LayerSyncError
 log = logging.getLogger(__name__)
 
 PLUGINS = "layersync.plugins"
-"""Group of the plugins' entry points."""
+"""The plugins' entry point group."""
 
-KNOWN_PLUGINS = {"crepa": "layersync-plugin-crepa"}
-"""Distributions of the regularizers that trainers' configurations enable, by name: without one its keys do nothing."""
+KNOWN_OBJECTIVES = ("twinflow",)
+KNOWN_PLUGINS = {"crepa": "layersync-plugin-crepa", "twinflow": "layersync-plugin-twinflow"}
+"""Distributions of the plugins that trainers' configurations may enable, by name; without one, its keys do nothing."""
 
 PLUGIN_COMMANDS = {
     **dict.fromkeys(("train", "suggest"), "layersync-plugin-trainer"),
     "webui": "layersync-plugin-webui",
 }
-"""Distributions of ours that bring a command, by its name."""
+"""This project's distributions that bring a command, by the command's name."""
+
+
+def not_installed(name: str) -> str:
+    """Return a clause about a known plugin that is asked for but not installed."""
+    where = ", and only layersync train can run it" if name in KNOWN_OBJECTIVES else ""
+    return f"its plugin is not installed{where}: pip install {KNOWN_PLUGINS[name]}"
+
 
 _OURS = frozenset({*KNOWN_PLUGINS.values(), *PLUGIN_COMMANDS.values()})
 
 _SLOW = 5
-"""Seconds from which it is said that something takes long to load."""
+"""Seconds after which a slow import is reported."""
 
 LOAD_VARIABLE = "LAYERSYNC_LOAD"
-"""Comma-separated names that may be loaded; unset: all, empty: none."""
+"""Variable with the comma-separated names that may be loaded; unset: all, empty: none."""
+
+
+def loadable() -> set[str] | None:
+    """Return the names that LAYERSYNC_LOAD allows; None where it is not set."""
+    names = os.environ.get(LOAD_VARIABLE)
+    return None if names is None else {name.strip() for name in names.split(",")} - {""}
 
 
 @dataclass(frozen=True)
@@ -52,44 +66,57 @@ class Provider:
 
     @property
     def allowed(self) -> bool:
-        """Whether LAYERSYNC_LOAD lets it load."""
-        names = os.environ.get(LOAD_VARIABLE)
-        return names is None or self.name in {name.strip() for name in names.split(",")}
+        """Whether LAYERSYNC_LOAD allows it."""
+        names = loadable()
+        return names is None or self.name in names
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self} ({self.name})"
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a plugin of this project that others rely on by name."""
-        return _normalised(self.distribution) in _OURS
+        """Whether it is one of this project's plugins, which others rely on by name."""
+        return normalised(self.distribution) in _OURS
 
     def load(self) -> Any:
-        """Import the object, and say if it takes long; what the import raises comes through, as in ``foreign``."""
+        """Import the object, and log if that takes long; errors of the import propagate, as in ``foreign``."""
         started = time.monotonic()
         try:
             with foreign():
-                return self._entry.load()
+                found = self._entry.load()
+            _loaded[self._entry.group, self.name, self.distribution] = self, found
+            return found
         finally:
             if (took := time.monotonic() - started) > _SLOW:
                 kind = "plugin" if self._entry.group == PLUGINS else "adapter"
-                log.warning(
-                    "%s %s (%s) took %.0f s to load; %s leaves it out", kind, self, self.name, took, LOAD_VARIABLE
-                )
+                log.warning("%s %s took %.0f s to load; %s leaves it out", kind, self.title, took, LOAD_VARIABLE)
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}"
 
 
+_loaded: dict[tuple[str, str, str], tuple[Provider, Any]] = {}
+
+
+def loaded() -> list[tuple[Provider, Any]]:
+    """Return the entry points that this process has imported, and what they were."""
+    return [*_loaded.values()]
+
+
 class EndedError(Exception):
-    """Somebody else's code tried to end the program; the cause is what it raised."""
+    """Somebody else's code tried to end the program; the cause is the exception it raised."""
 
 
 @contextmanager
 def foreign() -> Iterator[None]:
-    """Run somebody else's code: it prints on standard error, and cannot end the program.
+    """Run somebody else's code so that it prints to standard error and cannot end the program.
 
-    A KeyboardInterrupt comes through, since it may be the user's.
+    A KeyboardInterrupt propagates, since it may be the user's.
 
     Raises:
-        EndedError: The code raised what is no Exception, such as SystemExit where it is a script.
+        EndedError: The code raised something other than an Exception, such as SystemExit if it is a script.
     """
     with _file_descriptor_redirected(), redirect_stdout(sys.stderr):
         try:
@@ -102,9 +129,9 @@ def foreign() -> Iterator[None]:
 
 @contextmanager
 def _file_descriptor_redirected() -> Iterator[None]:
-    """Let what processes and C libraries print go to standard error too: the shell may evaluate a program's output."""
+    """Send what processes and C libraries print to standard error too, since a shell may evaluate our output."""
     kept = None
-    with suppress(OSError, ValueError, AttributeError):  # closed, or none
+    with suppress(OSError, ValueError, AttributeError):  # standard output is closed or missing
         sys.stdout.flush()
     with suppress(OSError):
         kept = os.dup(1)
@@ -117,18 +144,43 @@ def _file_descriptor_redirected() -> Iterator[None]:
             os.close(kept)
 
 
+_read: dict[str, tuple[object, list[Provider]]] = {}
+
+
 def providers(group: str) -> list[Provider]:
-    """Return the entry points of a group by name; a distribution that is found twice on the path counts once."""
+    """Return the entry points of a group by name; a distribution that is found twice on the path counts once.
+
+    The metadata of hundreds of distributions is read again only if the path or a folder on it has changed.
+    """
+    path = _path()
+    if group not in _read or _read[group][0] != path:
+        _read[group] = path, _providers(group)
+    return [*_read[group][1]]
+
+
+def _path() -> object:
+    """Return a value that changes when a distribution is installed or removed: modification times of the folders."""
+    places: list[object] = [*map(id, sys.meta_path)]
+    for place in sys.path:
+        found = None
+        with suppress(OSError, ValueError):
+            found = os.stat(place or os.curdir)
+        places.append((place, found and (found.st_dev, found.st_ino, found.st_mtime_ns)))
+    return places
+
+
+def _providers(group: str) -> list[Provider]:
     found: dict[tuple[str, str], Provider] = {}
     for distribution in importlib_metadata.distributions():
         for entry in _entries(distribution, group):
-            name, version = _field(distribution, "Name"), _field(distribution, "Version")
-            key = (entry.name, _normalised(name))
+            name, version = (field_of(distribution, field) or "unknown" for field in ("Name", "Version"))
+            key = (entry.name, normalised(name))
             found.setdefault(key, Provider(entry.name, entry.value, name, version, entry))
     return sorted(found.values(), key=lambda provider: (provider.name, provider.distribution))
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
+    """Return a distribution's name in the normalised form that package indices compare."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -139,15 +191,16 @@ def _entries(distribution: Any, group: str) -> Iterable[importlib_metadata.Entry
         return []
 
 
-def _field(distribution: Any, name: str) -> str:
+def field_of(distribution: Any, name: str) -> str:
+    """Return a field of a distribution's metadata; empty where it has none."""
     try:
-        return distribution.metadata[name] or "unknown"
+        return distribution.metadata[name] or ""
     except Exception:  # an interrupted installation leaves entry points without METADATA
-        return "unknown"
+        return ""
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return what somebody else's code raised, in one line."""
+    """Return an exception of somebody else's code as one line."""
     if isinstance(error, EndedError) and error.__cause__ is not None:
         error = error.__cause__
     text = shorten(str(error), 300, placeholder=" …")

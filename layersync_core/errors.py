@@ -1,4 +1,4 @@
-"""Errors a user can meet. Each carries one line fit for a terminal: what was asked, what is valid, what to do."""
+"""Errors that users can meet. Each message is one line for a terminal: what was asked, what is valid, what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class LayerSyncError(Exception):
-    """Base of every error that layersync raises on purpose; its message is one line, whatever a user's text has."""
+    """Base of every error that layersync raises on purpose; its message is one line, whatever a user's text holds."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
@@ -17,7 +17,7 @@ class _ModelError(LayerSyncError):
     """An error about a model's family.
 
     Attributes:
-        family: Id of the family; empty where nobody knows it.
+        family: Id of the family; empty where unknown.
         distribution: Name of the distribution that has, or would have, its adapter; empty where there is none.
         model_class: Class of the model that was asked for; empty where none was.
     """
@@ -32,7 +32,7 @@ class ConfigError(LayerSyncError, ValueError):
 
 
 class MisfitError(_ModelError, ConfigError):
-    """A model of a class that an adapter knows, without the blocks that it describes: another one, or half built."""
+    """A model whose class an adapter knows, without the blocks that it describes: a different model, or half built."""
 
 
 class UnsupportedFamilyError(_ModelError):
@@ -44,7 +44,7 @@ class UnknownFamilyError(_ModelError, LookupError):
 
 
 class AdapterNotInstalledError(_ModelError):
-    """A known family whose adapter is missing, excluded or broken; the message is the remedy."""
+    """A known family whose adapter is missing, excluded or broken; the message says what to do."""
 
 
 class CaptureError(LayerSyncError, RuntimeError):
@@ -52,11 +52,11 @@ class CaptureError(LayerSyncError, RuntimeError):
 
 
 class LayerSyncWarning(UserWarning):
-    """A configuration that is allowed but probably not what was meant."""
+    """A configuration that is allowed but probably not what was intended."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the known words nearest to one that is not, or all of them when none is near."""
+    """Return a hint with the known words nearest to an unknown one, or with all of them when none is near."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Files that users hand over, and files of ours in folders that others may write to."""
+"""Files that users pass in, and LayerSync's own files in folders that others may write to."""
 
 from __future__ import annotations
 
@@ -13,25 +13,43 @@ from typing import Any
 
 from layersync_core.errors import ConfigError
 
-# Windows has no such flag; there a link takes the right to make one.
+# Windows has no such flag; creating a link there takes a special right.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
+_KINDS = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML"}
+
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a file of settings: YAML or TOML by the ending of its name, where a reader is installed, else JSON.
+    """Read a settings file: YAML or TOML by the extension, where a reader is installed, else JSON.
 
     Raises:
-        ConfigError: The file cannot be read, or holds no mapping.
+        ConfigError: The file cannot be read, or doesn't hold a mapping.
     """
-    ending = Path(path).suffix.lower()
-    if ending in (".yaml", ".yml"):
-        return _parse_yaml(_text_of(path, "YAML"), str(path))
-    if ending == ".toml":
-        return _parse_toml(_text_of(path, "TOML"), str(path))
-    return parse_json(
-        _text_of(path, "JSON"), str(path), "is not valid JSON (YAML and TOML are told by .yaml, .yml and .toml)"
-    )
+    return parse_settings(_text_of(path, kind_of(path)), str(path))
+
+
+def kind_of(name: str | Path) -> str:
+    """Return the format of a settings file by its extension: YAML, TOML or JSON."""
+    return _KINDS.get(Path(name).suffix.lower(), "JSON")
+
+
+def parse_settings(text: str, name: str) -> dict[str, Any]:
+    """Return the settings in the text of a file, as ``read_settings`` does.
+
+    Args:
+        text: What is in the file.
+        name: Its name, whose extension determines the format.
+
+    Raises:
+        ConfigError: The text cannot be read, or doesn't hold a mapping.
+    """
+    kind = kind_of(name)
+    if kind == "YAML":
+        return _parse_yaml(text, name)
+    if kind == "TOML":
+        return _parse_toml(text, name)
+    return parse_json(text, name, "is not valid JSON (YAML and TOML are recognised by .yaml, .yml and .toml)")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -57,11 +75,11 @@ def parse_json(text: str, source: str, fault: str = "is not valid JSON") -> dict
 
     Args:
         text: The JSON.
-        source: What the messages call it.
-        fault: What they say of a text that cannot be read.
+        source: What messages call it.
+        fault: What messages say about a text that cannot be read.
 
     Raises:
-        ConfigError: It is no JSON, holds something else than an object, or an object in it has a key twice.
+        ConfigError: It isn't JSON, holds something other than an object, or an object in it has a key twice.
     """
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, source))
@@ -79,7 +97,7 @@ def _settings_in(content: Any, source: str, kind: str) -> dict[str, Any]:
 
 
 def _reader(source: str, modules: Sequence[str], package: str) -> Any:
-    # Core needs neither: most environments have them, and every setting can be written as JSON.
+    # Core requires no reader: most environments have one, and every setting can be written as JSON.
     for module in modules:
         try:
             return import_module(module)
@@ -137,7 +155,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]], source: str) -> dict[str, A
 
 
 def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Write a file at once and through no symbolic link, unless told otherwise for this user alone.
+    """Write a file atomically and without following a symbolic link; by default only this user can read it.
 
     Raises:
         OSError: It cannot be written.
@@ -153,20 +171,20 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
 
 
 def read_own(path: Path, limit: int) -> bytes:
-    """Read a small file that this package wrote, through no symbolic link and waiting for no pipe.
+    """Read a small file that this package wrote, without following a symbolic link or blocking on a pipe.
 
     Raises:
-        OSError: It cannot be read, is no plain file, or is larger than ``limit`` bytes.
+        OSError: It cannot be read, isn't a plain file, or is larger than ``limit`` bytes.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-            raise OSError(errno.EINVAL, "no small plain file", str(path))
+            raise OSError(errno.EINVAL, "not a small plain file", str(path))
         return file.read(limit)
 
 
 def append_to_file(path: Path, text: str) -> None:
-    """Write at the end of a file, through no symbolic link.
+    """Append to a file, without following a symbolic link.
 
     Raises:
         OSError: It cannot be written.

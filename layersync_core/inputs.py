@@ -1,4 +1,4 @@
-"""What a loop hands over beside the forward: judged once, before any regularizer sees it."""
+"""The arguments that a training loop passes to ``apply``, checked once, before any regularizer sees them."""
 
 # Shapes: B batch
 
@@ -24,7 +24,7 @@ def whole_step(step: Any) -> int:
     """Return an optimiser step as an int.
 
     Raises:
-        ConfigError: It is no whole number from 0.
+        ConfigError: It isn't a whole number of at least 0.
     """
     try:
         is_boolean = isinstance(step, bool) or (isinstance(step, Tensor) and step.dtype == torch.bool)
@@ -37,46 +37,46 @@ def whole_step(step: Any) -> int:
 
 
 def sample_weights(weight: Any) -> Tensor:
-    """Return the host's weights of the samples as real numbers without a graph.
+    """Return the host's sample weights as real numbers without a graph.
 
     Args:
-        weight: (B,) tensor of numbers from 0.
+        weight: (B,) tensor of numbers of at least 0.
 
     Raises:
-        ConfigError: It is something else. On a GPU a negative or infinite weight stops the program there instead, since
+        ConfigError: It is something else. On a GPU the device stops the program at a negative or infinite weight, since
             the host does not wait for it.
     """
     if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.is_complex():
         raise ConfigError(
-            f"sample_weight takes a tensor of one real number for each sample, shape (B,); got {_what(weight)}"
+            f"sample_weight takes a tensor with one real number per sample, shape (B,); got {_what(weight)}"
         )
     weight_B = weight.detach() if weight.requires_grad else weight
     if not weight_B.is_floating_point():
         weight_B = weight_B.float()
     assert_on_device(
         ((weight_B >= 0) & weight_B.isfinite()).all(),
-        "sample_weight has a negative or infinite weight, or one that is no number; weights are finite and from 0",
+        "sample_weight has a negative, infinite or NaN weight; weights must be finite and at least 0",
         ConfigError,
     )
     return weight_B
 
 
 def check_batch(weight: Tensor, batch: int) -> None:
-    """Raise ConfigError unless there is a weight for each of B samples."""
+    """Raise ConfigError unless there is one weight per sample."""
     if len(weight) != batch:
         raise ConfigError(
-            f"sample_weight has {len(weight)} weights, but the training forward was of {batch} samples; give each "
-            "sample one"
+            f"sample_weight has {len(weight)} weights, but the training forward had {batch} samples; give one weight "
+            "per sample"
         )
 
 
 def assert_on_device(condition: Tensor, message: str, error: type[LayerSyncError]) -> None:
-    """Stop the program where a condition is false, without letting the host wait for a device.
+    """Stop the program if a condition is false, without making the host wait for a device.
 
     Args:
         condition: 0-dim bool.
         message: What is wrong.
-        error: Raised on the CPU; on CUDA the device ends the program with the message. Others cannot check it.
+        error: Raised on the CPU; on CUDA the device ends the program with the message. Other devices don't check.
     """
     if condition.device.type in ("cpu", "cuda"):
         try:

@@ -1,4 +1,4 @@
-"""Running means that stay on the device until somebody reads them."""
+"""Running means that stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOSTS = ("loss", "step")
 
 
 def total(values: Sequence[Tensor]) -> Tensor:
-    """Return the sum of scalars on the first one's device: models split over several have terms on several."""
+    """Return the sum of scalars on the first one's device, since a model split over devices has terms on several."""
     result, *others = values
     for value in others:
         result = result + value.to(result.device)
@@ -28,7 +28,7 @@ def check_term(term: Any, owner: str) -> None:
 
     Args:
         term: What it returned.
-        owner: Its kind and name, for the error.
+        owner: Kind and name of its source, for the error.
     """
     if not isinstance(term, Term):
         raise LayerSyncError(f"{owner} returned a {type(term).__name__}; expected a Term")
@@ -39,7 +39,7 @@ def check_term(term: Any, owner: str) -> None:
 
 
 class Meter:
-    """Collect scalar tensors by name; reading gives their means and starts anew. Nothing here waits for the device."""
+    """Collects scalar tensors by name; reading gives their means and starts over. Nothing here waits for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -47,10 +47,10 @@ class Meter:
         self._owners: dict[str, str] = {}
 
     def claim(self, name: str, owner: str) -> None:
-        """Keep a name for one regularizer: two under one name would be averaged.
+        """Reserve a name for one regularizer, since two under one name would be averaged.
 
         Raises:
-            LayerSyncError: It is another's, LayerSync's or the host's.
+            LayerSyncError: The name belongs to another regularizer, LayerSync or the host.
         """
         holder = self._owners.get(name, owner)
         if name in _HOSTS:
@@ -59,15 +59,16 @@ class Meter:
             holder = _BUILT_IN
         if holder != owner:
             raise LayerSyncError(
-                f"regularizer {owner} returned a metric {name!r}, which is a name of {holder}; call it {owner}_{name}"
+                f"regularizer {owner} returned a metric {name!r}, a name that belongs to {holder}; call it "
+                f"{owner}_{name}"
             )
         self._owners[name] = owner
 
     def add(self, name: str, value: Tensor, owner: str) -> None:
-        """Add a value to the mean of a name, which ``claim`` gives to an owner."""
+        """Add a value to the mean of a name, which is claimed for its owner."""
         if self._owners.get(name) != owner:
             self.claim(name, owner)
-        # Nobody may see a change that is made in place later to the one that was given or read.
+        # Copied, so that later in-place changes of the given or the read tensor don't affect the other.
         value = value.detach().to(torch.float32, copy=True)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1

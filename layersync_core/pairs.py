@@ -1,4 +1,4 @@
-"""Pairs of blocks and their weights, as a user gives them."""
+"""Pairs of blocks and their weights, in the user's numbering."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refuse_twice(pairs: Sequence[Sequence[Any]]) -> None:
     """Raise ValueError where two pairs have the same blocks."""
     seen: dict[tuple[int, int], Sequence[Any]] = {}
     for pair in pairs:
-        blocks = max(int(pair[0]), 1), max(int(pair[1]), 1)  # 0 is the first block as well
+        blocks = max(int(pair[0]), 1), max(int(pair[1]), 1)  # 0 also means the first block
         if blocks in seen:
             raise ValueError(f"layersync_pairs has the pair {seen[blocks]!r} twice; give it once, with one weight")
         seen[blocks] = pair

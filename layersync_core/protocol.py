@@ -1,9 +1,9 @@
-"""What others implement (Adapter, Tiny, Regularizer, Objective), and the small data they exchange.
+"""The protocols that others implement (Adapter, Tiny, Regularizer, Objective), and the data they exchange.
 
-Importing this module imports no torch: entry points of adapters and plugins are read without it.
+Importing this module does not import torch, since entry points of adapters and plugins are read without it.
 """
 
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from layersync_core.capture.forward import Forward
 
 API_VERSION = 1
-"""Version of the adapter protocol; an adapter that declares another one is not used."""
+"""Version of the adapter protocol; an adapter that declares another version is not used."""
 
 TokenSet = Literal["target", "all"]
-"""Which tokens count: the generated ones, or reference tokens (edit models) as well."""
+"""Which tokens count: the generated ones, or also reference tokens (edit models)."""
 
 Modality = Literal["image", "video", "audio"]
-"""What a sample shows: an image of C, H, W, a clip of C, T, H, W or a sound of C, L."""
+"""What a sample is: an image (C, H, W), a clip (C, T, H, W) or a sound (C, L)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Block:
         index: Position in execution order, from 0.
         path: Module path in the model, such as ``blocks.7``.
         stack: Path of the list that holds it, such as ``blocks``.
-        width: Channels of its output; None where the adapter cannot tell.
+        width: Channels of its output; None where the adapter does not know.
         stage: Blocks of different stages have tokens of different resolution and cannot be paired.
         depth: How many blocks the model has; 0 where unknown.
         video: Its tokens have frames.
@@ -61,7 +61,7 @@ class Term:
 
     Attributes:
         loss: Scalar tensor, weight included.
-        metrics: Names and scalar tensors to log; whoever reads the term detaches and averages them.
+        metrics: Scalar tensors to log, by name; the reader of the term detaches and averages them.
     """
 
     loss: Tensor
@@ -81,7 +81,7 @@ class States(Protocol):
 
     @property
     def sample_weight(self) -> Tensor | None:
-        """(B,) weights of the host, as given to ``apply``."""
+        """(B,) sample weights of the host, as given to ``apply``."""
 
     def tokens(self, layer: int) -> Tensor:
         """Return (B, S, D): the image, video or audio tokens of a layer."""
@@ -92,9 +92,10 @@ class States(Protocol):
     def trainable_tokens(self, layer: int) -> Tensor:
         """Return ``tokens(layer)``; raise CaptureError unless they depend on a trainable parameter."""
 
-    def measured_tokens(self, layer: int, name: str) -> Tensor:
-        """Return ``trainable_tokens(layer)``; record under ``name`` the gradient that flows back through them, as a
-        norm relative to that of all else.
+    def tokens_with_grad_ratio(self, layer: int, name: str) -> Tensor:
+        """Return ``trainable_tokens(layer)``, and record the norm of the gradient through them under ``name``.
+
+        The norm is relative to that of all other gradient at these tokens.
         """
 
     def mask_of(self, tokens: TokenSet) -> Tensor | None:
@@ -103,11 +104,11 @@ class States(Protocol):
 
 @runtime_checkable
 class CaptureHandle(Protocol):
-    """A running capture: it makes a ``Forward`` of each training forward, and holds it until somebody has used it.
+    """A running capture: it creates a ``Forward`` for each training forward, and holds it until it has been used.
 
     Attributes:
-        enabled: False holds nothing at all, past the end of every schedule.
-        policy: Called with the capture before a training forward begins: it may forget forwards, or refuse by raising.
+        enabled: If False nothing is held, as past the end of every schedule.
+        policy: Called with the capture before a training forward begins; it may forget forwards, or refuse by raising.
     """
 
     enabled: bool
@@ -119,16 +120,16 @@ class CaptureHandle(Protocol):
 
     @property
     def why_none(self) -> str:
-        """Why there is no forward to read, in a clause; empty where there is or was one."""
+        """Why there isn't a forward to read, as a clause; empty where there is or was one."""
 
     def collect(self, forward: Forward) -> None:
-        """Put the states of a forward into the buffer, and say in it what its tokens are; CaptureError where not."""
+        """Put the states of a forward into the buffer, and set what its tokens are; CaptureError if that fails."""
 
     def discard(self, forward: Forward | None = None) -> None:
         """Forget a forward, or all of them, and empty the buffer."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """Leave the forwards inside the context alone."""
+        """Ignore the forwards inside the context."""
 
     def remove(self) -> None:
         """Take every hook off the model."""
@@ -136,7 +137,7 @@ class CaptureHandle(Protocol):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What a model family tells about itself. ``BlockStackAdapter`` implements it from data."""
+    """Describes a model family. ``BlockStackAdapter`` implements it from data."""
 
     family: str
     api_version: int
@@ -153,20 +154,20 @@ class Adapter(Protocol):
 
 
 class Tiny(Protocol):
-    """What an adapter's module ``tiny`` has: a model of a few thousand weights, and how that model is fed.
+    """An adapter's module ``tiny``: a model of a few thousand weights, and its inputs.
 
-    ``layersync list-supported --check`` needs the two functions, ``layersync train`` all of it.
+    ``layersync list-supported --check`` needs only the two functions, ``layersync train`` needs everything.
 
-    Optional: ``grid``, the sizes of the axes that stand in a parenthesis of ``axes``, such as ``(4, 4)``; ``channels``,
-    how many of the first channels are noisy, where those of a condition follow them in one tensor; ``labels``, the name
-    of the class labels among the inputs, (B,) integers, and with it ``classes(model) -> int``, how many classes a model
-    knows; ``prediction(output, sample) -> Tensor``, what a forward returned, shaped like the sample that it was given,
-    where it returned no tensor of that shape.
+    Optional: ``grid``, the sizes of the axes in a parenthesis of ``axes``, such as ``(4, 4)``; ``channels``, the number
+    of noisy channels, where those of a condition follow them in one tensor; ``labels``, the name of the class labels
+    among the inputs, (B,) integers, together with ``classes(model) -> int``, the number of classes that a model knows;
+    ``prediction(output, sample) -> Tensor``, the forward's prediction in the shape of the sample, where the forward
+    does not return a tensor of that shape.
     """
 
     @property
     def modality(self) -> Modality:
-        """What a sample shows."""
+        """What a sample is."""
 
     @property
     def sample(self) -> str:
@@ -174,11 +175,11 @@ class Tiny(Protocol):
 
     @property
     def axes(self) -> str:
-        """Axes of the noisy sample: B batch, C channels, T frames, H height, W width, L positions of a sound.
+        """Axes of the noisy sample: B batch, C channels, T frames, H height, W width, L positions of audio.
 
         ``BCHW``, ``BCTHW``, ``BTHWC`` or another order; without B, as in ``CTHW``, the model takes a list of samples.
-        An image may have a T of one frame. Axes in a parenthesis are one: ``B(THW)C`` is a sequence of tokens, the rows
-        of the first frame first, and in ``B(HW)(C22)`` a token is 2x2 pixels, as in Flux.
+        An image may have a T of one frame. Axes in parentheses are merged: ``B(THW)C`` is a sequence of tokens, the
+        rows of the first frame first, and in ``B(HW)(C22)`` a token is 2x2 pixels, as in Flux.
         """
 
     @property
@@ -194,18 +195,18 @@ class Tiny(Protocol):
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """A loss on hidden states. ``RegularizerBase`` has what may be said beside this.
+    """A loss on hidden states. ``RegularizerBase`` has the optional members.
 
     Attributes:
         name: Identifier, unique among the regularizers of a run.
-        order: Terms are computed in rising order (CREPA 100, LayerSync 200).
+        order: Terms are computed in ascending order (CREPA 100, LayerSync 200).
     """
 
     name: str
     order: int
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
-        """Return the layers to capture; raise ConfigError when the model has none that fit."""
+        """Return the layers to capture; raise ConfigError if the model has no suitable ones."""
 
     def compute(self, states: States, step: int) -> Term | None:
         """Return this step's term, or None."""
@@ -215,16 +216,16 @@ class StepSchedule(Protocol):
     """What depends on the optimiser step."""
 
     def active(self, step: int) -> bool:
-        """Return whether there is still a weight to come at a step or later."""
+        """Return whether the weight is nonzero at a step or later."""
 
 
 class RegularizerBase:
-    """What a regularizer may say beside the protocol, and what it means not to; subclassing it is not needed.
+    """The optional members of a regularizer, with their defaults; subclassing it is not needed.
 
     Attributes:
-        module: A trainable part, made by the time ``layers`` returns.
-        schedule: What depends on the optimiser step; None where nothing does. Whoever counts steps asks for it.
-        pairs: The resolved pairs of student, teacher and weight, where the loss is one of pairs.
+        module: A trainable part, created by the time ``layers`` returns.
+        schedule: What depends on the optimiser step; None where nothing does. It decides whether steps are counted.
+        pairs: The resolved pairs of student, teacher and weight, if the loss is made of pairs.
     """
 
     module: nn.Module | None = None
@@ -232,12 +233,12 @@ class RegularizerBase:
     pairs: Sequence[Any] = ()
 
     def active(self, step: int) -> bool:
-        """Return whether there is still a weight to come; False stops the capture as well."""
+        """Return whether the weight is nonzero at a step or later; False also stops the capture."""
         return self.schedule is None or self.schedule.active(step)
 
     def begin(self, model: nn.Module) -> None:
-        """Get ready at the first training step."""
+        """Prepare at the first training step."""
 
     def describe(self) -> list[str]:
-        """Return lines such as ``student: block 8 of 28 (blocks.7)``, printed where the run begins."""
+        """Return lines such as ``student: block 8 of 28 (blocks.7)``, printed when the run begins."""
         return []

@@ -1,4 +1,4 @@
-"""Put a function of ours in the place of a library's."""
+"""Replace a library's function with a wrapper."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine decay to 0, and a hard stop; 0 switches each of them off.
+    """Linear warm-up, then cosine decay to 0, and a hard stop; a value of 0 switches each off.
 
     Args:
         warmup_steps: Steps over which the factor rises from 0 to 1.
-        decay_steps: Steps after the warm-up over which it falls to 0.
+        decay_steps: Steps after the warm-up over which the factor falls to 0.
         cutoff_step: First step without the term.
     """
 
@@ -21,7 +21,7 @@ class Schedule:
     cutoff_step: int = 0
 
     def active(self, step: int) -> bool:
-        """Return whether the term still has, or will have, a weight; False stops the capture too."""
+        """Return whether the term still has, or will have, a weight; False also stops the capture."""
         ended = self.decay_steps and step >= self.warmup_steps + self.decay_steps
         return not ended and not (self.cutoff_step and step >= self.cutoff_step)
 

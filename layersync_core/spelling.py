@@ -1,4 +1,4 @@
-"""How settings are spelt: one name for each, and an error for a spelling that looks like ours and is not."""
+"""How settings are spelt: one name for each, and an error for spellings that look like LayerSync's but aren't."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from layersync_core.errors import ConfigError, did_you_mean
 PREFIX, SWITCH = "layersync_", "_enabled"
 
 ALIASES = {"encoder_depth": "student_block", "gt_encoder_depth": "teacher_block", "reg_weight": "lambda"}
-"""Spellings of the authors' code. Trainers have keys of these names with meanings of their own."""
+"""Spellings of the authors' code. Trainers have keys of the same names with other meanings."""
 LOSS_TYPE, LAYER_SYNC = "loss_type", "layer_sync"
-"""The authors' switch; in a mapping or a file the spellings above count only beside it."""
+"""The authors' switch; in a mapping or a file the spellings above count only together with it."""
 
 ON, OFF = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
-"""Words for a switch, as pydantic takes them."""
+"""Words for on and off that pydantic accepts."""
 _BOOLEANS = {**dict.fromkeys(ON, "1"), **dict.fromkeys(OFF, "0")}
 
 FIELDS = (
@@ -56,7 +56,7 @@ _OTHER_WORDS = {
     "teacher_layer": "teacher_block",
     "weight": "lambda",
 }
-# Sections of a host's configuration stand in sections at most.
+# How deep sections of a host's configuration are searched.
 _DEPTH = 6
 
 
@@ -74,29 +74,25 @@ def canonical(mapping: Mapping[str, Any], *, flags: bool = False, beside: Collec
     """Return settings under one spelling: no leading ``--``, underscores, aliases resolved, None and "" dropped.
 
     Args:
-        mapping: Settings as a user wrote them, keys of the host among them.
-        flags: They are flags of our own commands, where the authors' spellings always count; in a mapping these count
-            only together with ``loss_type: layer_sync``, and are the host's otherwise.
-        beside: Settings of ours that are given elsewhere.
+        mapping: Settings as a user wrote them, including keys of the host.
+        flags: They are flags of LayerSync's own commands, where the authors' spellings always count; in a mapping those
+            count only together with ``loss_type: layer_sync``, and are the host's otherwise.
+        beside: LayerSync's settings that are given elsewhere.
 
     Raises:
-        ConfigError: Two spellings of one setting have different values, a key is no text, or it is a spelling of ours
-            that is wrong.
+        ConfigError: Two spellings of one setting have different values, a key isn't text, or it is a wrong spelling of
+            one of LayerSync's.
     """
-    named = [(plain(spelling), spelling, value) for spelling, value in mapping.items() if not absent(value)]
-    ours = flags or any(name == LOSS_TYPE and value == LAYER_SYNC for name, _, value in named)
-    switched = ours or f"{PREFIX}enabled" in {*beside, *(name for name, _, _ in named)}
+    keys = settings_of(mapping, flags=flags)
+    switched = f"{PREFIX}enabled" in {*beside, *keys.values()} or flags
     settings: dict[str, Any] = {}
     spelt: dict[str, str] = {}
-    for name, spelling, given in named:
-        key, value = name, given
-        if name in ALIASES and ours:
-            key = PREFIX + ALIASES[name]
-        elif name == LOSS_TYPE and given == LAYER_SYNC:
-            key, value = f"{PREFIX}enabled", True
+    for spelling, key in keys.items():
+        given, name = mapping[spelling], plain(spelling)
+        value = True if name == LOSS_TYPE and key != name else given
         _refuse_look_alike(name, spelling, given, switched)
-        # A key of the host given twice is the host's affair.
-        if key.startswith(PREFIX) and key in settings and not _same(key, settings[key], value):
+        # A host's key that is given twice is the host's concern.
+        if key.startswith(PREFIX) and key in settings and not same_value(key, settings[key], value):
             raise ConfigError(
                 f"{spelt[key]} is {mapping[spelt[key]]!r} and {spelling} is {given!r}: "
                 f"two spellings of {key} with different values; keep one"
@@ -105,6 +101,24 @@ def canonical(mapping: Mapping[str, Any], *, flags: bool = False, beside: Collec
     if not any(key.startswith(PREFIX) for key in (*settings, *beside)):
         _refuse_nested(mapping)
     return settings
+
+
+def settings_of(mapping: Mapping[str, Any], *, flags: bool = False) -> dict[str, str]:
+    """Return the setting that each spelling in a mapping stands for, as in ``canonical``; None and "" are dropped.
+
+    Raises:
+        ConfigError: A key isn't text.
+    """
+    named = [(plain(spelling), spelling, value) for spelling, value in mapping.items() if not absent(value)]
+    ours = flags or any(name == LOSS_TYPE and value == LAYER_SYNC for name, _, value in named)
+    keys = {}
+    for name, spelling, value in named:
+        keys[spelling] = name
+        if name in ALIASES and ours:
+            keys[spelling] = PREFIX + ALIASES[name]
+        elif name == LOSS_TYPE and value == LAYER_SYNC:
+            keys[spelling] = f"{PREFIX}enabled"
+    return keys
 
 
 def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,16 +130,22 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     own = canonical(flags, flags=True)
     names = {plain(spelling): value for spelling, value in flags.items() if not absent(value)}
     rest = {spelling: value for spelling, value in file.items() if plain(spelling) not in {*names, *own}}
-    if names.get(LOSS_TYPE) == LAYER_SYNC:  # then the file's encoder_depth and the like count as well
+    if names.get(LOSS_TYPE) == LAYER_SYNC:  # makes the file's encoder_depth and the like count as well
         rest[LOSS_TYPE] = LAYER_SYNC
     settings = canonical(rest, beside=own)
     if f"{PREFIX}preset" in own:
-        settings.pop(f"{PREFIX}lambda", None)  # the weight that the file gives is overruled
+        settings.pop(f"{PREFIX}lambda", None)  # a preset on the command line overrides the file's weight
     return settings | own
 
 
+def flag(key: str, text: str) -> list[str]:
+    """Return the words that give a setting on a command line."""
+    # With an equals sign where the value could be mistaken for another flag.
+    return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
+
+
 def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with others over them: a pair replaces pairs, a preset a weight, and the other way round."""
+    """Return settings overridden by others: a pair replaces pairs, a preset a weight, and vice versa."""
     replaced: set[str] = set()
     for group in _ALTERNATIVES:
         for one, other in (group, group[::-1]):
@@ -144,7 +164,7 @@ def plain(spelling: Any) -> str:
     """Return a key without leading dashes, with underscores.
 
     Raises:
-        ConfigError: It is no text.
+        ConfigError: It isn't text.
     """
     if not isinstance(spelling, str):
         raise ConfigError(f"setting {spelling!r} is not text; settings are names such as layersync_enabled")
@@ -152,7 +172,7 @@ def plain(spelling: Any) -> str:
 
 
 def taken_for_the_hosts(given: Mapping[str, Any]) -> str:
-    """Return what to say of the authors' spellings that do not count; empty where there are none.
+    """Return a clause about the authors' spellings that do not count; empty where there are none.
 
     Args:
         given: Settings as ``canonical`` gives them.
@@ -162,15 +182,18 @@ def taken_for_the_hosts(given: Mapping[str, Any]) -> str:
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return the message for a key that nobody knows, with the nearest known ones."""
+    """Return the message for an unknown key, with the nearest known ones."""
     meant = PREFIX + _OTHER_WORDS.get(key.removeprefix(PREFIX), "")
     if key.startswith(PREFIX) and meant in known:
         return f"unknown setting {key}; did you mean {meant}?"
     return f"unknown setting {key}; {did_you_mean(key, known)}"
 
 
-def _same(key: str, one: Any, other: Any) -> bool:
-    # "8" from a flag and 8 from a file are one value; for the switch, so are True, "true" and "yes".
+def same_value(key: str, one: Any, other: Any) -> bool:
+    """Return whether two values of a setting are the same.
+
+    "8" from a flag equals 8 from a file; for the switch, True, "true" and "yes" are equal.
+    """
     words = _BOOLEANS if key == f"{PREFIX}enabled" else {}
     texts = [words.get(text, text) for text in (str(value).strip().lower() for value in (one, other))]
     try:
@@ -180,11 +203,11 @@ def _same(key: str, one: Any, other: Any) -> bool:
 
 
 def refuse_other_case(mapping: Mapping[str, Any], prefix: str) -> None:
-    """Refuse a plugin's keys in capitals, and a section of its name: its settings would do nothing there.
+    """Refuse a plugin's keys in capitals, and a section with its name, since such settings would do nothing.
 
     Args:
         mapping: Settings as ``canonical`` gives them.
-        prefix: Of the plugin's keys, such as ``crepa_``.
+        prefix: The prefix of the plugin's keys, such as ``crepa_``.
 
     Raises:
         ConfigError: There is such a key.
@@ -204,7 +227,7 @@ def _refuse_look_alike(name: str, spelling: str, value: Any, switched: bool) -> 
         return
     if isinstance(value, (Mapping, list, tuple)):
         raise _section(spelling, value, PREFIX)
-    if switched and name == PREFIX[:-1]:  # a host's note of something, beside settings that are right
+    if switched and name == PREFIX[:-1]:  # some note of the host, beside correct settings
         return
     raise ConfigError(f"{spelling} would do nothing; {_right_spelling(found)}")
 
@@ -220,7 +243,7 @@ def _right_spelling(found: re.Match[str]) -> str:
 
 
 def _asks(section: Mapping[str, Any]) -> bool:
-    """Return whether a section of a plugin's settings asks for anything."""
+    """Return whether a section of a plugin's settings switches anything on."""
     return bool(section) and is_on(section.get("enabled", True))
 
 
@@ -241,7 +264,7 @@ def _section(spelling: str, content: Any, prefix: str) -> ConfigError:
 
 
 def _refuse_nested(value: Any, path: str = "", depth: int = _DEPTH) -> None:
-    """Refuse settings of ours that stand in a section of the host's, where nobody would read them."""
+    """Refuse LayerSync's settings in a section of the host's configuration, where nothing would read them."""
     if not depth:
         return
     if isinstance(value, Mapping):
@@ -251,7 +274,7 @@ def _refuse_nested(value: Any, path: str = "", depth: int = _DEPTH) -> None:
                 raise _section(f"{path}{key}", inner, PREFIX)
             if found and is_on(inner):
                 raise ConfigError(
-                    f"{path}{key} stands in a section, where it would do nothing; write it beside the outermost keys: "
+                    f"{path}{key} is inside a section, where it would do nothing; write it beside the outermost keys: "
                     f"{_right_spelling(found)}"
                 )
             _refuse_nested(inner, f"{path}{key}.", depth - 1)

@@ -1,4 +1,4 @@
-"""The state of attachments in a file: the schedule's step and the trainable parts, beside a host's own checkpoint."""
+"""Attachments' state in a file beside a host's checkpoint: step, trainable parts, and the code that made them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from layersync_core.errors import ConfigError
+from layersync_core.participants import libraries
 
 STATE_FILE = "layersync_state.safetensors"
 _VERSION = 2
-# An earlier trainer wrote the step and the parts' names here, and only tensors into the file above.
+# An earlier trainer wrote the step and the names of the parts here, and only tensors into the file above.
 _EARLIER = "layersync_state.json"
 
 State = dict[str, Any]
@@ -19,11 +20,11 @@ State = dict[str, Any]
 
 
 def save_states(folder: Path, states: Mapping[str, State]) -> None:
-    """Write the states of attachments into a folder; a file that is there is replaced at once.
+    """Write the states of attachments into a folder, atomically replacing an existing file.
 
     Args:
-        folder: Of a checkpoint.
-        states: By a name for each attachment; "" for the only one.
+        folder: A checkpoint's folder.
+        states: The states by name of the attachment; "" for a single one.
 
     Raises:
         OSError: It cannot be written.
@@ -34,24 +35,26 @@ def save_states(folder: Path, states: Mapping[str, State]) -> None:
     tensors = {}
     for name, state in states.items():
         about[name] = {"step": state["step"], "modules": list(state["modules"])}
+        about[name]["distributions"] = state.get("distributions", [])
         for module, values in state["modules"].items():
             for key, value in values.items():
                 place = f"{name}/{module}/{key}" if name else f"{module}/{key}"
                 tensors[place] = value.detach().cpu().contiguous()
     temporary = folder / f"{STATE_FILE}.tmp"
-    content = save(tensors, metadata={"layersync": json.dumps({"version": _VERSION, "states": about})})
+    content = {"version": _VERSION, "states": about, "libraries": libraries()}
+    written = save(tensors, metadata={"layersync": json.dumps(content)})
     try:
-        temporary.write_bytes(content)  # by ourselves, since safetensors raises no OSError
+        temporary.write_bytes(written)  # not by safetensors, which does not raise OSError
         temporary.replace(folder / STATE_FILE)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load_states(folder: Path) -> dict[str, State] | None:
-    """Read the states that a folder has, of this version or an earlier one; None where it has none.
+    """Read the states in a folder, in this version or an earlier one; None if it has none.
 
     Raises:
-        ConfigError: The file cannot be read, or is of a version that is not known.
+        ConfigError: The file cannot be read, or has an unknown version.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -68,14 +71,15 @@ def load_states(folder: Path) -> dict[str, State] | None:
         about = json.loads(text)
         return {1: _of_run, _VERSION: _current}[about["version"]](about, tensors)
     except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path} is no state file of this version of layersync") from None
-    except Exception as error:  # safetensors has an exception of its own for a file cut short
+        raise ConfigError(f"{path} isn't a state file of this version of layersync") from None
+    except Exception as error:  # safetensors has its own exception for a truncated file
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
 def _current(about: Any, tensors: Mapping[str, Any]) -> dict[str, State]:
     states = {
         name: _state(entry["step"], {module: {} for module in entry["modules"]})
+        | {"distributions": entry.get("distributions", [])}  # earlier files have none
         for name, entry in about["states"].items()
     }
     for key, value in tensors.items():

@@ -1,26 +1,39 @@
-"""Fixtures of several test files: the built distributions, and an interpreter that sees nothing else of ours."""
+"""Fixtures for several test files: the built distributions, and an interpreter that sees only those of LayerSync."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the fast tests first; the order is otherwise as collected."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the fast tests first; the order is otherwise as collected.
+
+    Where files are handed to several workers, those with slow tests are handed out first, and of these the ones with
+    most tests: the last file keeps one worker busy while the others have nothing left to do.
+    """
+    items.sort(key=_is_slow)
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if _is_slow(item)}
+        count = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_collection_finish() -> None:
@@ -32,16 +45,6 @@ def pytest_collection_finish() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many configurations went through the conformance kit, in how many checks."""
-    from layersync_core.testing.subject import checks
-
-    # Without the kit's own tests, most of which are about adapters that fail.
-    passed = {name: count for name, count in checks.items() if not name.startswith("tests.")}
-    if passed:
-        terminalreporter.write_line(f"conformance: {len(passed)} configurations, {sum(passed.values())} checks")
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,41 @@ class Built:
         return self.name.replace("-", "_")
 
 
+# One process for all of them, by the hooks that pip and build call: the wheel is built from the sdist, as a user's is.
+_BUILD = """
+import os, sys, tarfile
+from hatchling.build import build_sdist, build_wheel
+for project, out in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    os.chdir(project)
+    sdist = build_sdist(out)
+    with tarfile.open(f"{out}/{sdist}") as packed:
+        packed.extractall(f"{out}/unpacked", filter="data")
+    os.chdir(f"{out}/unpacked/{sdist.removesuffix('.tar.gz')}")
+    build_wheel(out)
+"""
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
-    """Build the distribution of a folder, once; the wheel is built from the sdist, as a user's is."""
+    """Return the built distribution of a folder; all are built at the first call."""
 
     @cache
-    def build(folder: str) -> Built:
-        out, project = tmp_path_factory.mktemp("built"), ROOT / folder
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(project)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=out)
+    def build() -> dict[Path, Built]:
+        files = [*ROOT.glob("adapters/*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")]
+        projects = [ROOT, *(file.parent for file in files)]
+        folders = {project: tmp_path_factory.mktemp("built") for project in projects}
+        words = [str(path) for both in folders.items() for path in both]
+        done = subprocess.run([sys.executable, "-c", _BUILD, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
-        kind = project.parent.name.removesuffix("s")
-        name = "layersync-core" if project == ROOT else f"layersync-{kind}-{project.name.replace('_', '-')}"
-        return Built(name, project, wheel, sdist)
+        return {project: built(project, out) for project, out in folders.items()}
 
-    return build
+    def built(project: Path, out: Path) -> Built:
+        (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+        name = re.search(r'^name = "(.+)"$', (project / "pyproject.toml").read_text(), re.MULTILINE)
+        assert name is not None
+        return Built(name[1], project, wheel, sdist)
+
+    return lambda folder: build()[ROOT / folder]
 
 
 @pytest.fixture(scope="session")
@@ -93,12 +115,12 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str | Path]], Path]:
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Install wheels or pinned requirements, and nothing that they require, into a new folder."""
 
-    def install(requirements: Sequence[str | Path]) -> Path:
+    def install(requirements: Sequence[str | Path], *flags: str) -> Path:
         folder = tmp_path_factory.mktemp("installed")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *flags]
         done = subprocess.run([*command, *map(str, requirements)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return folder
@@ -108,7 +130,7 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str 
 
 @pytest.fixture(scope="session")
 def isolated_python(third_party: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python with the given folders before the third-party packages, and no other distribution of ours."""
+    """Run Python with the given folders before the third-party packages, and no other LayerSync distribution."""
 
     def run(*arguments: str, path: Sequence[Path], **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, third_party])), **variables}

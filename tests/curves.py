@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 Curve = list[tuple[int, float]]
-"""(step, value) in the order of logging; under gradient accumulation a step is logged more than once."""
+"""(step, value) pairs in logging order; under gradient accumulation a step is logged more than once."""
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

@@ -14,8 +14,13 @@ def stub() -> str:
     """Return the text of the stub that the table of names asks for."""
     lines = ["# Written from the table in __init__.py by `python -m tests.face`.", ""]
     for module, names in sorted(layersync_core.FACE.items()):
-        lines += [f"from layersync_core.{module} import {name} as {name}" for name in sorted(names)]
+        lines += [f"from layersync_core.{module} import {name} as {name}" for name in sorted(names, key=_order)]
     return "\n".join([*lines, "", "__version__: str", "FACE: dict[str, tuple[str, ...]]", ""])
+
+
+def _order(name: str) -> tuple[bool, bool, str]:
+    # As ruff sorts them: constants, classes, functions.
+    return not name.isupper(), not name[0].isupper(), name
 
 
 if __name__ == "__main__":

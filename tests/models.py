@@ -1,4 +1,4 @@
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 """Small models for the tests, and their forwards written by hand: the reference that no hook takes part in."""
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def assert_same_gradients(
 
 
 class ToyBlock(nn.Module):
-    """A block whose tokens see each other; it can be told to fail."""
+    """A block whose tokens see each other; it can be made to fail."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ TOY = BlockStackAdapter(
 
 
 class Outside(nn.Module):
-    """LoRA as kohya's trainers have it: its weights are no part of the model, whose linear layer it takes over."""
+    """LoRA as in kohya's trainers: its weights aren't part of the model, whose linear layer's forward it replaces."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An adapter as somebody else might write it, against the protocol alone: it knows nothing of our capture."""
+"""An adapter as a third party might write it, using only the protocol and nothing of LayerSync's own capture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OwnHandle:
 
 
 class OwnAdapter:
-    """Written against the protocol alone.
+    """Written using only the protocol.
 
     Args:
         family: Id of the family.

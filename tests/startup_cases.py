@@ -140,7 +140,7 @@ class StartupCase:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def arrange(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Install what the case has installed, for one test."""
+        """Install the case's distributions for one test."""
         for distribution in self.distributions:
             distribution.install(folder, monkeypatch)
         for family, known in self.known.items():

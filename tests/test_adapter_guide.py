@@ -1,4 +1,4 @@
-"""docs/adapters.md: its words alone lead somebody outside of this repository from nothing to green tests."""
+"""docs/adapters.md: following it leads someone outside of this repository from nothing to passing tests."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import twinflow
 from benchmarks.measure import median, peak_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,38 @@ def test_a_quick_run_of_the_training_step() -> None:
         if row[0][0] not in ("blocks", "steps"):
             assert all(re.search(r"-?\d", " ".join(cell)) for cell in row[1:])
     assert "layersync: SiT#2 (family dit)" in done.stderr, "layersync run attached to both near-empty models"
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_twinflow_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["twinflow", "--quick", "--output_dir", str(tmp_path)])
+    twinflow.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [*results["arms"]] == ["plain", "TwinFlow", "TwinFlow and LayerSync"]
+    for arm, found in results["arms"].items():
+        samplers = ("Euler", "Euler with guidance") if arm == "plain" else ("few", "mul", "any")
+        for sampler in samplers:
+            assert {f"{sampler}, {steps}" for steps in (1, 2, 4)} <= found["0"].keys()
+    told = results["arms"]["TwinFlow"]["0"]
+    assert told["few, 1"] == told["any, 1"], "in one step both go to 0"
+    del results["arms"]["TwinFlow"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(twinflow, "run", lambda arm, *rest: told if arm == "TwinFlow" else pytest.fail(arm))
+    capsys.readouterr()
+    twinflow.main()
+    assert capsys.readouterr().out.startswith((tmp_path / "table.md").read_text())
+
+
+def test_the_page_of_twinflow_has_the_table_of_its_results() -> None:
+    results = json.loads((ROOT / "docs" / "twinflow" / "results.json").read_text())
+    page = (ROOT / "docs" / "twinflow.md").read_text()
+    assert twinflow.table(results["arms"]) in page
+    assert all(found.keys() == {"0", "1", "2"} for found in results["arms"].values())
+    scale = results["scale"]
+    assert f"{scale['steps']} steps of {scale['batch size']} samples" in " ".join(page.split())
+    assert f"Held-out data are at {results['held-out data']:.0f}." in page
 
 
 def test_the_peak_is_what_lives_at_once() -> None:

@@ -119,7 +119,7 @@ BROKEN = {
     "slice in the hook": (
         made(SlicingAdapter),
         "test_checkpointing_keeps_the_gradient",
-        "must store the very object that the block returned and slice it in collect() alone",
+        "must store the very object that the block returned and slice it only in collect()",
     ),
     "any module": (
         made(AnyModule),
@@ -222,6 +222,25 @@ def test_the_stand_in_is_checkpointed() -> None:
     assert model.run is not None
 
 
+@pytest.mark.parametrize("kind", [ValueError, NotImplementedError])
+def test_a_model_that_says_that_it_supports_no_checkpointing_is_left_out(kind: type[Exception]) -> None:
+    class Refusing(ImageFirst):
+        def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
+            raise kind(text)
+
+    class Kit(AdapterConformance):
+        adapter = replace(RIGHT, model_classes="Refusing")
+
+    model = Refusing()
+    check = partial(Kit().test_checkpointing_keeps_the_gradient, model, mode="non-reentrant")
+    text = "Refusing does not support gradient checkpointing."
+    with pytest.raises(pytest.skip.Exception, match="does not support gradient checkpointing"):
+        check(inputs=example_inputs(model, 2))
+    text = "something else"
+    with pytest.raises(kind, match=text):
+        check(inputs=example_inputs(model, 2))
+
+
 def test_a_kit_that_says_its_family_alone_finds_the_rest() -> None:
     kit = family_kit("pixart", 4)
     assert kit.adapter is get_adapter("pixart")
@@ -254,7 +273,7 @@ def test_a_kit_without_a_family_says_what_is_missing(attribute: str) -> None:
     class Nothing(AdapterConformance):
         pass
 
-    with pytest.raises(ConfigError, match=f"Nothing says neither family nor {attribute}: write family = "):
+    with pytest.raises(ConfigError, match=f"Nothing has neither family nor {attribute}: write family = "):
         getattr(Nothing, attribute)
 
 

@@ -1,7 +1,7 @@
-"""`layersync run` over unmodified training programs: diffusers' own scripts, and one of ours with their structure.
+"""`layersync run` over unmodified training programs: diffusers' own scripts, and a copy of their structure.
 
-diffusers' scripts are no part of its package. With LAYERSYNC_DIFFUSERS_CHECKOUT=<folder of a clone> they run too, on
-tiny random pipelines; tests/stubs stands in for what they import beyond requirements.txt.
+diffusers' scripts aren't part of its package. With LAYERSYNC_DIFFUSERS_CHECKOUT=<folder of a clone> they run too, on
+tiny random pipelines; tests/stubs replaces what they import beyond requirements.txt.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def run(script: Path, flags: str, folder: Path, layersync: str | None) -> Done:
 
 
 def check_runs(plain: Done, enabled: Done, tag: str = "loss", steps: int = 3) -> None:
-    """Check what is true of every script: the term is there, it trains, and the script's own loss is without it."""
+    """Check what holds for every script: the term is there, it trains, and the script's own loss is without it."""
     check_term(enabled.curves, steps)
     assert "layersync_loss" not in plain.curves
     # LoRA starts at zero, so the first forward is the same.

@@ -1,8 +1,9 @@
-"""What is published: wheels and sdists, each adapter alone with core, and installations that went wrong."""
+"""The published distributions: wheels and sdists, each adapter with only core, and broken installations."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,12 +17,24 @@ from typing import Any
 import pytest
 
 from layersync_core import __version__
+from release.building import check
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTERS = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("adapters/*/pyproject.toml"))
 PLUGINS = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("plugins/*/pyproject.toml"))
 FOLDERS = [".", *ADAPTERS, *PLUGINS]
 HEAVY = ["torch", "diffusers", "transformers", "accelerate"]
+
+# Of each folder's metadata: one has several families.
+FAMILIES = {
+    folder: sorted(
+        re.findall(r"^(\w+) = \"\w+(?:\.\w+)?:adapter\"$", (ROOT / folder / "pyproject.toml").read_text(), re.MULTILINE)
+    )
+    for folder in ADAPTERS
+}
+README_HOOK = ', "hatch-fancy-pypi-readme>=25.1"'
+"""Of core alone, whose README is the repository's."""
+EVERY = {family for families in FAMILIES.values() for family in families}
 
 Build = Callable[[str], Any]
 Install = Callable[[Sequence[Path]], Path]
@@ -34,6 +47,12 @@ pytestmark = pytest.mark.slow
 def everything(build: Build, install: Install) -> Path:
     """Core and every adapter."""
     return install([build(folder).wheel for folder in (".", *ADAPTERS)])
+
+
+@pytest.fixture(scope="module")
+def core(build: Build, install: Install) -> Path:
+    """Only core."""
+    return install([build(".").wheel])
 
 
 @pytest.fixture
@@ -51,11 +70,17 @@ def bad_distribution(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def listing(python: Python, *flags: str, path: Sequence[Path], code: int = 0) -> dict[str, dict[str, str]]:
+def listing(
+    python: Python, *flags: str, path: Sequence[Path], code: int = 0, **variables: str
+) -> dict[str, dict[str, str]]:
     """Return the rows of ``layersync list-supported`` by family."""
-    done = python("-m", "layersync_core", "list-supported", "--json", *flags, path=path)
+    done = python("-m", "layersync_core", "list-supported", "--json", *flags, path=path, **variables)
     assert done.returncode == code, done.stderr
-    return {row["family"]: row for row in json.loads(done.stdout)}
+    return rows_of(done.stdout)
+
+
+def rows_of(text: str) -> dict[str, dict[str, str]]:
+    return {row["family"]: row for row in json.loads(text)}
 
 
 def installed_families(rows: dict[str, dict[str, str]]) -> dict[str, str]:
@@ -79,8 +104,9 @@ class TestBuild:
         distribution = build(folder)
         with zipfile.ZipFile(distribution.wheel) as wheel:
             names = set(wheel.namelist())
-        modules = (distribution.folder / distribution.package).rglob("*.py")
-        assert {module.relative_to(distribution.folder).as_posix() for module in modules} <= names
+        package = distribution.folder / distribution.package
+        files = [*package.rglob("*.py"), *package.rglob("*.tmpl")]  # templates of new packages as well
+        assert {file.relative_to(distribution.folder).as_posix() for file in files} <= names
 
     def test_sdist_holds_what_it_takes_to_build(self, build: Build, folder: str) -> None:
         distribution = build(folder)
@@ -101,6 +127,12 @@ class TestBuild:
         if folder in ADAPTERS:
             assert metadata.get_all("Requires-Dist") == ["layersync-core<1,>=0.1"]
 
+    def test_is_built_as_core_is(self, folder: str) -> None:
+        system, core = (
+            (ROOT / it / "pyproject.toml").read_text().split("\n\n")[0].replace(README_HOOK, "") for it in (folder, ".")
+        )
+        assert system == core
+
     def test_is_installed_for_development(self, folder: str) -> None:
         requirements = (ROOT / "requirements.txt").read_text().splitlines()
         assert f"-e {folder}" in requirements
@@ -109,30 +141,62 @@ class TestBuild:
         assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
-def test_indexes_will_accept_them(build: Build) -> None:
-    files = [str(path) for it in map(build, FOLDERS) for path in (it.wheel, it.sdist)]
-    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+def test_indexes_and_readers_will_accept_them(build: Build) -> None:
+    files = [path for it in map(build, FOLDERS) for path in (it.wheel, it.sdist)]
+    check(files)
+
+
+def members(built: Path) -> list[str]:
+    if built.suffix == ".whl":
+        with zipfile.ZipFile(built) as wheel:
+            return sorted(wheel.namelist())
+    with tarfile.open(built) as sdist:
+        return sorted(sdist.getnames())
+
+
+def test_a_build_by_the_front_end_is_the_same(build: Build, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT / ADAPTERS[0])]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for ours in (build(ADAPTERS[0]).wheel, build(ADAPTERS[0]).sdist):
+        assert members(tmp_path / ours.name) == members(ours)
+
+
+ALONE = """
+import sys
+from layersync_core import get_adapter
+from layersync_core.cli import main
+assert main(["list-supported", "--json"]) == 0
+print([get_adapter(family).family for family in sys.argv[1:]], file=sys.stderr)
+"""
 
 
 @pytest.mark.parametrize("folder", ADAPTERS)
-def test_adapter_alone_brings_its_family(build: Build, install: Install, isolated_python: Python, folder: str) -> None:
-    family, path = Path(folder).name, [install([build(".").wheel, build(folder).wheel])]
-    assert installed_families(listing(isolated_python, path=path)) == {family: build(folder).name}
-    loads = f"from layersync_core import get_adapter; print(get_adapter({family!r}).family)"
-    done = isolated_python("-c", loads, path=path)
-    assert (done.returncode, done.stdout) == (0, f"{family}\n"), done.stderr
+def test_adapter_alone_brings_its_families(
+    build: Build, core: Path, isolated_python: Python, folder: str, tmp_path: Path
+) -> None:
+    families = FAMILIES[folder]
+    assert families
+    # As pip leaves a wheel that brings no commands; pip itself installs every one of them in `everything`.
+    with zipfile.ZipFile(build(folder).wheel) as wheel:
+        wheel.extractall(tmp_path)
+    done = isolated_python("-c", ALONE, *families, path=[core, tmp_path])
+    assert (done.returncode, done.stderr) == (0, f"{families}\n")
+    assert installed_families(rows_of(done.stdout)) == dict.fromkeys(families, build(folder).name)
 
 
-def test_core_alone_names_the_remedy(build: Build, install: Install, isolated_python: Python) -> None:
-    rows = listing(isolated_python, path=[install([build(".").wheel])])
+def test_core_alone_names_the_remedy(core: Path, isolated_python: Python) -> None:
+    rows = listing(isolated_python, path=[core])
     assert installed_families(rows) == {}
     assert rows["wan"]["detail"] == "pip install layersync-adapter-wan"
+    assert rows["prx"]["detail"] == "pip install layersync-adapters-more"
 
 
 def test_all_adapters_work_from_their_wheels(everything: Path, build: Build, isolated_python: Python) -> None:
     rows = listing(isolated_python, "--check", path=[everything])
-    assert installed_families(rows) == {Path(folder).name: build(folder).name for folder in ADAPTERS}
+    assert installed_families(rows) == {
+        family: build(folder).name for folder, families in FAMILIES.items() for family in families
+    }
     assert all("similarity" in row["detail"] for row in rows.values() if row["state"] == "installed")
 
 
@@ -176,14 +240,14 @@ class TestBrokenAdapter:
         rows = listing(isolated_python, path=path)
         assert rows["lumina2"]["state"] == "installed"
         assert rows["lumina2"]["version"] == "9.8"
-        assert installed_families(rows).keys() == {Path(folder).name for folder in ADAPTERS} | {"lumina2"}
+        assert installed_families(rows).keys() == EVERY | {"lumina2"}
 
     def test_check_shows_its_error_and_the_others_work(self, isolated_python: Python, path: list[Path]) -> None:
-        rows = listing(isolated_python, "--check", path=path, code=2)
+        rows = listing(isolated_python, "--check", path=path, code=2, LAYERSYNC_LOAD="dit,lumina2,wan")
         assert rows["lumina2"]["state"] == "broken"
         assert "layersync-adapter-lumina2 9.8" in rows["lumina2"]["detail"]
         assert "RuntimeError: compiled for another planet" in rows["lumina2"]["detail"]
-        assert installed_families(rows).keys() == {Path(folder).name for folder in ADAPTERS}
+        assert all("similarity" in rows[family]["detail"] for family in ("dit", "wan"))
 
     def test_attach_on_another_family_does_not_notice(self, isolated_python: Python, path: list[Path]) -> None:
         done = isolated_python("-c", ATTACH, "dit", path=path)
@@ -208,7 +272,8 @@ class TestTwoDistributionsOfOneFamily:
         assert row["distribution"] == "layersync-adapter-wan and someones-wan"
 
     def test_check_fails_on_it_alone(self, isolated_python: Python, path: list[Path]) -> None:
-        rows = listing(isolated_python, "--check", path=path, code=2)
+        rows = listing(isolated_python, "--check", path=path, code=2, LAYERSYNC_LOAD="dit,flux,wan")
+        assert all("similarity" in rows[family]["detail"] for family in ("dit", "flux"))
         assert [family for family, row in rows.items() if row["state"] in ("broken", "conflict")] == ["wan"]
 
     def test_asking_for_the_family_names_both(self, isolated_python: Python, path: list[Path]) -> None:
@@ -230,7 +295,13 @@ LIGHT = {
     "list-supported": LISTS,
     "list-supported --json": LISTS.replace("]", ", '--json']"),
     "a refusal": REFUSES,
-    **{f"the adapter {Path(folder).name}": f"import layersync_adapter_{Path(folder).name}" for folder in ADAPTERS},
+    "every adapter": f"""
+import sys
+from layersync_core import get_adapter
+for family in {sorted(EVERY)}:
+    get_adapter(family)
+    assert not set({HEAVY}) & set(sys.modules), family
+""",
 }
 
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from benchmarks.effect import training
-from benchmarks.effect.arms import FULL, PAPER, QUICK, Job
+from benchmarks.effect.arms import FULL, PAPER, QUICK, Job, Scale
 from benchmarks.effect.measures import Exam, frechet_distance, linear_cka
 from benchmarks.effect.results import Mark, Record
 from benchmarks.effect.tasks import TASKS
 from layersync_core import LayerSyncWarning
 
 TINY = dataclasses.replace(QUICK, short=1, every=1)
+STEADY = dataclasses.replace(TINY, data=400)
 
 
 # Measures.
@@ -82,10 +83,10 @@ def curves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Exam, "examine", lambda *_: mark)
 
 
-def run(arm: str, steps: int = 1, seed: int = 0, task: str = "digits") -> Record:
+def run(arm: str, steps: int = 1, seed: int = 0, task: str = "digits", scale: Scale = TINY) -> Record:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerSyncWarning)  # of pairs that the paper advises against
-        return training.train(Job(task, arm, seed, steps), TINY)
+        return training.train(Job(task, arm, seed, steps), scale)
 
 
 def losses_of(record: Record) -> list[float]:
@@ -108,7 +109,8 @@ def test_arms_share_weights_data_and_noise_and_differ_by_the_term() -> None:
 
 @pytest.mark.usefixtures("curves_alone")
 def test_the_cut_off_is_at_a_third() -> None:
-    pair, cut = losses_of(run("pair", 6)), losses_of(run("cut-off", 6))
+    # One step without the term moves the average of the weights little: a loss of few samples may round to the same.
+    pair, cut = (losses_of(run(arm, 6, scale=STEADY)) for arm in ("pair", "cut-off"))
     assert pair[:2] == cut[:2]
     assert pair[2] != cut[2]
 

@@ -119,7 +119,7 @@ def test_a_training_that_this_version_would_not_make_is_refused(
     found = json.loads((tmp_path / FILE).read_text())
     found["records"]["digits/pair/0"].update(change)
     (tmp_path / FILE).write_text(json.dumps(found))
-    with pytest.raises(ConfigError, match="take that training out of the file") as caught:
+    with pytest.raises(ConfigError, match="remove that training from the file") as caught:
         Results(tmp_path, MANY)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files of settings: JSON, read strictly. Files of ours: for us alone, and through no link."""
+"""Files of settings: JSON, read strictly. LayerSync's own files: private, and not written through links."""
 
 from __future__ import annotations
 

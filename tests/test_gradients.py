@@ -70,7 +70,7 @@ def test_references_count_only_when_asked(tokens: str, counted: int) -> None:
     expected, other = (mean_cosine(states[1], states[4], mask) for mask in (keep, None))
     if tokens == "all":
         expected, other = other, expected
-    assert abs(expected - other) > 1e-3, "the test cannot tell the two"
+    assert abs(expected - other) > 1e-3, "the test cannot distinguish the two"
     with attach(model, settings(2, 5, layersync_tokens=tokens)) as sync:
         model(**inputs)
         torch.testing.assert_close(sync.loss(), -0.5 * expected, rtol=1e-5, atol=1e-6)
@@ -136,7 +136,7 @@ ROUTES: dict[str, tuple[Callable[[Any], None], bool]] = {
 
 @contextlib.contextmanager
 def _watched(modules: list[nn.Module]) -> Iterator[tuple[list[nn.Module], list[Any]]]:
-    """Collect the runs of the modules, and weak references to what they return, also when they are run again."""
+    """Collect the modules' runs, including repeated ones, and weak references to their outputs."""
     runs: list[nn.Module] = []
     seen: list[Any] = []
 

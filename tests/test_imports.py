@@ -49,7 +49,7 @@ def test_adapters_and_plugins_import_the_public_face_alone(package: str) -> None
         assert not others, module
 
 
-@pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("layersync_adapter_")])
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("layersync_adapter")])
 def test_adapters_import_diffusers_in_their_tiny_models_alone(package: str) -> None:
     # A function may import torch when it is called; that importing an adapter does not is another test's.
     for module, imported in imports(package).items():

@@ -1,4 +1,4 @@
-"""What the kit says to somebody who writes a first adapter, and that doing it makes the adapter right."""
+"""The kit's advice to someone who writes a first adapter, and that following it makes the adapter right."""
 
 from functools import partial
 from typing import Any
@@ -15,26 +15,30 @@ from tests.own_capture import OwnAdapter
 
 
 class Newcomer(nn.Module):
-    """A model that somebody writes a first adapter for; the form is what its blocks take and return."""
+    """A model that someone writes a first adapter for; the form is what its blocks take and return."""
 
     def __init__(self, form: str = "image") -> None:
         super().__init__()
         self.form, self.extent = form, WIDTH
         self.patchify = nn.Sequential(nn.Linear(4, WIDTH), nn.Tanh())
         self.embed_other, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 4)
-        kind = {"image, text": DualBlock, "padded": Alone, "image+reference": Alone}.get(form, Mixer)
+        kind = {"image, text": DualBlock, "padded": Alone, "image+reference": Alone}.get(
+            form, TokensFirst if form == "tokens first" else Mixer
+        )
         self.layers = nn.ModuleList([kind() for _ in range(3)])
         self.tail = nn.ModuleList([Mixer() for _ in range(3)] if form == "in turns" else [])
 
     def join(self, image: Tensor, other: Tensor) -> Tensor:
         parts = {
             "text+image": [other, image],
+            "tokens first": [other, image],
             "image+text": [image, other],
             "text+image+text": [other[:, :3], image, other[:, 3:]],
             "image+reference": [image, other],
             "padded": [image, torch.ones(len(image), 2, WIDTH)],
         }
-        return torch.cat(parts.get(self.form, [image]), dim=1)
+        joint = torch.cat(parts.get(self.form, [image]), dim=1)
+        return joint.transpose(0, 1) if self.form == "tokens first" else joint
 
     def forward(self, latents: Tensor, other: Tensor) -> Tensor:
         image, other = self.patchify(latents), self.embed_other(other)
@@ -48,7 +52,15 @@ class Newcomer(nn.Module):
                 joint = self.layers[2 - number](joint) if self.form == "backwards" else block(joint)
             joint = self.tail[number](joint) if self.form == "in turns" else joint
             joint = block(joint) if self.form == "twice" else joint
+        joint = joint.transpose(0, 1) if self.form == "tokens first" else joint
         return self.out(image if self.form == "image, text" else joint)
+
+
+class TokensFirst(Mixer):
+    """Takes and returns (S, B, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
 
 
 class Alone(Mixer):
@@ -85,6 +97,7 @@ FIRST_TRIES = {
     "text+image": 'stacks=BlockStack("layers", joined="last"), embedder="patchify"',
     "image+text": 'stacks=BlockStack("layers", joined="first"), embedder="patchify"',
     "image, text": 'stacks=BlockStack("layers", element=0)',
+    "tokens first": 'stacks=BlockStack("layers", joined="last", sequence_first=True), embedder="patchify"',
 }
 
 
@@ -111,7 +124,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "test_knows",
         "stacks finds no blocks in it (lists in it: layers",
     ),
-    "block class": ("image", {"block_class": "Dual"}, "test_knows", "layers.0 is a Mixer and no Dual"),
+    "block class": ("image", {"block_class": "Dual"}, "test_knows", "layers.0 is a Mixer, not a Dual"),
     "no embedder": (
         "text+image",
         {"stacks": BlockStack("layers", joined="last")},
@@ -164,7 +177,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "image",
         {"target": lambda call: torch.ones(4) > 0},
         SHAPE,
-        "for each sample and token, or",
+        "per sample and token, or",
     ),
     "grid": ("image", {"grid": lambda call: (1, 2, 2)}, SHAPE, "grid= returns (T, H, W) in tokens"),
 }
@@ -190,11 +203,9 @@ def test_a_sample_of_an_unusual_name_can_be_said() -> None:
     kit = newcomer("image+reference", sample="other", text=())
     (message,) = failures(kit, first_adapter(), SAMPLE)
     assert "follow latents and not other: the first 9 of 14 tokens" in message
-    with pytest.raises(
-        AssertionError, match=r"none is a float tensor of 3 axes; say in the test which it is, sample ="
-    ):
+    with pytest.raises(AssertionError, match=r"none is a float tensor of 3 axes; name it in the test, sample ="):
         sample_name({"t": torch.ones(2), "zt": torch.ones(2, 4)})
-    with pytest.raises(AssertionError, match='sample = "zt" is none of the inputs latents, other'):
+    with pytest.raises(AssertionError, match='sample = "zt" isn\'t one of the inputs latents, other'):
         newcomer("image", sample="zt")()._sample(newcomer_inputs(nn.Identity(), 2))
     assert sample_name({"prompt": torch.ones(2, 50, 6), "zt": torch.ones(2, 9, 4)}) == "zt"
 

@@ -60,7 +60,7 @@ def resolution(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[s
 
 @pytest.fixture(scope="module")
 def pinned(resolution: Callable[..., dict[str, str]]) -> dict[str, str]:
-    """The versions of a trainer's environment without anything of ours."""
+    """The versions in a trainer's environment without LayerSync."""
     return resolution(PINS)
 
 
@@ -156,12 +156,11 @@ print(sync.student, sync.teacher)
 
 
 @pytest.fixture(scope="module")
-def trainer_environment(
-    install: Callable[[Sequence[str | Path]], Path], pinned: dict[str, str], wheels: list[Path]
-) -> Path:
+def trainer_environment(install: Callable[..., Path], pinned: dict[str, str], wheels: list[Path]) -> Path:
     """The pinned versions and our wheels, over this environment's torch."""
     names = [pin.split("==")[0] for pin in PINS]
-    return install([*(f"{name}=={pinned[name]}" for name in (*names, *COMPANIONS)), *wheels])
+    # Two short programs run in it, and import a few of the thousands of modules.
+    return install([*(f"{name}=={pinned[name]}" for name in (*names, *COMPANIONS)), *wheels], "--no-compile")
 
 
 @pytest.mark.parametrize("family", ["flux", "wan"])

@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from layersync_core import PROCESS_FILE, ConfigError, ProcessRecord, ProcessState, process_record, read_process
+from layersync_core import (
+    PROCESS_FILE,
+    ConfigError,
+    ProcessRecord,
+    ProcessState,
+    note_end,
+    process_record,
+    read_process,
+)
 
 HOLD = """
 import sys, time
@@ -208,3 +216,26 @@ def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
 def test_keys_of_a_later_version_are_passed_over(running: subprocess.Popen[str], tmp_path: Path) -> None:
     change(tmp_path, version=2, more="of it")
     assert state(tmp_path).state == "running"
+
+
+def test_who_started_a_process_says_how_it_ended_where_it_could_not(tmp_path: Path) -> None:
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        ProcessRecord(tmp_path, "train", 9).begin(beat=False, pid=process.pid)
+        assert (state(tmp_path).state, state(tmp_path).pids) == ("running", (process.pid,))
+        assert state(tmp_path).starts[0] is not None
+        note_end(tmp_path, 3)
+        assert state(tmp_path).state == "running", "it lives"
+        process.kill()
+        process.wait()
+    note_end(tmp_path, -9)
+    assert (state(tmp_path).state, state(tmp_path).code, state(tmp_path).total_steps) == ("killed", -9, 9)
+    note_end(tmp_path, 0)
+    assert state(tmp_path).code == -9, "that was said already"
+
+
+def test_nothing_is_noted_where_there_is_no_record(tmp_path: Path) -> None:
+    note_end(tmp_path, 0)
+    assert not list(tmp_path.iterdir())

@@ -152,6 +152,17 @@ def test_apply_without_grad_is_refused() -> None:
         sync.loss()
 
 
+def test_a_main_loss_that_trains_nothing_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = toy()
+    with attached(model) as sync:
+        sync.apply(model(toy_input()).mean()).backward()
+        assert caplog.text == ""
+        for _ in range(2):
+            sync.apply(model(toy_input()).mean().detach()).backward()
+    assert caplog.text.count("the main loss has no gradient") == 1
+    assert "LayerSync's term alone trains Toy" in caplog.text
+
+
 # Metrics.
 def test_metrics_are_means_since_they_were_read() -> None:
     model = toy()

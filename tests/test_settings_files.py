@@ -77,7 +77,11 @@ def test_the_same_settings(write: Write, name: str, text: str) -> None:
         ("a.yml", "- a", "holds a YAML list; expected an object of settings"),
         pytest.param("a.toml", "a = 1\na = 2", "is not valid TOML", marks=needs_toml),
         pytest.param("a.toml", "a", "is not valid TOML", marks=needs_toml),
-        ("a.cfg", "layersync_enabled: true", r"is not valid JSON \(YAML and TOML are told by .yaml, .yml and .toml\)"),
+        (
+            "a.cfg",
+            "layersync_enabled: true",
+            r"is not valid JSON \(YAML and TOML are recognised by .yaml, .yml and .toml\)",
+        ),
     ],
 )
 def test_what_cannot_be_read(write: Write, name: str, text: str, said: str) -> None:

@@ -122,7 +122,7 @@ class TestOtherPeoplesKeys:
 
 
 class TestSpellingsOfTheAuthors:
-    """Hosts have keys of these names, with other meanings: they count beside ``loss_type: layer_sync`` alone."""
+    """Hosts have keys of these names, with other meanings: they count only beside ``loss_type: layer_sync``."""
 
     @pytest.mark.parametrize(
         "host",
@@ -212,7 +212,7 @@ class TestLookAlikes:
             {"layersync": 3},
             {"layer_synchronous_offload": True, "use_layer_synchronous": 1, "layer_syncs_per_step": 2},
             {"layers": 3, "sync_layers": True, "layer_decay": 0.1, "relayer_sync": 1},
-            {"trackers": {"layersync_run": "x"}},  # what a host notes of ours beside our own settings
+            {"trackers": {"layersync_run": "x"}},  # LayerSync keys that a host stores next to the real settings
             {"sections": [[{"a": {"b": {"c": {}}}}]]},
         ],
     )

@@ -1,4 +1,4 @@
-"""Every start-up error, by each way to meet it: one line that says what was asked, what is valid and what to do."""
+"""Every start-up error, in each way it can occur: one line that says what was asked, what is valid and what to do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_check(
 
 
 # The third party of "stages" ships no tiny model, so that training refuses it before it looks at the pair. Training has
-# LayerSync on by itself, so that one setting alone changes that run.
+# LayerSync is on by default there, so that a single setting changes that run.
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.name not in ("stages", "not enabled")], ids=lambda case: case.name
 )

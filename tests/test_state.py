@@ -83,12 +83,12 @@ def test_the_earlier_form_of_the_trainer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ({"version": 99, "states": {}}, "no state file of this version"),
-        ({"version": 2}, "no state file of this version"),
-        ({"version": 2, "states": {"": {"step": -1, "modules": []}}}, "no state file of this version"),
-        ({"version": 2, "states": {"": {"step": True, "modules": []}}}, "no state file of this version"),
-        ({"version": 1, "step": "3"}, "no state file of this version"),
-        ([], "no state file of this version"),
+        ({"version": 99, "states": {}}, "isn't a state file of this version"),
+        ({"version": 2}, "isn't a state file of this version"),
+        ({"version": 2, "states": {"": {"step": -1, "modules": []}}}, "isn't a state file of this version"),
+        ({"version": 2, "states": {"": {"step": True, "modules": []}}}, "isn't a state file of this version"),
+        ({"version": 1, "step": "3"}, "isn't a state file of this version"),
+        ([], "isn't a state file of this version"),
         (None, "cannot be read"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_trainer_trains_on_the_term(train, variant):
 
     assert len(ours.gradients) == len(reference.gradients) == len(plain.gradients) == STEPS
     distances = [distance(*step) for step in zip(ours.gradients, reference.gradients, strict=True)]
-    # All three start from the same weights, so at the first step that the term changes it alone makes the difference,
+    # All three start from the same weights, so at the first step with the term, it alone makes the difference,
     # and roundings have not grown yet.
     first = 1 if variant.warmup else variant.first
     term = distance(plain.gradients[first], reference.gradients[first])

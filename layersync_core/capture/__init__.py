@@ -1,1 +1,1 @@
-"""What a forward left behind: hooks, the states they store, and how those are read."""
+"""Capturing hidden states: the hooks, the states they store, and how those are read."""

@@ -10,7 +10,7 @@ _PREFIX = "layer_"
 
 
 class HiddenStateBuffer(MutableMapping[str, Tensor]):
-    """Map ``layer_{index}`` (0-based) to a tensor, and keep only the layers that were asked for.
+    """Map ``layer_{index}`` (0-based) to a tensor, keeping only the requested layers.
 
     Args:
         capture_layers: Indices to keep; None keeps every layer.

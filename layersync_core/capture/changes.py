@@ -1,4 +1,4 @@
-"""Whether a model still has the blocks that it had when it was attached, and whether they do anything."""
+"""Check that a model still has the blocks it had when it was attached, and that they do something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Found = Sequence[tuple[BlockStack, str, nn.Module]]
 
 
 class Blocks:
-    """The blocks of a model, by number. Somebody may insert, remove or reorder them, and numbers mean others then.
+    """The blocks of a model, by number; a program that inserts, removes or reorders blocks changes what a number means.
 
     Args:
         layout: Where they are.
@@ -29,10 +29,10 @@ class Blocks:
         self._remember(found)
 
     def check(self) -> None:
-        """Compare the model's blocks with those that were found; dictionaries alone are looked at.
+        """Compare the model's blocks with those that were found; this only looks up dictionaries, so it is cheap.
 
         Raises:
-            CaptureError: There are others, or in another order, or diffusers skips one that is captured.
+            CaptureError: The blocks or their order changed, or diffusers skips one that is captured.
         """
         for children, name, child in self._steps:
             if children.get(name) is not child:
@@ -46,13 +46,13 @@ class Blocks:
             for hook in () if registry is None else registry.hooks.values():
                 if type(hook).__name__ == "TransformerBlockSkipHook" and hook.dropout == 1:
                     raise CaptureError(
-                        f"diffusers' LayerSkip skips block {index + 1} ({path}), which hands its input on as it came: "
-                        "what LayerSync would align is another block's; skip others, or choose another pair"
+                        f"diffusers' LayerSkip skips block {index + 1} ({path}), which passes its input on unchanged, "
+                        "so LayerSync would align another block's output; skip other blocks, or choose another pair"
                     )
         return None
 
     def check_apart(self, states: Mapping[int, Tensor]) -> None:
-        """Refuse states of different blocks that are one and the same tensor, alike without any gradient.
+        """Refuse states of different blocks that are one and the same tensor, whose similarity has no gradient.
 
         Args:
             states: By index of the block.
@@ -68,13 +68,13 @@ class Blocks:
                 low, high = sorted((first, index))
                 raise CaptureError(
                     f"block {low + 1} ({self._found[low][1]}) and block {high + 1} ({self._found[high][1]}) returned "
-                    "one and the same tensor, whose similarity with itself is constant and gives no gradient: what "
-                    "runs between them was skipped (LayerSkip, layer dropping), or changes its input in place; "
+                    "one and the same tensor, whose similarity with itself is constant and gives no gradient: the "
+                    "blocks between them were skipped (LayerSkip, layer dropping), or change their input in place; "
                     "switch that off, or choose another pair"
                 )
 
     def _compare(self) -> None:
-        """Accept wrappers around the same blocks, as those of checkpointing, FSDP or the compiler are."""
+        """Accept wrappers around the same blocks, such as those of checkpointing, FSDP or the compiler."""
         now = self._layout.blocks(self._model)
         same = len(now) == len(self._found) and all(
             any(block is part for part in current.modules())
@@ -89,12 +89,12 @@ class Blocks:
             for (_, path, block), (_, _, current) in zip(self._found, now, strict=False)
             if not any(block is part for part in current.modules())
         ]
-        first = [f"the first that is another one is {others[0]}"] if others else []
+        first = [f"the first that differs is {others[0]}"] if others else []
         raise CaptureError(
             f"the blocks of {type(self._model).__name__} are not those that LayerSync was attached to "
-            f"({'; '.join([*counts, *first]) or 'some are gone'}), so block numbers would mean others: insert, remove "
-            "and reorder blocks before attach(), under layersync run before the model is given to an optimiser, "
-            "wrapped or compiled"
+            f"({'; '.join([*counts, *first]) or 'some are gone'}), so block numbers would mean other blocks: insert, "
+            "remove and reorder blocks before attach(), or under layersync run before the model is given to an "
+            "optimiser, wrapped or compiled"
         )
 
     def _remember(self, found: _Found) -> None:
@@ -107,7 +107,7 @@ class Blocks:
             for name in stack.path.split("."):
                 children = getattr(module, "_modules", {})
                 if name not in children:
-                    break  # held in something that is no module
+                    break  # held in something that isn't a module
                 steps[id(children), name] = children, name, children[name]
                 module = children[name]
             else:

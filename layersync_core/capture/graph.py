@@ -1,10 +1,10 @@
-"""Questions to the autograd graph, asked without running it."""
+"""Inspect the autograd graph without running it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from typing import Any
 from weakref import ref
@@ -16,7 +16,7 @@ _KEY = "layersync"
 
 
 class Mark:
-    """Something that lives on nodes of a graph and dies with them. Holding a node itself would keep the graph alive."""
+    """An object kept alive by nodes of a graph, so it dies with them; holding a node would keep the graph alive."""
 
 
 def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
@@ -24,7 +24,7 @@ def mark(output: Any, at_end: Callable[[], None]) -> ref[Mark] | None:
 
     Args:
         output: Tensors, in tuples, lists, mappings or dataclasses.
-        at_end: Called when the last of these graphs is gone; it must not hold what holds the reference.
+        at_end: Called when the last of these graphs is gone; it must not keep the holder of the reference alive.
     """
     made, marked = Mark(), False
     for tensor in tensors_in(output):
@@ -50,7 +50,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def reached(loss: Tensor, wanted: Set[Any], limit: int) -> set[Any]:
-    """Return which of some marks and nodes a loss depends on; the search does not go beyond those it finds.
+    """Return which of the wanted marks and nodes a loss depends on; the search stops at those it finds.
 
     Args:
         loss: The root.
@@ -74,22 +74,52 @@ def reached(loss: Tensor, wanted: Set[Any], limit: int) -> set[Any]:
     return found
 
 
-def tokens_of(state: Tensor, span: slice) -> Tensor:
-    """Return (B, S, D): a span of the tokens that a block returned as (B, S', D), or of one sample as (S', D)."""
+@dataclass(frozen=True)
+class SequenceFirst:
+    """Where the tokens are in (S', B, D)."""
+
+    span: slice
+
+
+Span = slice | SequenceFirst
+"""Where tokens are in what a block returned: a slice for (B, S', D), (S', D) or (B, T, H, W, D)."""
+
+
+def sizes_of(state: Tensor, span: Span) -> tuple[int, int]:
+    """Return how many samples and how many tokens are in what a block returned."""
+    if isinstance(span, SequenceFirst):
+        return state.shape[1], state.shape[0]
+    return (1, len(state)) if state.ndim == 2 else (len(state), state.shape[1:-1].numel())
+
+
+def place_of(span: Span) -> slice:
+    """Return where the tokens are among those of a sample, whichever axis they are on."""
+    return span.span if isinstance(span, SequenceFirst) else span
+
+
+def tokens_of(state: Tensor, span: Span) -> Tensor:
+    """Return (B, S, D): a span of the tokens that a block returned as (B, S', D), or of one sample as (S', D).
+
+    The tokens of (B, T, H, W, D) come in raster order.
+    """
+    if state.ndim > 3:
+        state = state.flatten(1, -2)
+    if isinstance(span, SequenceFirst):
+        state, span = state.transpose(0, 1), span.span
     whole = span == slice(0, state.shape[-2])
     tokens = state if whole else state[..., span, :]
     return tokens if tokens.ndim == 3 else tokens[None]
 
 
-def measured(state: Tensor, span: slice, record: Callable[[Tensor], None]) -> Tensor:
-    """Return the tokens of a state, and record how strong the gradient through them is during backward.
+def measured(state: Tensor, span: Span, record: Callable[[Tensor], None]) -> Tensor:
+    """Return the tokens of a state, and record in backward how strong the gradient through them is.
 
     Args:
-        state: (B, S, D) or (S, D) that a block returned, used by the rest of the model too.
-        span: Where the tokens stand in it.
-        record: Gets ``norm of the gradient through the returned tensor / norm of all other gradient at them``.
+        state: What a block returned, in any of the forms of ``Span``; the rest of the model uses it too.
+        span: Where the tokens are in it.
+        record: Called with ``norm of the gradient through the returned tensor / norm of all other gradient at them``.
     """
-    branch = tokens_of(state.view_as(state), span)  # a tensor of its own, for a hook of its own
+    branch = tokens_of(state.view_as(state), span)  # a separate tensor, so that it can have a separate hook
     ours: list[Tensor] = []
 
     def on_sum(gradient: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Which tokens the main loss trains, measured in the user's own backward, and compared with those that were chosen.
+"""Measure in the user's own backward which tokens the main loss trains, and compare them with the chosen ones.
 
-Between the last block and the loss stands only the model's head, which works token by token: the gradient of what that
-block returned is not zero exactly at the tokens that the loss sees. No second backward is run for it.
+Only the model's head stands between the last block and the loss, and it works token by token: the gradient at that
+block's output is nonzero exactly at the tokens that the loss sees. No second backward is run for it.
 """
 
 # Shapes: B batch, S tokens, D channels
@@ -23,7 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from layersync_core import _compat
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward, LastOutput
-from layersync_core.capture.graph import tokens_of
+from layersync_core.capture.graph import SequenceFirst, place_of, sizes_of, tokens_of
+from layersync_core.capture.seen import seen_tokens
 from layersync_core.capture.verdict import Counts, count, judge, judge_joined
 from layersync_core.errors import CaptureError, LayerSyncWarning
 from layersync_core.protocol import Block, TokenSet
@@ -31,32 +32,34 @@ from layersync_core.protocol import Block, TokenSet
 log = logging.getLogger(__name__)
 
 _KINDS = 16
-# A head that starts at zero gives no gradient before it was trained, and a loss may be scaled to nothing. Each try
-# waits twice as long as the one before, since a step may have many losses.
+# A head that starts at zero gives no gradient before it is trained, and a loss may be scaled to zero. Each try waits
+# twice as long as the one before, since a step may have many losses.
 _TRIES = 8
 
 
 @dataclass(eq=False)
 class Check:
-    """One forward whose backward is watched. It holds nothing of the graph.
+    """One forward whose backward is watched. It keeps no part of the graph alive.
 
     Attributes:
         key: The layout of its call.
         shape: (B, S) of the tensor that is measured.
-        device: Where it is.
-        streams: Tokens of each stream, the aligned one first, where it is not measured before later blocks join them.
-        span: Where the image, video or audio tokens stand in it.
-        sequences: Lengths of the forward's arguments, where all that it takes are sequences; else none.
+        device: The device of that tensor.
+        streams: Tokens of each stream, the aligned one first, where it is measured only after later blocks join them.
+        span: Where the image, video or audio tokens are in it.
+        sequences: Lengths of the forward's arguments, where all of them are sequences; else none.
+        sequence_first: The tensors are (S, B, D).
         tokens: The token set that counts.
         chosen: (B, S) bool, True for the tokens that count.
         real: (B, S) bool, False for padding; None where nothing is padded.
-        seen: (B, S) bool, True where the main loss's gradient is not zero.
-        others: The same of other tensors that the last block returned, by their place in it.
-        own: What of the gradient comes from the terms.
-        finite: Whether every gradient was; of a loss that overflows nothing can be said.
-        queued: The end of the backward is waited for. A program may run several through one forward.
-        counts: What was measured, on its way to the host.
-        arrived: Event of CUDA: whether it is there.
+        seen: (B, S) bool, True where the main loss's gradient is nonzero.
+        others: The same for other tensors that the last block returned, by their place in its output.
+        own: The part of the gradient that comes from the terms.
+        finite: Whether every gradient was finite; a loss that overflows shows nothing.
+        queued: A callback at the end of the backward is queued. A program may run several backwards through one
+            forward.
+        counts: The measurement, on its way to the host.
+        arrived: CUDA event that shows whether it has arrived.
     """
 
     key: Hashable
@@ -64,6 +67,7 @@ class Check:
     device: torch.device
     span: slice
     sequences: list[int]
+    sequence_first: bool = False
     streams: Sequence[int] = ()
     tokens: TokenSet = "target"
     chosen: Tensor | None = None
@@ -77,7 +81,7 @@ class Check:
     arrived: Any = None
 
     def choose(self, forward: Forward, tokens: TokenSet) -> None:
-        """Note which tokens of the forward the terms have counted."""
+        """Record which tokens of the forward the terms counted."""
         self.tokens = tokens
         mask = forward.target if tokens == "target" and forward.target is not None else forward.real
         self.chosen = torch.full(self.shape, bool(self.streams), dtype=torch.bool, device=self.device)
@@ -91,15 +95,15 @@ class Check:
 
 
 class Guard:
-    """Compare, once for each layout of call, the tokens that count with those that the main loss trains.
+    """Compare, once per call layout, the tokens that count with those that the main loss trains.
 
     Args:
         last: The model's last block.
         family: The adapter's family.
 
     Attributes:
-        asked: A host calls ``settle`` before each optimiser step; otherwise the guard speaks up by itself.
-        waiting: What was measured and has not been judged.
+        asked: A host calls ``settle`` before each optimiser step; otherwise the guard reports by itself.
+        waiting: Measurements that have not been judged yet.
     """
 
     def __init__(self, last: Block, family: str) -> None:
@@ -114,15 +118,15 @@ class Guard:
 
     @property
     def blind(self) -> str:
-        """Why something could not be measured, in a clause; empty where all could, or nothing was there to measure."""
+        """Why something could not be measured, as a clause; empty where all was, or there was nothing to measure."""
         tries = sum(self._tries.values())
         return self._blind or (self._no_gradient(tries) if tries and not (self._answered or self.waiting) else "")
 
     def begin(self, forward: Forward, buffer: HiddenStateBuffer) -> Check | None:
-        """Watch a forward that was read, before its terms are computed; None where its layout was measured before.
+        """Watch a forward that was read, before its terms are computed; None where its layout has been measured.
 
         Raises:
-            CaptureError: An earlier measurement was an error, and the program went on.
+            CaptureError: An earlier measurement found an error, and the program went on.
         """
         if self.waiting or self._error:
             self.settle(wait=False)
@@ -136,27 +140,28 @@ class Guard:
             return None
         state, others = (last.aligned, last.others) if last.joined is None else (last.joined, [])
         self._tries[key] += 1
-        shape = (1, len(state)) if state.ndim == 2 else (state.shape[0], state.shape[1])
-        check = Check(key, shape, state.device, last.span, _sequences(forward))
+        turned = isinstance(last.span, SequenceFirst)
+        sizes = sizes_of(state, last.span)
+        check = Check(key, sizes, state.device, place_of(last.span), _sequences(forward), turned)
         if last.joined is not None:
-            check.streams = [stream.shape[-2] for stream in (last.aligned, *last.others)]
+            check.streams = [stream.shape[0 if turned else -2] for stream in (last.aligned, *last.others)]
         state.register_hook(partial(self._on_gradient, check, None))
         for place, other in enumerate(others):
             if other.requires_grad:
                 other.register_hook(partial(self._on_gradient, check, place))
         name = buffer.key(self._last.index)
         if name in buffer and state is forward.tracked.get(self._last.index):
-            # The terms get a branch of their own, so that their gradient can be told from that of the main loss.
+            # The terms get a separate branch, so that their gradient can be separated from that of the main loss.
             branch = state.view_as(state)
             buffer[name] = tokens_of(branch, last.span)
             branch.register_hook(check.own.append)
         return check
 
     def settle(self, wait: bool) -> None:
-        """Judge what was measured.
+        """Judge the measurements.
 
         Args:
-            wait: Also for what is still on its way from a device.
+            wait: Also wait for those still on their way from a device.
 
         Raises:
             CaptureError: The tokens that count are not those that the main loss trains.
@@ -174,10 +179,10 @@ class Guard:
 
     def _judge(self, check: Check) -> None:
         assert check.counts is not None
-        check.chosen = None  # whatever runs through this forward later is not looked at
+        check.chosen = None  # later backwards through this forward are not looked at
         counts = Counts(*check.counts.tolist())
         if not counts.active:
-            return  # nothing can be said of it, so that the next forward of this layout is watched as well
+            return  # it shows nothing, so the next forward of this layout is watched as well
         self._answered.add(check.key)
         where = f"{self._last}, adapter {self._family}"
         if check.streams:
@@ -188,13 +193,13 @@ class Guard:
             return
         if finding.is_error:
             self._error = finding.text
-        elif finding.kind == "extra":  # it may be meant, and LayerSync's own part is right
+        elif finding.kind == "extra":  # it may be intended, and LayerSync's own part is right
             log.warning(finding.text)
         else:
             warnings.warn(finding.text, LayerSyncWarning, stacklevel=2)
 
     def _last_output(self, key: Hashable, forward: Forward) -> LastOutput | None:
-        """Return what the last block returned; None where nothing can be measured on it, which is said once."""
+        """Return what the last block returned; None where nothing can be measured on it, which is logged once."""
         why = "the adapter's own capture does not say what the last block returned"
         if self._tries[key] >= _TRIES:
             why = self._no_gradient(_TRIES)
@@ -205,7 +210,7 @@ class Guard:
                 why = str(error)
             else:
                 if last is None or not last.aligned.requires_grad:
-                    return None  # skipped in this forward, or without anything trainable, which is told elsewhere
+                    return None  # skipped in this forward, or without anything trainable, which is reported elsewhere
                 if type(last.aligned) is Tensor:
                     return last
                 why = f"what {self._last} returned is spread over devices"
@@ -218,8 +223,8 @@ class Guard:
     def _no_gradient(self, forwards: int) -> str:
         return (
             f"in {forwards} forward{'s' * (forwards != 1)} no gradient of the main loss arrived at {self._last} (a "
-            "model that is compiled as a whole, a head that stays at zero, a loss without a backward or of LayerSync's "
-            "terms alone)"
+            "model that is compiled as a whole, a head that stays at zero, a loss without a backward or one that "
+            "consists of LayerSync's terms only)"
         )
 
     def _on_gradient(self, check: Check, place: int | None, gradient: Tensor | None) -> None:
@@ -230,8 +235,8 @@ class Guard:
         gradient = gradient.detach()
         finite = gradient.isfinite().all()
         check.finite = finite if check.finite is None else check.finite & finite
-        seen = (gradient != own).any(-1)
-        seen = seen if gradient.ndim > 2 else seen[None]
+        seen = seen_tokens(gradient, own)
+        seen = seen.T if check.sequence_first else seen
         if place is None:
             check.seen = seen if check.seen is None else check.seen | seen
         else:
@@ -270,7 +275,7 @@ class Guard:
 
 
 def _layout(forward: Forward) -> Hashable:
-    """Return what tells one kind of call from another: which arguments there are, but not how long they are."""
+    """Return what distinguishes one kind of call from another: which arguments there are, but not their lengths."""
     return (
         forward.by_model,
         tuple(map(_kind, forward.args)),
@@ -283,7 +288,7 @@ def _layout(forward: Forward) -> Hashable:
 def _kind(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.ndim
-    # Sizes of several images for one sample: references beside the generated one.
+    # Sizes of several images per sample: references beside the generated one.
     return isinstance(value, (list, tuple)) and any(
         isinstance(item, (list, tuple)) and len(item) > 1 and isinstance(item[0], (list, tuple)) for item in value
     )

@@ -1,4 +1,4 @@
-"""What a node of a graph that is written in Python may hide: parameters inside of re-entrant checkpoints."""
+"""What a graph node written in Python may hide: parameters inside of re-entrant checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layersync_core.protocol import Block
 
 
 class Reach:
-    """What of a model may run up to a block: the blocks before it, and what is declared before them.
+    """The part of a model that may run up to a block: the blocks before it, and what is declared before them.
 
     Args:
         model: The model.
@@ -33,28 +33,28 @@ class Reach:
 
     @cached_property
     def _beyond(self) -> set[int]:
-        """Ids of the model's modules that run behind the block, as far as names and declarations tell."""
+        """Ids of the model's modules that run after the block, as far as names and declarations show it."""
         inside, beyond, passed = set[int](), set[int](), False
         own = self._earlier[-1]
         for path, module in self._model.named_modules(remove_duplicate=False):
             name = f"{path}." if path else ""
             passed = passed or name.startswith(own)
-            # The parameters of what holds the block may be used on either side of it.
+            # The parameters of a module that contains the block may be used before or after it.
             holds = own.startswith(name) and name != own
             is_inside = name.startswith(self._earlier) or not (passed or holds or name.startswith(self._later))
             (inside if is_inside else beyond).add(id(module))
         return beyond - inside
 
     def has(self, parameter: nn.Parameter) -> bool:
-        """Return whether a parameter is none of those that belong to what runs behind the block alone."""
+        """Return whether a parameter may be used up to the block, not only after it."""
         owners = {id(module) for module in self._model.modules() if any(own is parameter for own in _own(module))}
         return not owners or not owners <= self._beyond
 
     def hidden_in(self, node: Any) -> nn.Parameter | None:
-        """Return a trainable parameter that a node of Python's may hide up to the block; None where there is none."""
+        """Return a trainable parameter that a Python node may hide up to the block; None where there is none."""
         kept = [*vars(node).values()]
         if not any(map(callable, kept)):
-            return None  # whatever it computes with went in where the graph shows it
+            return None  # the graph shows everything that it computes with
         held = [*_in_reach(kept)] or [self._model]
         return next((found for item in held for found in self._parameters(item) if found.requires_grad), None)
 
@@ -66,7 +66,7 @@ class Reach:
             if id(module) in self._beyond:
                 continue
             yield from _own(module)
-            # A forward of the instance's own is how trainers bring in LoRA weights that are no part of the model.
+            # Trainers replace an instance's forward to bring in LoRA weights that aren't part of the model.
             for other in _in_reach([vars(module).get("forward")]):
                 if isinstance(other, nn.Parameter):
                     yield other
@@ -79,14 +79,14 @@ def _own(module: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def _in_reach(values: Iterable[Any]) -> Iterator[nn.Module | nn.Parameter]:
-    """Yield the modules and parameters that functions can get at: bound to them, given to them or closed over."""
+    """Yield the modules and parameters that functions can reach: bound to them, passed to them or closed over."""
     stack = [*values]
     seen: dict[int, Any] = {}
     while stack:
         item = stack.pop()
         if id(item) in seen:
             continue
-        seen[id(item)] = item  # kept, so that its id stays its own
+        seen[id(item)] = item  # kept alive, so that its id isn't reused
         if isinstance(item, (nn.Module, nn.Parameter)):
             yield item
         elif isinstance(item, (tuple, list)):

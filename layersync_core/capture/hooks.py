@@ -1,17 +1,17 @@
-"""Hooks that store what the asked blocks return during training forwards.
+"""Hooks that store what the requested blocks return during training forwards.
 
-Two rules make this hold under gradient checkpointing: a hook stores the raw object that the block returned and does
-nothing else with it (under re-entrant checkpointing that very object gets its ``grad_fn`` after the hook has run, a
-slice made of it in the hook never does), and hooks store only inside an open forward (a recomputation during backward
-runs them again).
+Two rules make this work under gradient checkpointing. A hook stores the raw object that the block returned and does
+nothing else with it: under re-entrant checkpointing that very object gets its ``grad_fn`` after the hook has run, and
+a slice taken in the hook never would. And hooks store only inside an open forward, since a recomputation during
+backward runs them again.
 """
 
 # Longer than others: the hooks of one capture share its state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from weakref import finalize
@@ -22,29 +22,30 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.capture.compiling import let_hooks_compile, stop_hooks_compiling
 from layersync_core.capture.forward import Forward
-from layersync_core.capture.identity import is_it
+from layersync_core.capture.identity import is_same
 from layersync_core.capture.lengths import shapes_of
+from layersync_core.capture.opening import Opening
 from layersync_core.capture.reading import Reader
 from layersync_core.errors import CaptureError
 from layersync_core.protocol import CaptureHandle
 
 
-class Capture:
+class Capture(Opening):
     """A running capture on one model; implements ``CaptureHandle``.
 
     Args:
         model: The unwrapped model.
-        blocks: ``layer index -> block`` for the asked layers.
+        blocks: ``layer index -> block`` for the requested layers.
         first: The model's first block.
         last: The model's last block.
-        later: Blocks that may run after it, though the adapter does not list them.
+        later: Blocks that may run after it and that the adapter does not list.
         embedder: The patch embedder, whose output's length is the number of image tokens; None if not needed.
         reader: Says what the tokens of a finished forward are, and fills the buffer.
         clear: Empties the buffer.
-        dual: The block whose streams are joined behind it; None if not needed.
+        dual: The block whose streams are joined after it; None if not needed.
 
     Attributes:
-        watch: Called with each block's number as it returns, whose output is not held then.
+        watch: If set, called with each block's number as it returns; the block's output is then not held.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Capture:
         clear: Callable[[], None],
         dual: nn.Module | None = None,
     ) -> None:
-        self.enabled = True
+        super().__init__()
         self.policy: Callable[[CaptureHandle], None] = _any_number
         self.watch: Callable[[Forward, int], None] | None = None
         self._model, self._first, self._last, self._embedder, self._dual = model, first, last, embedder, dual
@@ -67,8 +68,6 @@ class Capture:
         self._blocks, self._clear = blocks, clear
         self._held: list[Forward] = []
         self._open: Forward | None = None
-        self._pauses = 0
-        self._skipped = ""
         self._embedded: Any = None  # for the next blocks that are called one by one
         self._handles = [
             model.register_forward_pre_hook(_Hook(self._on_model_enter), with_kwargs=True),
@@ -86,7 +85,7 @@ class Capture:
         for index, block in blocks.items():
             self._handles.append(block.register_forward_hook(_Hook(_Store(self, index, block))))
         let_hooks_compile()
-        # At the latest when the model is dropped, whose hooks hold this.
+        # The hooks on the model hold this capture, so this runs at the latest when the model is dropped.
         self._stop_compiling = finalize(self, stop_hooks_compiling)
         self._stop_compiling.atexit = False
 
@@ -98,13 +97,18 @@ class Capture:
         return [forward for forward in held if not forward.dead] if held else []
 
     @property
+    def layers(self) -> list[int]:
+        """The requested layers."""
+        return list(self._blocks)
+
+    @property
     def untouched(self) -> bool:
-        """Whether no forward ever came by."""
+        """Whether no forward was ever seen."""
         return self._open is None and not self._skipped
 
     @property
     def why_none(self) -> str:
-        """Why there is no forward to read, in a clause; empty where there is or was one."""
+        """Why there isn't a forward to read, as a clause; empty where there is or was one."""
         current = self._open
         if current is not None:
             return "" if current.dead else self._fault(current)
@@ -117,10 +121,10 @@ class Capture:
         )
 
     def collect(self, forward: Forward) -> None:
-        """Put the states of a forward into the buffer, and say in it what its tokens are.
+        """Put the states of a forward into the buffer, and set in the forward what its tokens are.
 
         Raises:
-            CaptureError: An asked block did not run in it exactly once, or its tokens cannot be told.
+            CaptureError: A requested block did not run in it exactly once, or its tokens cannot be identified.
         """
         self.reader.blocks.check()
         if fault := self._fault(forward):
@@ -138,18 +142,9 @@ class Capture:
             self._held = [held for held in self._held if held is not forward]
         self._clear()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the forwards inside the context alone."""
-        self._pauses += 1
-        try:
-            yield
-        finally:
-            self._pauses -= 1
-
     def remove(self) -> None:
         """Take every hook off the model."""
-        self._stop_compiling()  # the first time
+        self._stop_compiling()  # does nothing after the first call
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -163,7 +158,7 @@ class Capture:
             return self._why_missing(sorted(missing), bool(forward.outputs))
         if forward.repeated is not None:
             return (
-                f"block {forward.repeated + 1} ran more than once in one training forward; LayerSync needs the one "
+                f"block {forward.repeated + 1} ran more than once in one training forward; LayerSync needs a single "
                 "output that the loss depends on"
             )
         return ""
@@ -184,25 +179,16 @@ class Capture:
         return f"{what}: {skipped}{f'; or it {hookless}' if compiled else ''}"
 
     def _whole(self, forward: Forward) -> bool:
-        # Blocks called one by one do not say that they raised, but without all asked layers it could never be used.
+        # Blocks called one by one do not show that they raised, but a forward without all requested layers is useless.
         return forward.finished if forward.by_model else len(forward.outputs) == len(self._blocks)
 
-    def _opens(self) -> bool:
-        if not self.enabled:
-            self._skipped = "after the end of the schedule"
-            return False
-        # Grad mode, not module.training: several trainers train in eval mode.
-        if not torch.is_grad_enabled():
-            self._skipped = "under torch.no_grad()"
-        elif self._pauses:
-            self._skipped = "inside paused()"
-        elif torch.compiler.is_compiling():
-            return True  # no compiled graph is either of these, and the questions themselves would break it
-        elif _compat.inside_transform():
-            self._skipped = "under torch.func, whose gradients no loss outside of it has"
-        else:
-            return not _compat.inside_backward()
-        return False
+    def adopt(self, forwards: Sequence[Forward]) -> None:
+        """Hold forwards that were recorded before the blocks were known.
+
+        Args:
+            forwards: Finished ones, with what the requested blocks returned in them.
+        """
+        self._held += forwards
 
     def _begin(self, new: Forward) -> None:
         current = self._open
@@ -213,12 +199,12 @@ class Capture:
         self._open, self._skipped = new, ""
 
     def _on_model_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if is_it(module, self._model) and self._opens():
+        if is_same(module, self._model) and self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, by_model=True))
 
     def _on_model_leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if current is None or not is_it(module, self._model) or not current.by_model or current.finished:
+        if current is None or not is_same(module, self._model) or not current.by_model or current.finished:
             return
         if output is None:  # torch's sign that the forward raised
             self._open = None
@@ -227,21 +213,21 @@ class Capture:
 
     def _on_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = self._open
-        if not is_it(module, self._first) or (current is not None and current.by_model and not current.finished):
+        if not is_same(module, self._first) or (current is not None and current.by_model and not current.finished):
             return
         if self._opens():
             self._begin(Forward(args=args, kwargs=kwargs, embedded=self._embedded))
             self._embedded = None
         elif current is not None:
-            # Blocks called one by one have no end that could be seen; a forward that is not for training is one.
+            # Blocks called one by one have no visible end; a forward that isn't for training marks it.
             current.finished = True
 
     def _on_embedder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if self._embedder is None or not is_it(module, self._embedder):
+        if self._embedder is None or not is_same(module, self._embedder):
             return
         if self.watch is not None and isinstance(output, torch.Tensor):
-            output = torch.empty_like(output, device="meta")  # its shape is all that is asked for
+            output = torch.empty_like(output, device="meta")  # only its shape is needed
         if current is not None and current.by_model and not current.finished:
             current.embedded = output
         elif self._opens():
@@ -250,7 +236,7 @@ class Capture:
 
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
-        if current is not None and is_it(module, self._last) and _runs(current):
+        if current is not None and is_same(module, self._last) and _runs(current):
             current.beside |= {"last": output, "given": (args, kwargs)}
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -260,7 +246,7 @@ class Capture:
 
     def _on_dual(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open
-        if current is not None and self._dual is not None and is_it(module, self._dual) and _runs(current):
+        if current is not None and self._dual is not None and is_same(module, self._dual) and _runs(current):
             current.streams = shapes_of(output)
 
     def store(self, index: int, output: Any) -> None:
@@ -273,7 +259,7 @@ class Capture:
         current.outputs[index] = output
         if self.watch is not None:
             self.watch(current, index)
-            current.outputs[index] = None  # that it ran is all that is kept of it
+            current.outputs[index] = None  # only records that it ran
 
 
 def _runs(forward: Forward) -> bool:
@@ -282,7 +268,7 @@ def _runs(forward: Forward) -> bool:
 
 
 def _any_number(handle: CaptureHandle) -> None:
-    """Hold whatever comes."""
+    """Hold any number of forwards."""
 
 
 def hook(run: Callable[..., None]) -> Callable[..., None]:
@@ -294,7 +280,7 @@ class _Hook(partial[None]):
     """A hook that a copy of the model does not inherit: ``deepcopy`` and pickling leave an inert one behind."""
 
     def __reduce__(self) -> tuple[type[partial[None]], tuple[Any, None]]:
-        # The library's own way to do nothing with any arguments, so that a saved model loads where this package is not.
+        # The standard library's do-nothing callable, so that a saved model loads where this package isn't installed.
         return partial, (nullcontext.__exit__, None)
 
 
@@ -305,5 +291,5 @@ class _Store:
         self._capture, self._index, self._block = capture, index, block
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if is_it(module, self._block):
+        if is_same(module, self._block):
             self._capture.store(self._index, output)

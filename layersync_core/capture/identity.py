@@ -1,4 +1,4 @@
-"""Whether a hook was called for the module that it was put on."""
+"""Whether a hook was called for the module it was registered on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import nn
 from layersync_core import _compat
 
 
-def is_it(module: nn.Module, original: nn.Module) -> bool:
-    """Return whether a module is another one, or a second object around its hooks and parameters.
+def is_same(module: nn.Module, original: nn.Module) -> bool:
+    """Return whether a module is the original, or a second object that shares its hooks and parameters.
 
     accelerate's regional compilation builds such an object, and ``copy.copy`` does. The replicas of ``nn.DataParallel``
     have the hooks without the parameters.

@@ -1,6 +1,6 @@
-"""Whether the captured blocks hold all tokens that went in. Shapes alone are compared, so no step waits for the device.
+"""Check that the captured blocks hold all tokens that went in. Only shapes are compared, so no step waits for a device.
 
-What keeps the number of tokens cannot be seen here: tokens that change places, or that are merged and padded again.
+Changes that keep the number of tokens are invisible here: tokens that change places, or are merged and padded again.
 """
 
 # Shapes: B batch, S tokens, D channels
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -25,52 +25,57 @@ CAUSE = (
 )
 _ADAPTER = (
     "in its BlockStack, element names the image among several tensors, and joined="
-    '"first" or "last" says where it stands in one sequence of text and image'
+    '"first" or "last" says where it is in one sequence of text and image'
 )
 _SPLIT = (
-    "so that each rank would align a part of the tokens and the term would count once for each of them; train without "
-    "sequence parallelism, or switch LayerSync off"
+    "so each rank would align a part of the tokens and the term would count once per rank; train without sequence "
+    "parallelism, or switch LayerSync off"
 )
 
 
 @dataclass(frozen=True)
 class Dual:
-    """The block whose streams are joined behind it: the last one of a stack with a stream each for text and image."""
+    """The block after which the streams are joined: the last of a stack with separate streams for text and image."""
 
     index: int
     module: nn.Module
     image: int
-    """Position of the image among what the block returns."""
+    """Position of the image in the tuple that the block returns."""
+    sequence_first: bool = False
 
     def text(self, forward: Forward) -> int | None:
-        """Return how many tokens stood beside the image behind the block; None where its output does not show it."""
+        """Return the number of tokens beside the image after the block; None where its output does not show it."""
         output = forward.outputs.get(self.index)
         shapes = forward.streams if output is None else shapes_of(output)
         if shapes is None or self.image >= len(shapes):
             return None
         image = shapes[self.image]
         others = [shape for at, shape in enumerate(shapes) if at != self.image and shape is not None]
-        # Streams that can be joined differ in their tokens alone; of anything else nothing is concluded.
+        # Streams that can be joined differ only in their number of tokens; anything else allows no conclusion.
         if image is None or len(image) < 2 or len(others) != 1 or len(others[0]) != len(image):
             return None
-        text = others[0]
-        return text[-2] if (*text[:-2], text[-1]) == (*image[:-2], image[-1]) else None
+        axis = 0 if self.sequence_first else len(image) - 2
+        text, like = [*others[0]], [*image]
+        count = text.pop(axis)
+        del like[axis]
+        return count if text == like else None
 
 
 def last_dual(found: Sequence[tuple[BlockStack, str, nn.Module]], layers: Collection[int]) -> Dual | None:
-    """Return the last block before the joined stacks of some layers that has streams; None where there is none."""
+    """Return the last block with separate streams before the joined stacks of some layers; None where there is none."""
     joined = [index for index in layers if found[index][0].joined != "all"]
     if not joined:
         return None
     for index in range(max(joined) - 1, -1, -1):
         stack, _, module = found[index]
         if stack.joined == "all":
-            return Dual(index, module, stack.element) if isinstance(stack.element, int) else None
+            known = isinstance(stack.element, int) and stack.sequence_first is not None
+            return Dual(index, module, stack.element, bool(stack.sequence_first)) if known else None  # type: ignore[arg-type]
     return None
 
 
 def shapes_of(output: Any) -> tuple[Sequence[int] | None, ...] | None:
-    """Return the shapes of the tensors in a tuple; None for what is no tuple."""
+    """Return the shapes of the tensors in a tuple; None for anything but a tuple."""
     if not isinstance(output, (tuple, list)):
         return None
     return tuple(item.shape if isinstance(item, Tensor) else None for item in output)
@@ -78,27 +83,72 @@ def shapes_of(output: Any) -> tuple[Sequence[int] | None, ...] | None:
 
 @dataclass
 class Lengths:
-    """The lengths that one forward's blocks returned, compared as they come.
+    """The lengths that the blocks of one forward returned, compared as they come in.
 
     Args:
-        count: Image tokens by the patch embedder or ``image_tokens``; None where neither is known.
-        counted_by: Who says so.
-        joint: Tokens of a joined sequence; None where nothing shows them.
+        count: Image tokens according to the patch embedder or ``image_tokens``; None where neither is known.
+        counted_by: Which of the two it was.
+        joint: Tokens of a joined sequence; None where unknown.
+        samples: Possible numbers of samples in the batch; empty where unknown.
+        exact: ``samples`` is the number that the module which counts the tokens gave.
     """
 
     count: int | None
     counted_by: str
     joint: int | None = None
+    samples: frozenset[int] = frozenset()
+    exact: bool = False
     _seen: dict[str, tuple[str, int]] = field(default_factory=dict)
 
+    def settle_axes(self, stack: BlockStack, path: str, shape: Sequence[int]) -> BlockStack:
+        """Compare the axes of what a block returned with the samples that went in.
+
+        Args:
+            stack: The block's stack.
+            path: The block's path.
+            shape: Shape of the tensor that the adapter takes for hidden states.
+
+        Returns:
+            The stack, with ``sequence_first`` settled.
+
+        Raises:
+            CaptureError: Samples and tokens are the other way round, or the number of samples differs.
+        """
+        if not stack.batched:
+            return stack
+        if stack.sequence_first is None:
+            fitting = [first for first in (False, True) if self.exact and shape[first] in self.samples]
+            if len(fitting) != 1:
+                raise CaptureError(
+                    f"{path} returned {tuple(shape)}; whether its samples or its tokens come first is read from the "
+                    f"samples that {self.counted_by} gave, which are {_listed(self.samples)}, and is ambiguous here: "
+                    "train batches of another size, with the model's own embedder"
+                )
+            return replace(stack, sequence_first=fitting[0])
+        length, batch = shape[:2] if stack.sequence_first else (shape[1], shape[0])
+        turned = length in self.samples
+        # A single sample may be a whole batch packed into one sequence.
+        packed = batch == 1 and not self.exact
+        embedded_so = self.exact and self.count == batch  # what the embedder returned has its tokens first
+        if packed or batch in self.samples or not (turned or embedded_so):
+            return stack
+        advice = ["leave out" if stack.sequence_first else "write"] * turned
+        advice = [f"{word} sequence_first=True in its BlockStack" for word in advice]
+        advice += [f"where {self.counted_by} returns tokens first, give image_tokens in its place"] * self.exact
+        where = f"{self.counted_by if self.exact else 'the call'} has {_listed(self.samples)} samples"
+        raise CaptureError(
+            f"{path} returned {tuple(shape)}, which its adapter reads as {batch} samples of {length} tokens, where "
+            f"{where}: {'; or '.join(advice)}"
+        )
+
     def check(self, stack: BlockStack, path: str, length: int, alone: bool) -> None:
-        """Compare what a block returned with the number of tokens that went in.
+        """Compare the length that a block returned with the number of tokens that went in.
 
         Args:
             stack: The block's stack.
             path: The block's path.
             length: Tokens in the tensor that the adapter takes for hidden states.
-            alone: The block returned that tensor and nothing else.
+            alone: The block returned only that tensor.
 
         Raises:
             CaptureError: It holds other tokens.
@@ -107,32 +157,32 @@ class Lengths:
         if count is not None and (length < count or (length > count and not cut)):
             raise CaptureError(
                 f"{path} returned {length} tokens where {self.counted_by} gave {count}{_part(length, count)}: {CAUSE}. "
-                f"Where nothing of the kind is in use, the adapter is wrong: {_ADAPTER}"
+                f"If none of these is in use, the adapter is wrong: {_ADAPTER}"
             )
-        # A tuple's image may be on its own, which a joined sequence that lost tokens must not pass for.
+        # In a tuple the image may be on its own; a joined sequence that lost tokens must not be mistaken for that.
         apart = not alone and not stack.whole and length == count
         if cut and self.joint is not None and count is not None and length != self.joint and not apart:
             raise CaptureError(
                 f"{path} returned a sequence of {length} tokens where {self.joint} were joined, {count} of the image "
-                f"and {self.joint - count} beside them{_part(length, self.joint)}: {CAUSE}. Where the model itself "
-                "joins others, joined_tokens of the adapter says how many"
+                f"and {self.joint - count} beside them{_part(length, self.joint)}: {CAUSE}. If the model itself joins "
+                "other tokens, joined_tokens of the adapter gives their number"
             )
         other, before = self._seen.setdefault(stack.path if cut else f"stage {stack.stage}", (path, length))
         if before != length:
             raise CaptureError(f"{other} returned {before} tokens and {path} {length}: {CAUSE}")
 
     def check_grid(self, forward: Forward, blocks: Collection[tuple[BlockStack, str]], length: int) -> None:
-        """Compare tokens that no embedder counts with the grid that the call's latents have.
+        """Compare tokens that no embedder counts with the grid of the call's latents.
 
         Raises:
-            CaptureError: There are fewer. More of them may be references that a fork puts beside.
+            CaptureError: There are fewer. More may be references that a fork adds.
         """
-        if any(stack.stage for stack, _ in blocks):  # stages are of other resolutions
+        if any(stack.stage for stack, _ in blocks):  # stages have other resolutions
             return
         try:
             grid = forward.grid
         except (AttributeError, LookupError, TypeError, ValueError):
-            return  # a grid that cannot be told is an error for those alone who want one
+            return  # an unknown grid is an error only for those who need one
         expected = None if grid is None else prod(grid)
         if expected is not None and length < expected:
             raise CaptureError(
@@ -145,7 +195,7 @@ def refuse_split(modules: Iterable[nn.Module]) -> None:
     """Refuse diffusers' context parallelism, wherever it splits the sequence.
 
     Args:
-        modules: The model, and the blocks and embedders at whose inputs a sequence is split.
+        modules: The model, and the blocks and embedders whose inputs may be split.
 
     Raises:
         CaptureError: One of them splits it.
@@ -160,26 +210,35 @@ def refuse_split(modules: Iterable[nn.Module]) -> None:
             )
 
 
-def refuse_sharded(state: Tensor, path: str) -> None:
-    """Refuse hidden states (B, S, D) or (S, D) that are sharded over their tokens.
+def refuse_sharded(state: Tensor, path: str, axis: int = -2) -> None:
+    """Refuse hidden states that are sharded over their tokens.
+
+    Args:
+        state: The hidden states.
+        path: Path of the block.
+        axis: The axis of the tokens.
 
     Raises:
         CaptureError: They are a ``DTensor`` with tokens on several ranks.
     """
-    distributed = sys.modules.get("torch.distributed.tensor")  # without it there are none
+    distributed = sys.modules.get("torch.distributed.tensor")  # without it there are no DTensors
     if distributed is None or not isinstance(state, distributed.DTensor):
         return
-    for axis, placement in enumerate(state.placements):
-        # By attribute: a sharding over two axes of a mesh is no Shard of torch's, but has its dim.
-        if getattr(placement, "dim", None) != state.ndim - 2 or state.device_mesh.size(axis) == 1:
+    for place, placement in enumerate(state.placements):
+        # By attribute: a sharding over two axes of a mesh isn't a torch Shard, but has its dim.
+        if getattr(placement, "dim", None) != axis % state.ndim or state.device_mesh.size(place) == 1:
             continue
         raise CaptureError(
             f"{path} returned a DTensor whose tokens are sharded over ranks ({state.placements}), {_SPLIT}"
         )
 
 
+def _listed(numbers: Collection[int]) -> str:
+    return " or ".join(map(str, sorted(numbers))) or "none"
+
+
 def _part(length: int, whole: int) -> str:
-    """Return a clause for a length that sequence parallelism would explain; empty for others."""
+    """Return a clause for a length that sequence parallelism would explain; empty for any other."""
     if not 0 < length < whole or whole % length:
         return ""
     return f" (exactly 1/{whole // length}, as on each of {whole // length} ranks that share a sequence)"

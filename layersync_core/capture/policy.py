@@ -1,4 +1,4 @@
-"""How many training forwards may wait for their loss, a host's policy."""
+"""How many training forwards may wait for their loss; the host chooses the policy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from layersync_core.errors import CaptureError
 from layersync_core.protocol import CaptureHandle
 
 SECOND_FORWARD = (
-    "a second training forward ran before the states of the first were used, and nobody can know which one was meant: "
+    "a second training forward ran before the states of the first were used, so it is ambiguous which one is meant: "
     "call apply() after each training forward, and run further forwards under torch.no_grad() or "
     "inside `with attachment.paused():`"
 )
 
 Policy = Callable[[CaptureHandle], None]
-"""What becomes of the training forwards that are held when another one begins; see ``CaptureHandle``."""
+"""Decides what happens to the training forwards that are held when another one begins; see ``CaptureHandle``."""
 
 
 def exactly_one(capture: CaptureHandle) -> None:

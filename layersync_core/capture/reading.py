@@ -1,4 +1,4 @@
-"""From what blocks returned to tokens in the buffer, after the forward. It runs at every step, so it is kept short."""
+"""From what blocks returned to tokens in the buffer, after the forward. It runs at every step, so it must be fast."""
 
 # Shapes: B batch, S tokens, D channels
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.changes import Blocks
 from layersync_core.capture.forward import Forward, LastOutput, Weakly
-from layersync_core.capture.graph import tensors_in, tokens_of
+from layersync_core.capture.graph import SequenceFirst, Span, tensors_in, tokens_of
 from layersync_core.capture.layout import BlockStack, ForwardCall, ModelLayout
 from layersync_core.capture.lengths import CAUSE, Dual, Lengths, refuse_sharded, refuse_split, shapes_of
 from layersync_core.errors import CaptureError
@@ -30,8 +30,8 @@ class Parameters:
 
     @classmethod
     def of(cls, module: nn.Module) -> Parameters:
-        """Return those of a module's class."""
-        # Of the class: accelerate puts a forward of its own on instances.
+        """Return the parameters of a module's forward."""
+        # Read from the class, since accelerate replaces forward on instances.
         _self, *parameters = inspect.signature(type(module).forward).parameters.values()
         by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return cls(
@@ -60,9 +60,9 @@ class Reader:
     dual: Dual | None = None
 
     def read(self, forward: Forward) -> None:
-        """Say in a finished forward what its tokens are, and put its states into the buffer."""
+        """Set in a finished forward what its tokens are, and put its states into the buffer."""
         tracked: dict[int, Tensor] = {}
-        spans: dict[int, slice] = {}
+        spans: dict[int, Span] = {}
         refuse_split(self.watched)
         lengths = self._lengths(forward)
         for index in self.stacks:
@@ -85,7 +85,7 @@ class Reader:
         """Return (B, S, D), the tokens of a block that has just returned, before the forward is over.
 
         Raises:
-            CaptureError: As for a forward that is read.
+            CaptureError: As in ``read``.
         """
         held = forward.beside
         if "lengths" not in held:
@@ -93,7 +93,7 @@ class Reader:
             held["lengths"] = self._lengths(forward)
         tokens_BSD = tokens_of(*self._state(forward, index, held["lengths"]))
         if self.dual is not None and index == self.dual.index:
-            # Whoever peeks need not keep the output, which says how many tokens the blocks behind it join.
+            # A caller that peeks need not keep the output; its shapes show how many tokens later blocks join.
             forward.streams = shapes_of(forward.outputs.pop(index))
             del held["lengths"]
         return tokens_BSD
@@ -107,14 +107,16 @@ class Reader:
         """Return the arguments of the model's forward by name; none where a trainer calls the blocks itself."""
         return self.parameters.by_name(forward) if forward.by_model else {}
 
-    def _state(self, forward: Forward, index: int, lengths: Lengths) -> tuple[Tensor, slice]:
-        """Return the tensor of a block's output that has its tokens, and where they stand in it."""
+    def _state(self, forward: Forward, index: int, lengths: Lengths) -> tuple[Tensor, Span]:
+        """Return the tensor with the tokens in a block's output, and where they are in it."""
         stack, path = self.stacks[index]
         output = forward.outputs[index]
         state = _select(output, stack, path)
+        stack = lengths.settle_axes(stack, path, state.shape)
         if type(state) is not Tensor:
-            refuse_sharded(state, path)
-        return state, self._image_span(forward, state.shape[-2], stack, path, lengths, output is state)
+            for axis in (-4, -3, -2) if stack.gridded else (0 if stack.sequence_first else -2,):
+                refuse_sharded(state, path, axis)
+        return state, self._image_span(forward, _length(state, stack), stack, path, lengths, output is state)
 
     def _masks(self, forward: Forward, call: Callable[[], ForwardCall]) -> tuple[Tensor | None, Tensor | None]:
         """Return which tokens are generated, and which are real."""
@@ -133,36 +135,39 @@ class Reader:
             if output is None:
                 return None
         state = _select(output, *self.last)
-        counted = Lengths(lengths_read.count, lengths_read.counted_by)  # of this block alone
-        span = self._image_span(forward, state.shape[-2], *self.last, counted, output is state)
-        # What the block hands on untouched has a gradient from wherever else it is used.
+        stack = lengths_read.settle_axes(*self.last, state.shape)
+        counted = Lengths(lengths_read.count, lengths_read.counted_by)  # for this block only
+        span = self._image_span(forward, _length(state, stack), stack, self.last[1], counted, output is state)
+        # A tensor that the block passes on untouched also gets gradient from its other uses.
         given = set(map(id, tensors_in(forward.beside.get("given"))))
         streams = [stream for stream in _streams(output, state) if id(stream) not in given or stream is state]
         later = _streams(forward.beside.get("later"), state)
-        lengths = [stream.shape[-2] for stream in streams]
-        if len(streams) > 1 and [stream.shape[-2] for stream in later] == lengths:
-            # Blocks that the adapter does not list return the same streams, and the last of them is what counts.
+        lengths = [_length(stream, stack) for stream in streams]
+        if len(streams) > 1 and [_length(stream, stack) for stream in later] == lengths:
+            # Blocks that the adapter does not list return the same streams, and the last of them counts.
             state = later[next(place for place, stream in enumerate(streams) if stream is state)]
             streams, later = later, []
         others = [stream for stream in streams if stream is not state]
-        joined = next((stream for stream in later if others and stream.shape[-2] == sum(lengths)), None)
+        joined = next((stream for stream in later if others and _length(stream, stack) == sum(lengths)), None)
         return LastOutput(state, others, span, joined)
 
     def _lengths(self, forward: Forward) -> Lengths:
         layout = self.layout
         source, count, embedded = "the patch embedder", None, forward.embedded
+        exact = False
         if layout.image_tokens is not None and forward.by_model:
             source, count = "image_tokens", layout.image_tokens(self._call(forward))
         elif layout.embedder and getattr(embedded, "ndim", 0) == 3:
-            count = embedded.shape[1]
+            count, exact = embedded.shape[1], True
+        samples = frozenset(embedded.shape[:1]) if exact else _samples(forward)
         if count is None:
-            return Lengths(None, source)
+            return Lengths(None, source, samples=samples)
         declared = layout.joined_tokens
         joint = declared(self._call(forward, tokens=count)) if declared is not None else None
         if joint is None and self.dual is not None:
             text = self.dual.text(forward)
             joint = None if text is None else count + text
-        return Lengths(count, source, joint)
+        return Lengths(count, source, joint, samples, exact)
 
     def _call(self, forward: Forward, batch: int = 0, tokens: int = 0) -> ForwardCall:
         if forward.by_model:
@@ -176,7 +181,7 @@ class Reader:
         if not call.arguments and mask_of not in (self.layout.block_target, self.layout.block_real):
             raise CaptureError(
                 f"the forward of {type(self.model).__name__} did not run (its blocks were called one by one), so "
-                "reference tokens and padding cannot be told from generated tokens"
+                "reference tokens and padding cannot be distinguished from generated tokens"
             )
         mask = mask_of(call)
         if mask is None:
@@ -185,15 +190,15 @@ class Reader:
         if tuple(mask.shape) not in (shape, shape[1:]):
             raise CaptureError(
                 f"the token mask of {type(self.model).__name__} has shape {tuple(mask.shape)}, "
-                f"the hidden states have {shape[0]} samples of {shape[1]} tokens; target and real return one value for "
-                f"each sample and token, or for each token{'' if mask.shape[-1:] == shape[1:] else f'; or {CAUSE}'}"
+                f"the hidden states have {shape[0]} samples of {shape[1]} tokens; target and real return one value per "
+                f"sample and token, or per token{'' if mask.shape[-1:] == shape[1:] else f'; or {CAUSE}'}"
             )
         return mask.expand(shape)
 
     def _image_span(
         self, forward: Forward, length: int, stack: BlockStack, path: str, lengths: Lengths, alone: bool
-    ) -> slice:
-        """Return where the image tokens stand in a block's output; refuse a length that shows others among them."""
+    ) -> Span:
+        """Return where the image tokens are in a block's output; refuse a length that shows other tokens among them."""
         cut = stack.joined != "all"
         if alone and stack.element is not None and not cut:
             raise CaptureError(
@@ -205,34 +210,43 @@ class Reader:
             what = f"{path} returned text and image tokens as one sequence of {length}"
             raise CaptureError(f"{what}, and {self._why_uncounted(forward)}")
         lengths.check(stack, path, length, alone)
+        start = stack.offset if cut else 0
         if count is None:
-            return slice(0, length)
-        return slice(length - count, length) if cut and stack.joined == "last" else slice(0, count)
+            start, count = 0, length
+        elif cut and stack.joined == "last":
+            start = length - count - stack.offset
+        if not 0 <= start <= length - count:
+            raise CaptureError(
+                f"{path} returned {length} tokens, too few for {count} of the image and the {stack.offset} that its "
+                f"adapter expects beyond them: {CAUSE}"
+            )
+        span = slice(start, start + count)
+        return SequenceFirst(span) if stack.sequence_first else span
 
     def _why_uncounted(self, forward: Forward) -> str:
         embedder, embedded = self.layout.embedder, forward.embedded
         if embedder is None and self.layout.image_tokens is not None:
-            return "the model's forward did not run, from which image_tokens counts, so they cannot be told apart"
+            return "the model's forward, from which image_tokens counts, did not run, so they cannot be told apart"
         if embedder is None:
             return (
                 "its adapter names no embedder, so they cannot be told apart; embedder is the path of the module that "
-                "turns the sample into tokens, or image_tokens returns how many there are"
+                "turns the sample into tokens; or write image_tokens, which returns how many there are"
             )
         if embedded is None:
             return "the patch embedder did not run, so they cannot be told apart"
         what = f"shape {tuple(embedded.shape)}" if isinstance(embedded, Tensor) else f"a {type(embedded).__name__}"
         return (
             f"the embedder {embedder} returned {what} where (batch, tokens, channels) was expected, so they cannot be "
-            "told apart; name the module that returns tokens, or give image_tokens, which returns how many there are"
+            "told apart; name the module that returns tokens, or write image_tokens, which returns how many there are"
         )
 
 
 def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
-    """Return the hidden states in what a block returned."""
+    """Return the hidden states from what a block returned."""
     state = output
     for step in stack.element if isinstance(stack.element, tuple) else (stack.element,):
         if isinstance(step, str):
-            state = getattr(state, step, None)
+            state = state.get(step) if isinstance(state, Mapping) else getattr(state, step, None)
         elif isinstance(state, (tuple, list)):
             if step is None or step >= len(state):
                 raise CaptureError(
@@ -241,14 +255,27 @@ def _select(output: Any, stack: BlockStack, path: str) -> Tensor:
                     f"the position of the image tokens, from 0 to {len(state) - 1}"
                 )
             state = state[step]
-    if not isinstance(state, Tensor) or state.ndim != (3 if stack.batched else 2):
+    if not isinstance(state, Tensor) or state.ndim != (5 if stack.gridded else 3 if stack.batched else 2):
         what = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         axes = "batch, tokens, channels" if stack.batched else "tokens, channels"
+        axes = "batch, frames, rows, columns, channels" if stack.gridded else axes
         raise CaptureError(
-            f"{path} returned {what} where hidden states ({axes}) were expected; element of its BlockStack names them "
-            "among what a block returns, and batched=False says that a block returns those of one sample"
+            f"{path} returned {what} where hidden states ({axes}) were expected; element of its BlockStack picks them "
+            "from what a block returns, and batched=False says that a block returns those of one sample"
         )
     return state
+
+
+def _samples(forward: Forward) -> frozenset[int]:
+    """Return how many samples a call may have: the batch is the first axis of those arguments that have one."""
+    if not forward.by_model:
+        return frozenset()  # the first block takes the hidden states themselves
+    given = (*forward.args, *forward.kwargs.values())
+    return frozenset(value.shape[0] for value in given if isinstance(value, Tensor) and value.ndim)
+
+
+def _length(state: Tensor, stack: BlockStack) -> int:
+    return state.shape[1:-1].numel() if stack.gridded else state.shape[0 if stack.sequence_first else -2]
 
 
 def _streams(output: Any, like: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The hidden states of one training forward, as regularizers see them."""
 
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from layersync_core.protocol import Block, TokenSet
 
 
 def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -> None:
-    """Take a user's word for which of a forward's image, video or audio tokens are generated.
+    """Set which of a forward's image, video or audio tokens are generated, as the user says.
 
     Args:
         forward: A forward that was read.
         buffer: Its states.
-        number: N for the first N tokens of each sample, -N for the last N, padding not counted.
+        number: N for the first N tokens of each sample, -N for the last N, not counting padding.
 
     Raises:
         ConfigError: There are fewer tokens.
@@ -40,17 +40,17 @@ def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -
 
 
 def require_tokens(forward: Forward) -> None:
-    """Refuse a forward without a token to align, whose term would be 0 for ever.
+    """Refuse a forward without a token to align, whose term would always be 0.
 
     Raises:
-        CaptureError: It has none; on a GPU that stops the program there, since the host does not wait for it.
+        CaptureError: It has none. On a GPU the device stops the program instead, since the host does not wait for it.
     """
     counted = forward.real if forward.target is None else forward.target
     if counted is not None:
         message = (
-            "no generated token in the batch, only references or padding, so there is nothing to align; "
-            "layersync_generated_tokens says how many are generated, and an adapter's target and real are True for the "
-            "tokens that count"
+            "no generated token in the batch, only references or padding, so there is nothing to align; set "
+            "layersync_generated_tokens to the number of generated tokens, or correct the adapter: its target and real "
+            "are True for the tokens that count"
         )
         assert_on_device(counted.any(), message, CaptureError)
 
@@ -70,9 +70,9 @@ class HiddenStates:
     ) -> None:
         self._model, self._forward, self._buffer, self._blocks = model, forward, buffer, blocks
         self._ways = ways
-        self._tracked = forward.tracked  # which an adapter of another kind need not tell
+        self._tracked = forward.tracked  # empty for a custom adapter that does not fill it
         self.sample_weight = sample_weight
-        self.sets: set[TokenSet] = set()  # which were asked for
+        self.sets: set[TokenSet] = set()  # the token sets that were asked for
         self._meter = meter
         self.reader = ""  # name of the regularizer that computes its term from them
 
@@ -98,7 +98,7 @@ class HiddenStates:
         try:
             return self._buffer[self._buffer.key(layer)]
         except KeyError:
-            raise CaptureError(f"layer {layer} was not asked for before the forward; declare it in layers()") from None
+            raise CaptureError(f"layer {layer} was not requested before the forward; declare it in layers()") from None
 
     def frames(self, layer: int) -> Tensor:
         """Return (B, T, P, D): the same tokens by frame; T is 1 for images."""
@@ -131,15 +131,15 @@ class HiddenStates:
         if before:
             return (
                 f"{what} from here on: weights up to this block were trained before, and are frozen now or no longer "
-                "in use (where that is meant, give layersync_cutoff_step that step)"
+                "in use (if that is intended, set layersync_cutoff_step to that step)"
             )
         return (
             f"{what}: no parameter up to this block gets a gradient (train weights before it, or, with re-entrant "
             "checkpointing of a frozen model, let the embedder's output require grad or use use_reentrant=False)"
         )
 
-    def measured_tokens(self, layer: int, name: str) -> Tensor:
-        """Return ``trainable_tokens(layer)``, and record the ratio of the gradient through them under a name."""
+    def tokens_with_grad_ratio(self, layer: int, name: str) -> Tensor:
+        """Return ``trainable_tokens(layer)``, and record the relative norm of their gradient under ``name``."""
         tokens = self.trainable_tokens(layer)
         owner = self.reader
         self._meter.claim(name, owner)

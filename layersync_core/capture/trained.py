@@ -1,7 +1,7 @@
-"""Whether a gradient into a state would arrive at something that is trained, judged by the graph of the state.
+"""Whether a gradient into a state would reach something that is trained, judged by the graph of the state.
 
-The graph is searched once. The way that was found is followed again at every step, which is a handful of nodes; where
-it no longer leads to a parameter (weights were frozen, the graph is another one), the graph is searched anew.
+The graph is searched once. The path that was found is followed again at every step, which is a handful of nodes; where
+it no longer leads to a parameter (weights were frozen, the graph changed), the graph is searched again.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from layersync_core.protocol import Block
 
 @dataclass(frozen=True)
 class Way:
-    """A way through a graph, from a state to a parameter.
+    """A path through a graph, from a state to a parameter.
 
     Attributes:
-        turns: Which input of each node to go on to.
-        behind: The parameter, where the way ends at a node that is written in Python: what it takes is many things in a
-            compiled graph, and what it hides cannot be seen. None where the way ends at the parameter itself.
+        turns: Which input of each node to follow.
+        behind: The parameter, where the path ends at a node written in Python: in a compiled graph such a node takes
+            many inputs, and what it hides cannot be seen. None where the path ends at the parameter itself.
     """
 
     turns: tuple[int, ...]
     behind: ref[nn.Parameter] | None = None
 
     def leads(self, state: Tensor) -> bool:
-        """Return whether it leads from another state to a parameter as well."""
+        """Return whether the same path leads from another state to a parameter."""
         node: Any = state.grad_fn
         for turn in self.turns:
             if node is None:
@@ -47,10 +47,10 @@ class Way:
 
 
 def find_way(state: Tensor, model: nn.Module, blocks: Sequence[Block], layer: int) -> Way | None:
-    """Return the shortest way from the state of a block to a parameter; None where no gradient would arrive at one.
+    """Return the shortest path from the state of a block to a parameter; None where no gradient would reach one.
 
-    A leaf that is no parameter does not count: it is an activation made to require gradients, which trains nothing.
-    What a node of Python's hides (re-entrant checkpointing) is judged by the modules that its function can get at.
+    A leaf that isn't a parameter does not count: it is an activation made to require gradients, which trains nothing.
+    What a Python node hides (re-entrant checkpointing) is judged by the modules that its function can reach.
 
     Args:
         state: What the block returned.
@@ -78,7 +78,7 @@ def find_way(state: Tensor, model: nn.Module, blocks: Sequence[Block], layer: in
                 queue.append(parent)
             elif not isinstance(node, hiding):
                 return Way((*_turns(came, node), turn))
-            elif reach.has(parameter):  # a graph that is compiled as a whole takes what comes behind the block as well
+            elif reach.has(parameter):  # a compiled graph also takes parameters used after the block
                 return Way(_turns(came, node), ref(parameter))
     for node in opaque:
         hidden = reach.hidden_in(node)

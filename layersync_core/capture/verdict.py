@@ -1,4 +1,4 @@
-"""What the tokens that a main loss trains say of those that were chosen: counted on the device, judged on the host."""
+"""Compare the tokens that a main loss trains with the chosen ones: counted on the device, judged on the host."""
 
 # Shapes: B batch, S tokens
 
@@ -16,10 +16,10 @@ from layersync_core.protocol import TokenSet
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of a measurement.
+    """What to report about a measurement.
 
     Attributes:
-        kind: What it is about; a warning of one kind is said once.
+        kind: What it is about; a warning of one kind is shown once.
         text: A sentence for the user.
         is_error: No honest training looks like this.
     """
@@ -30,20 +30,21 @@ class Finding:
 
 
 class Counts(NamedTuple):
-    """Numbers of tokens in the sample that has most of them; samples without any gradient do not count.
+    """Numbers of tokens, each in the sample with the most of them; samples without any gradient do not count.
 
     Attributes:
         active: Samples whose loss reaches the last block.
         seen: Chosen tokens that the loss sees, in the whole batch.
         chosen: Tokens that were chosen.
         missed: Chosen tokens that the loss does not see.
-        extra: Other tokens of the same tensor that it sees, padding left out.
-        padding: Padding that it sees.
+        extra: Other tokens of the same tensor that it sees, without padding.
+        padding: Padding tokens that it sees.
         swapped: Samples that have both: tokens missed, and others seen in their place.
         elsewhere: Tokens that it sees in other tensors of the same output.
         at: Positions that are missed in some sample.
         first: The first of these positions.
         last: The last of them.
+        turned: 1 where the loss sees exactly the chosen tokens once samples and tokens are swapped, else 0.
     """
 
     active: int
@@ -57,14 +58,15 @@ class Counts(NamedTuple):
     at: int
     first: int
     last: int
+    turned: int
 
     @property
     def in_a_row(self) -> bool:
-        """Whether what is missed stands side by side."""
+        """Whether the missed tokens are consecutive."""
         return self.at == self.last - self.first + 1
 
     def place(self, length: int) -> str:
-        """Return in words where the missed tokens are among so many."""
+        """Return in words where the missed tokens are."""
         return f"{'' if self.in_a_row else 'scattered over '}positions {self.first} to {self.last} of {length}"
 
 
@@ -96,15 +98,23 @@ def count(seen: Tensor, chosen: Tensor, real: Tensor | None, others: Sequence[Te
             missed_S.sum(),
             missed_S.argmax(),
             len(missed_S) - 1 - missed_S.flip(0).argmax(),
+            _turned(seen, chosen),
         ]
     )
 
 
-_OFF = "(layersync_guard false, if all is as you mean it)"
+def _turned(seen: Tensor, chosen: Tensor) -> Tensor:
+    """Return whether tokens are among the chosen ones only when samples and tokens are swapped."""
+    if seen.shape[0] != seen.shape[1]:
+        return seen.new_zeros((), dtype=torch.long)  # the shapes already show it
+    return ((seen & ~chosen).any() & ~(seen.T & ~chosen).any()).long()
+
+
+_OFF = "(set layersync_guard false if this is intended)"
 
 
 def judge_joined(counts: Counts, streams: Sequence[int], where: str) -> Finding | None:
-    """Return what is to be said of streams that later blocks join; None where nothing can be told.
+    """Return what to report about streams that later blocks join; None where all is right, or nothing is known.
 
     Args:
         counts: What was measured, with every token of the joined sequence chosen.
@@ -118,25 +128,32 @@ def judge_joined(counts: Counts, streams: Sequence[int], where: str) -> Finding 
         return None
     return Finding(
         "stream",
-        f"the main loss sees {seen} tokens, as many as another stream has than the aligned one, which has {aligned} "
-        f"({where}): text is aligned in place of the sample. In the adapter's BlockStack, element names the image or "
-        f"video among what its blocks return {_OFF}",
+        f"the main loss sees {seen} tokens, which is the length of another stream than the aligned one, which has "
+        f"{aligned} ({where}): text is aligned in place of the sample. In the adapter's BlockStack, element picks the "
+        f"image or video from what its blocks return {_OFF}",
         is_error=True,
     )
 
 
 def judge(counts: Counts, length: int, tokens: TokenSet, sequences: Sequence[int], where: str) -> Finding | None:
-    """Return what is to be said; None where all is as it should be, or nothing can be told.
+    """Return what to report; None where all is right, or nothing is known.
 
     Args:
         counts: What was measured.
         length: Tokens in the aligned tensor, S.
         tokens: The token set that was chosen.
-        sequences: Lengths of the forward's arguments, where all that it takes are sequences; else none.
+        sequences: Lengths of the forward's arguments, where all of them are sequences; else none.
         where: The last block and the adapter, for the message.
     """
     missed = f"the main loss does not see {counts.missed} of the {counts.chosen} tokens"
     place = f"{counts.place(length)}; {where}"
+    if counts.turned:
+        return Finding(
+            "axes",
+            f"the main loss sees the aligned tokens only if samples and tokens are swapped ({where}): sequence_first "
+            f"of the adapter's BlockStack is the wrong way round {_OFF}",
+            is_error=True,
+        )
     if not counts.seen and counts.elsewhere and not counts.extra:
         return Finding(
             "stream",
@@ -150,31 +167,31 @@ def judge(counts: Counts, length: int, tokens: TokenSet, sequences: Sequence[int
         return Finding(
             "order",
             f"{missed} that are aligned ({place}), but others in their place: the tokens were chosen at the wrong end "
-            "of the sequence or in another order. Where reference tokens stand beside the generated ones, say how many "
-            "are generated: layersync_generated_tokens N for the first N of the image or video tokens, -N for the last "
-            f"N; in an adapter of your own correct joined, element, target or real {_OFF}",
+            "of the sequence or in another order. If there are reference tokens beside the generated ones, say how "
+            "many are generated: layersync_generated_tokens N for the first N of the image or video tokens, -N for the "
+            f"last N; in your own adapter correct joined, element, target or real {_OFF}",
             is_error=True,
         )
     if counts.missed and counts.in_a_row and counts.chosen == length and _are_text(counts, length, sequences):
         return Finding(
             "text",
             f"{missed} that are aligned ({place}), as many as one argument of the forward has, and sees as many as "
-            "another one has: text stands among them. In the adapter's BlockStack, joined says where the image tokens "
-            f"stand in a sequence of text and image, and embedder how many there are {_OFF}",
+            "another one has: there is text among them. In the adapter's BlockStack, joined says where the image "
+            f"tokens are in a sequence of text and image, and embedder how many there are {_OFF}",
             is_error=True,
         )
     if counts.missed and tokens == "target":
         return Finding(
             "missed",
             f"{missed} that are aligned ({place}). They may be conditioning frames or a mask of your loss, and all is "
-            "well; or reference tokens that nothing marks as such: then set layersync_generated_tokens to N where the "
-            "first N tokens are generated, to -N where the last N are; or, with an adapter of your own, text",
+            "well; or reference tokens that nothing marks as such: then set layersync_generated_tokens to N if the "
+            "first N tokens are generated, to -N if the last N are; or, with your own adapter, text",
         )
     if counts.extra:
         return Finding(
             "extra",
             f"the main loss sees {counts.extra} tokens beside the {counts.chosen} that are aligned ({where}): "
-            "references or text that you train on, or generated tokens that were taken for references; "
+            "references or text that you train on, or generated tokens that were mistaken for references; "
             "layersync_tokens all aligns references as well, layersync_generated_tokens says how many are generated",
         )
     return None

@@ -15,7 +15,19 @@ from layersync_core.entrypoints import PLUGIN_COMMANDS
 from layersync_core.errors import LayerSyncError, LayerSyncWarning, did_you_mean
 
 # Command -> module with ``register(app)``. Only the asked one is imported, so that a listing needs no torch.
-_COMMANDS = {"list-supported": "list_supported", "inspect": "inspect", "check": "check", "run": "run", "env": "env"}
+_COMMANDS = {
+    "list-supported": "list_supported",
+    "inspect": "inspect",
+    "check": "check",
+    "run": "run",
+    "env": "env",
+    "doctor": "doctor",
+    "config": "config_file",
+    "new-adapter": "new_adapter",
+    "new-regularizer": "new_regularizer",
+}
+_COMPLETE = "_LAYERSYNC_COMPLETE"
+"""Set by a shell that asks what could be typed next; Typer makes it of the program's name."""
 _USER_ERROR = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,26 +38,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; default: those of the process.
     """
+    if _COMPLETE in os.environ:
+        return _complete()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     with warnings.catch_warnings():
         warnings.simplefilter("always", LayerSyncWarning)
         warnings.showwarning = _one_line_warnings(warnings.showwarning)
         try:
             code = _run(arguments)
-            print(end="", flush=True)  # what is told only when Python ends would be no line of ours
+            print(end="", flush=True)  # an error that shows only when Python exits could not be reported in one line
             return code
         except LayerSyncError as error:
             return _complain(str(error))
         except KeyboardInterrupt:
             return 130
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in (*_FULL, errno.EPIPE):
                 raise
             with suppress(OSError, ValueError, AttributeError):  # else Python tries again when it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno == errno.EPIPE:  # `| head`: whoever read has enough; what Typer returns as well
+                return 1
             return _complain(f"cannot write: {error.strerror}")
         except Exception as error:
-            # Typer carries its own copy of click in newer versions, so its errors are told by what they can do.
+            # Typer carries its own copy of click in newer versions, so its errors are recognised by their methods.
             if not hasattr(error, "format_message"):
                 raise
             return _complain(error.format_message())
@@ -61,7 +77,7 @@ def _run(arguments: list[str]) -> int:
 
         return list_supported.run(as_json="--json" in arguments)
     try:
-        code: Any = _application(arguments)(arguments, prog_name="layersync", standalone_mode=False)
+        code: Any = application(arguments[0])(arguments, prog_name="layersync", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "option_name") and hasattr(error, "format_message"):
             _refuse_absent_plugin(error.option_name or "")
@@ -69,16 +85,32 @@ def _run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _application(arguments: list[str]) -> Any:
+def _complete() -> int:
+    """Print what could be typed next, and return 0; nothing else is said, since somebody is typing, and nothing is run.
+
+    Raises:
+        SystemExit: Typer's, with an exit code for the shell.
+    """
+    from layersync_core.cli import completing
+
+    with completing.silent(), suppress(Exception):
+        application(completing.asked_command())([], prog_name="layersync")
+    return 1
+
+
+def application(command: str = "") -> Any:
+    """Return the ``typer.Typer`` application, with no more than one command where that is known.
+
+    Args:
+        command: The one that is asked for; another word, such as a flag or nothing, for all of them.
+
+    Raises:
+        LayerSyncError: It is neither a flag nor empty, and there is no such command.
+    """
     import typer
 
-    app = typer.Typer(
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-    )
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback()(_no_options)
-    command = arguments[0]
     if command in _COMMANDS:
         import_module(f"layersync_core.cli.{_COMMANDS[command]}").register(app)
         return app
@@ -93,7 +125,7 @@ def _application(arguments: list[str]) -> Any:
     for module in _COMMANDS.values():
         import_module(f"layersync_core.cli.{module}").register(app)
     register_commands(app, third_parties())
-    if not command.startswith("-") and command not in registered(app):
+    if command and not command.startswith("-") and command not in registered(app):
         raise LayerSyncError(_no_command(command, sorted(registered(app)), third_parties().missing()))
     return app
 

@@ -24,11 +24,11 @@ def register(app: Any) -> None:
 
 
 def run(settings: dict[str, Any], model: str, family: str | None) -> int:
-    """Check and print what would be attached; return 0."""
+    """Check the settings and print what would be attached; return 0."""
     from layersync_core.session import attach
 
     known = read(settings)
     named = model_of(model, family or known.launch.layersync_family)
-    with attach(named.model, known.config, family=named.adapter.family) as sync:
+    with attach(named.model, known.config, adapter=named.adapter) as sync:
         print("\n".join(sync.describe()))
     return 0

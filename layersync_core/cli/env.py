@@ -25,13 +25,13 @@ def register(app: Any) -> None:
         "env",
         run,
         models(),
-        "Print the environment variables that switch LayerSync on in whatever is started with them, for the shell: "
+        "Print the environment variables that switch LayerSync on in any program started with them, for the shell: "
         'eval "$(layersync env --config layersync.json)".',
         [
             Parameter(
                 "plain",
                 Parameter.KEYWORD_ONLY,
-                annotation=Annotated[bool, typer.Option("--plain", help="NAME=value lines, as env files have them")],
+                annotation=Annotated[bool, typer.Option("--plain", help="print NAME=value lines, as in env files")],
                 default=False,
             )
         ],
@@ -41,7 +41,7 @@ def register(app: Any) -> None:
 def run(settings: dict[str, Any], plain: bool) -> int:
     """Print the variables; return 0."""
     known = read(settings)
-    if not is_on(known):  # it may be on in the shell
+    if not is_on(known):  # the shell may still have it on
         print(f"{VARIABLE}=" if plain else f"unset {VARIABLE}")
         return 0
     for name, value in variables(known, os.environ, _settings_file).items():
@@ -50,5 +50,5 @@ def run(settings: dict[str, Any], plain: bool) -> int:
 
 
 def _settings_file() -> Path:
-    # It must outlive this command: what is started with the variables reads it.
+    # It must outlive this command, since programs started with the variables read it.
     return Path(tempfile.mkdtemp(prefix="layersync-settings-"), SETTINGS)

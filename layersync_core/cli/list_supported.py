@@ -50,7 +50,7 @@ def run(as_json: bool = False, check: bool = False) -> int:
 
 
 def families(check: bool = False) -> list[Row]:
-    """Return a row for each family: installed ones first, then known ones, then refused ones.
+    """Return a row per family: installed ones first, then known ones, then refused ones.
 
     Args:
         check: Also load each installed adapter and run its tiny model.
@@ -70,6 +70,10 @@ def families(check: bool = False) -> list[Row]:
         if family not in installed
     ]
     return rows
+
+
+family_rows = families
+"""Its name in the public face."""
 
 
 def _installed_row(family: str, found: list[Provider], check: bool) -> Row:
@@ -94,14 +98,14 @@ def _installed_row(family: str, found: list[Provider], check: bool) -> Row:
 
 
 def _checked(family: str) -> tuple[str, str]:
-    # By name: only a check needs torch.
+    # Imported by name: only a check needs torch.
     try_family = import_module("layersync_core.cli.trial").try_family
     try:
         with foreign():
             return "installed", try_family(family)
     except LayerSyncError as error:
         return "broken", str(error)
-    except Exception as error:  # whatever a third party's tiny model raises belongs in its row
+    except Exception as error:  # a third party's tiny model may raise anything, which is shown in its row
         return "broken", f"its tiny model fails: {describe_failure(error)}"
 
 

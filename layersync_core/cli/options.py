@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, Optional
 
 import typer
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from layersync_core.cli import completing, kinds
 from layersync_core.files import read_settings
 from layersync_core.spelling import ALIASES, LOSS_TYPE, OFF, ON, merged
 
@@ -23,6 +26,7 @@ def add_command(
     models: Sequence[type[BaseModel]],
     help: str,
     parameters: Iterable[inspect.Parameter] = (),
+    defaults: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Register a command with ``--config FILE`` and a flag for each field of the models.
 
@@ -31,17 +35,20 @@ def add_command(
         name: Name of the command.
         run: Called with the merged settings, flags before the file, and the values of ``parameters`` by name; values
             of flags are text, as the models take them.
-        models: Their fields are the flags, snake_case; a flag of a boolean may stand without a value.
+        models: Their fields are the flags, snake_case; a flag of a boolean may stand without a value. ``layersync
+            config --for NAME`` prints a file of them.
         help: One paragraph.
         parameters: Further parameters with Typer annotations.
+        defaults: What this command does where a setting is not given, by key, where that is not the field's default.
     """
     fields = {key: field for model in models for key, field in model.model_fields.items()}
+    schemas = {key: schema for model in models for key, schema in kinds.field_schemas(model).items()}
     own = [
         *parameters,
-        _option("config", ["--config"], "JSON, YAML or TOML file of the same keys; flags win over it"),
+        _option("config", "JSON, YAML or TOML file of the same keys; flags win over it", "<file>"),
     ]
-    flags = [_option(key, [f"--{key}"], field.description or "") for key, field in fields.items()]
-    flags += [_option(alias, [f"--{alias}"], "", hidden=True) for alias in sorted(_ALIASES - set(fields))]
+    flags = [_flag(key, field, schemas.get(key, {}), defaults.get(key)) for key, field in fields.items()]
+    flags += [_option(alias, "", "<text>", hidden=True) for alias in sorted(_ALIASES - set(fields))]
 
     def command(**values: Any) -> int:
         path = values.pop("config")
@@ -53,17 +60,38 @@ def add_command(
     command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
     switches = {key for key, field in fields.items() if field.annotation is bool}
     words = _Words(frozenset(switches), frozenset({*fields, *_ALIASES, "config"}))
+    command.models, command.defaults = tuple(models), defaults  # type: ignore[attr-defined]
     settings = {"allow_interspersed_args": False} if "command" in signature.parameters else {}
     app.command(name, help=help, cls=_command_class(words), context_settings=settings)(command)
 
 
-def _option(name: str, flags: list[str], help: str, hidden: bool = False) -> inspect.Parameter:
+def models_of(command: Any) -> tuple[type[BaseModel], ...]:
+    """Return the models whose fields a registered command takes from a file; none where it takes no file."""
+    return getattr(command.callback, "models", ())
+
+
+def defaults_of(command: Any) -> Mapping[str, str]:
+    """Return the defaults of a registered command that are not those of its models, in words."""
+    return getattr(command.callback, "defaults", {})
+
+
+def _flag(key: str, field: FieldInfo, schema: Mapping[str, Any], default: str | None) -> inspect.Parameter:
+    values = completing.values(key, schema)
+    return _option(key, kinds.help_of(field, schema, default), kinds.metavar(schema), values)
+
+
+def _option(
+    name: str, help: str, metavar: str, values: completing.Values | None = None, hidden: bool = False
+) -> inspect.Parameter:
+    # Text, so that one model judges values from flags, files and forms alike.
+    option = typer.Option(
+        f"--{name}", help=help, metavar=metavar, autocompletion=values, hidden=hidden, show_default=False
+    )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        # Text, so that one model judges values from flags, files and forms alike.
-        annotation=Annotated[Optional[str], typer.Option(*flags, help=help, hidden=hidden, show_default=False)],  # noqa: UP045
+        annotation=Annotated[Optional[str], option],  # noqa: UP045
     )
 
 
@@ -86,6 +114,10 @@ def _command_class(words: _Words) -> type[TyperCommand]:
             # The separator, since the command may begin with an option: -m MODULE.
             separator = ["--"] if foreign and foreign[0] != "--" else []
             return super().parse_args(ctx, [*normalise(own, *words), *separator, *foreign])
+
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            # What follows belongs to the command to start, whose flags only that command knows.
+            return [] if ctx.params.get("command") else super().shell_complete(ctx, incomplete)
 
     return FlagCommand
 

@@ -1,4 +1,4 @@
-"""Commands that plugins bring, each plugin's registered apart from the others'."""
+"""Commands that plugins bring, each plugin's registered separately."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 
 def register_commands(app: Any, plugins: Plugins, distribution: str = "") -> None:
-    """Add every plugin's commands to a ``typer.Typer`` application; a command that is there stays.
+    """Add every plugin's commands to a ``typer.Typer`` application; existing commands are kept.
 
     Args:
         app: The application.
-        plugins: Those that are installed.
-        distribution: Ask the plugins of this one alone.
+        plugins: The installed plugins.
+        distribution: If given, only ask this distribution's plugins.
     """
     from typer.main import get_command
 
@@ -29,13 +29,13 @@ def register_commands(app: Any, plugins: Plugins, distribution: str = "") -> Non
             with foreign():
                 implementation.function(*(own for _ in implementation.argnames))
                 if own.registered_commands:
-                    get_command(own)  # fails where a parameter is of a type that no flag can have
+                    get_command(own)  # fails if a parameter has a type that a flag can't have
         except Exception as error:
             plugins.broken[name] = describe_failure(error)
             continue
         for command in own.registered_commands:
             if (called := command_name(command)) in registered(app):
-                log.warning("plugin %s: there is a command %s already, so its own is left out", name, called)
+                log.warning("plugin %s: a command %s already exists, so the plugin's is left out", name, called)
             else:
                 app.registered_commands.append(command)
 
@@ -46,5 +46,5 @@ def registered(app: Any) -> set[str]:
 
 
 def command_name(command: Any) -> str:
-    """Return the name of a command, as Typer derives it where none is given."""
+    """Return the name of a command, derived as Typer does it where none is given."""
     return str(command.name or command.callback.__name__.lower().replace("_", "-"))

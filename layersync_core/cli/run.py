@@ -17,7 +17,9 @@ from layersync_core.run.settings import LaunchSettings, read
 
 Command = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="-- COMMAND ...", help="what starts the training; a first word in .py is short for python"),
+    typer.Argument(
+        metavar="-- COMMAND ...", help="command that starts the training; a script in .py is run with python"
+    ),
 ]
 
 
@@ -35,7 +37,7 @@ def register(app: Any) -> None:
 
 
 def models() -> list[Any]:
-    """Return the models whose fields are flags of a run; torch is not needed to read them."""
+    """Return the models whose fields are flags of a run; reading them does not need torch."""
     return [LayerSyncConfig, LaunchSettings, *third_parties().config_models()]
 
 
@@ -47,7 +49,7 @@ def run(settings: dict[str, Any], command: list[str] | None) -> int:
             "layersync run has no command to start; for example layersync run --config layersync.json -- "
             "accelerate launch train.py"
         )
-    # Inside a launcher (`accelerate launch -m layersync_core run train.py`) this process is a rank and must stay one.
+    # Inside a launcher (`accelerate launch -m layersync_core run train.py`) this process is a rank and must remain it.
     is_module = Path(sys.argv[0]).name == "__main__.py"
     if is_module and (command[0] == "-m" or command[0].endswith(".py")):
         from layersync_core.run.inprocess import run_script

@@ -1,4 +1,4 @@
-"""A training step of a family's tiny model, to see that its adapter works here."""
+"""A training step of a family's tiny model, to check that its adapter works here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layersync_core.session import attach
 
 
 def try_family(family: str) -> str:
-    """Run one step with a family's tiny model and return what was seen, in a clause.
+    """Run one step with a family's tiny model and return the result as a clause.
 
     Raises:
         LayerSyncError: The adapter cannot be loaded, does not fit its own model, or captures nothing.

@@ -1,1 +1,1 @@
-"""Who a model is: adapters as data, found through entry points, and families that are refused. Imports no torch."""
+"""Model families: adapters as data, found through entry points, and families that are refused. Imports no torch."""

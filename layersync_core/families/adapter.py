@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from layersync_core.capture.layout import ModelLayout, class_names, later_blocks, module_at, width_of
+from layersync_core.capture.layout import ModelLayout, class_names, module_at, width_of
 from layersync_core.errors import ConfigError, MisfitError, did_you_mean
 from layersync_core.protocol import API_VERSION, Block
 
@@ -17,13 +17,35 @@ if TYPE_CHECKING:
     from layersync_core.protocol import CaptureHandle
 
 
+def nearest_layouts(layouts: Sequence[ModelLayout], model: nn.Module) -> list[ModelLayout]:
+    """Return the layouts that name the nearest of a model's classes, since trainers derive one class from another."""
+    for base in type(model).__mro__:
+        if found := [layout for layout in layouts if base.__name__ in layout.model_classes]:
+            return found
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockStackAdapter(ModelLayout):
     """An adapter as data: the layout of a family's main class, and more layouts for its other classes and forks.
 
     Attributes:
-        family: Identifier, the same as the entry point's name.
-        forks: Further layouts; the first layout that fits a model is used.
+        family: Identifier, equal to the entry point's name.
+        forks: Further layouts. Among those that name the nearest of a model's classes, the first that fits is used.
+
+    Examples:
+        >>> import torch
+        >>> from layersync_core import BlockStackAdapter, attach
+        >>> class Mine(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+        ...     def forward(self, x):
+        ...         return self.blocks(x)
+        >>> adapter = BlockStackAdapter(family="mine", model_classes="Mine", stacks="blocks")
+        >>> config = {"layersync_enabled": True, "layersync_student_block": 1, "layersync_teacher_block": 3}
+        >>> with attach(model := Mine(), config, adapter=adapter) as sync:
+        ...     sync.apply(model(torch.ones(2, 5, 4)).mean()).backward()
     """
 
     family: str
@@ -40,7 +62,7 @@ class BlockStackAdapter(ModelLayout):
 
     def supports_hidden_states(self, model: nn.Module) -> bool:
         """Return whether a layout fits the model."""
-        return any(layout.fits(model) for layout in self.layouts)
+        return any(layout.fits(model) for layout in nearest_layouts(self.layouts, model))
 
     def list_blocks(self, model: nn.Module) -> list[Block]:
         """Return every block in execution order.
@@ -99,23 +121,35 @@ class BlockStackAdapter(ModelLayout):
             {index: found[index][2] for index in sorted(layers)},
             first=first,
             last=found[-1][2],
-            # Several streams may be joined after the blocks that are listed; one stream goes on to the head.
-            later=later_blocks(model, found[-1][1]) if found[-1][0].element is not None else (),
+            # Several streams may be joined after the listed blocks; a single stream goes straight to the head.
+            later=_later_blocks(model, found[-1][1]) if found[-1][0].element is not None else (),
             embedder=embedder,
             reader=reader,
             clear=buffer.clear,
-            dual=None if dual is None or dual.index in stacks else dual.module,  # what a captured one returned is held
+            dual=None if dual is None or dual.index in stacks else dual.module,  # its output is held anyway
         )
 
     def _layout(self, model: nn.Module) -> ModelLayout:
-        for layout in self.layouts:
+        known = nearest_layouts(self.layouts, model)
+        for layout in known:
             if layout.fits(model):
                 return layout
-        # Of a layout that knows the class, if there is one: the others are of other classes.
-        known = [layout for layout in self.layouts if not class_names(model).isdisjoint(layout.model_classes)]
         reasons = [layout.misfit(model) for layout in known or [self]]
         raise MisfitError(
             f"adapter {self.family} does not fit this {type(model).__name__}: {'; '.join(reasons)}",
             family=self.family,
             model_class=type(model).__name__,
         )
+
+
+def _later_blocks(model: nn.Module, path: str) -> list[nn.Module]:
+    """Return the last block of each top-level list that a model declares after the list with a given block.
+
+    Args:
+        model: The model.
+        path: Path of the block.
+    """
+    own = dict(model.named_children())
+    names = list(own)
+    after = names[names.index(path.split(".")[0]) + 1 :]
+    return [own[name][-1] for name in after if "ModuleList" in class_names(own[name]) and len(own[name])]  # type: ignore[index, arg-type]

@@ -1,4 +1,4 @@
-"""What an adapter answers: its methods are somebody else's, so that a failure names whose."""
+"""Call an adapter's methods, which are somebody else's code, so that a failure names the adapter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError, MisfitError
+from layersync_core.families.adapter import nearest_layouts
 from layersync_core.families.registry import installed
 from layersync_core.protocol import Adapter, Block, CaptureHandle
 
@@ -22,7 +23,7 @@ def blocks_of(adapter: Adapter, model: nn.Module) -> list[Block]:
 
     Raises:
         MisfitError: It does not fit, or fails.
-        ConfigError: What it lists are no blocks.
+        ConfigError: What it lists aren't blocks.
     """
     family, kind = adapter.family, type(model).__name__
     with _named(adapter, model):
@@ -47,9 +48,9 @@ def _misfit(adapter: Adapter, model: nn.Module) -> str:
     )
     try:
         adapter.list_blocks(model)
-    except MisfitError as error:  # of ours, which say why
+    except MisfitError as error:  # BlockStackAdapter's, which says why
         return str(error)
-    except Exception:  # whatever another makes of a model that it does not know
+    except Exception:  # another adapter may raise anything at a model that it does not know
         return generally
     return generally
 
@@ -61,7 +62,7 @@ def start_capture(
 
     Raises:
         MisfitError: The adapter fails.
-        ConfigError: What it returns lacks something; its hooks are off again.
+        ConfigError: What it returns lacks a member; its hooks have been removed.
     """
     handle: Any
     with _named(adapter, model):
@@ -70,13 +71,19 @@ def start_capture(
         names = ("enabled", "policy", "forwards", "why_none", "collect", "discard", "paused", "remove")
         lacking = ", ".join(name for name in names if not hasattr(handle, name))
         if hasattr(handle, "remove"):
-            handle.remove()  # its hooks are on the model already
+            handle.remove()  # its hooks are already on the model
         raise ConfigError(f"the capture of {title(adapter)} lacks {lacking}; see CaptureHandle")
     return handle
 
 
+def is_measured(adapter: Adapter, model: nn.Module) -> bool:
+    """Return whether an adapter has the generated image tokens measured from the main loss."""
+    layouts: Any = getattr(adapter, "layouts", ())
+    return next((bool(layout.measured) for layout in nearest_layouts(layouts, model) if layout.fits(model)), False)
+
+
 def title(adapter: Adapter) -> str:
-    """Return what to call an adapter: by its family, and by its distribution where it is an installed one."""
+    """Return what messages call an adapter: its family, and its distribution if it is installed."""
     for found in installed().get(adapter.family, []):
         with suppress(Exception):
             if found.allowed and found.load() is adapter:

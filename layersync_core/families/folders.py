@@ -11,10 +11,10 @@ from layersync_core.files import read_json
 
 
 def read_model_config(path: str | Path) -> dict[str, Any]:
-    """Read a model's config.json: of a local model folder, or the denoiser's in a pipeline's folder.
+    """Read a model's config.json from a local model folder, or the denoiser's from a pipeline's folder.
 
     Raises:
-        ConfigError: There is none, or it is no JSON object.
+        ConfigError: There is none, or it isn't a JSON object.
     """
     return read_json(find_model_config(path))
 
@@ -38,5 +38,5 @@ def find_model_config(path: str | Path) -> Path:
             f"the folder {path} has no config.json (nor transformer/, unet/ or prior/ with one); {remedy}"
         )
     if is_hub_name(name):
-        remedy += f"; a model of the hub is downloaded first: hf download {name} --local-dir FOLDER"
+        remedy += f"; download a model of the hub first: hf download {name} --local-dir FOLDER"
     raise ConfigError(f"{path} does not exist; {remedy}")

@@ -11,7 +11,7 @@ from layersync_core.entrypoints import describe_failure
 from layersync_core.errors import ConfigError
 
 CONFIG_FILES = ("config.json", "transformer/config.json", "unet/config.json", "prior/config.json")
-"""Where a model has its configuration, or a pipeline that of its denoiser; the first that is there counts."""
+"""Where a model has its configuration, or a pipeline its denoiser's; the first that exists counts."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.json)", re.ASCII)
 _INSTEAD = "give a local model folder or its config.json"
@@ -19,27 +19,27 @@ _REMEDIES = {401: "run hf auth login", 403: "run hf auth login", 404: "check the
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a text has the form ``owner/name`` of a model on the hub, and not the form of a file."""
+    """Return whether a text has the form ``owner/name`` of a model on the hub, and does not look like a file."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def fetch_config(name: str) -> Path:
-    """Return the config.json of a model on the hub, from the local cache or, where that has none, over the network.
+    """Return the config.json of a model on the hub, from the local cache or else over the network.
 
     Args:
         name: ``owner/name``.
 
     Raises:
-        ConfigError: There is none, or it cannot be had.
+        ConfigError: There is none, or it cannot be fetched.
     """
     try:
-        # By name: core works without it, and diffusers, which builds a model from its config, brings it.
+        # Imported by name: core works without it, and diffusers, which builds a model from its config, requires it.
         hub, constants, errors = map(
             import_module, ("huggingface_hub", "huggingface_hub.constants", "huggingface_hub.utils")
         )
     except ImportError:
         raise ConfigError(
-            f"{name} is no local path, and asking the hub for it needs huggingface_hub; pip install huggingface_hub"
+            f"{name} isn't a local path, and asking the hub for it needs huggingface_hub; pip install huggingface_hub"
         ) from None
     try:
         return Path(_cached(hub, name) or _downloaded(hub, constants, errors, name))
@@ -47,12 +47,12 @@ def fetch_config(name: str) -> Path:
         raise
     except errors.HFValidationError as error:
         raise ConfigError(
-            f"{name} is no local path, and no name that a model on the hub can have; check it, or {_INSTEAD}"
+            f"{name} is neither a local path nor a possible name of a model on the hub; check it, or {_INSTEAD}"
         ) from error
-    except Exception as error:  # which HTTP library's errors these are depends on the version
+    except Exception as error:  # the HTTP library, and so the type of its errors, depends on the version
         why = _why(error, constants.ENDPOINT, name, errors)
         raise ConfigError(
-            f"{name} is no local path, its config is not in the cache {constants.HF_HUB_CACHE}, and {why}"
+            f"{name} isn't a local path, its config is not in the cache {constants.HF_HUB_CACHE}, and {why}"
         ) from error
 
 
@@ -64,7 +64,7 @@ def _cached(hub: Any, name: str) -> str | None:
 def _downloaded(hub: Any, constants: Any, errors: Any, name: str) -> str:
     for file in CONFIG_FILES:
         try:
-            # One request that is not repeated: a download would go on asking a silent server for minutes.
+            # A single request without retries: a download would keep asking a silent server for minutes.
             hub.get_hf_file_metadata(hub.hf_hub_url(name, file), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except errors.EntryNotFoundError:
             continue

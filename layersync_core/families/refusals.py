@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a model's family: the names of its class and bases, and its configuration."""
+    """What identifies a model's family: the names of its class and bases, and its configuration."""
 
     classes: tuple[str, ...]
     config: Mapping[str, Any]
 
     def is_a(self, *names: str) -> bool:
-        """Return whether one of the names is the model's class or a base of it."""
+        """Return whether one of the names is the model's class or one of its base classes."""
         return any(name in self.classes for name in names)
 
     def setting(self, name: str, default: Any = None) -> Any:
@@ -31,7 +31,7 @@ class Refusal:
         models: What users call the models.
         reason: Why, in a clause fit for a terminal.
         classes: Class names of the models.
-        recognise: Whether a model of these classes is one; None where the class tells.
+        recognise: Whether a model of these classes belongs to the family; None where the class is enough.
     """
 
     models: str
@@ -68,7 +68,8 @@ def _kandinsky_size(model: Identity) -> tuple[Any, Any]:
 
 
 def _kandinsky5_image(model: Identity) -> bool:
-    # Image and video share the class. What is neither by the released sizes is refused too, unless the user names it.
+    # Image and video share the class. Sizes that match neither release are refused too, unless the user names the
+    # family.
     return not model.setting("visual_cond") or _kandinsky_size(model) not in _KANDINSKY_VIDEO
 
 

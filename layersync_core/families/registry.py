@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from layersync_core.documentation import docs_page
 from layersync_core.entrypoints import LOAD_VARIABLE, Provider, describe_failure, foreign, providers
 from layersync_core.errors import AdapterNotInstalledError, ConfigError, UnknownFamilyError, UnsupportedFamilyError
 from layersync_core.families.folders import read_model_config
@@ -21,12 +22,11 @@ from layersync_core.protocol import API_VERSION, Adapter
 log = logging.getLogger(__name__)
 
 GROUP = "layersync.adapters"
-GUIDE = "docs/adapters.md"
-"""Where writing an adapter is explained."""
+GUIDE = docs_page("adapters")  # where writing an adapter is explained
 
 
 def installed() -> dict[str, list[Provider]]:
-    """Return ``family -> who provides it``, from metadata alone; more than one provider is a conflict."""
+    """Return ``family -> its providers``, from metadata alone; more than one provider is a conflict."""
     families: dict[str, list[Provider]] = {}
     for provider in providers(GROUP):
         families.setdefault(provider.name, []).append(provider)
@@ -59,6 +59,11 @@ def get_adapter(family: str) -> Adapter:
         UnsupportedFamilyError: The family is refused.
         UnknownFamilyError: Nobody knows the family.
         ConfigError: Two distributions claim it.
+
+    Examples:
+        >>> from layersync_core import get_adapter
+        >>> get_adapter("dit").family
+        'dit'
     """
     found = provider(family)
     if found is not None:
@@ -78,14 +83,19 @@ def get_adapter(family: str) -> Adapter:
 def resolve(model_or_config: Any) -> Adapter:
     """Return the adapter for a model, a config dict with ``_class_name``, or a path to a folder or config.json.
 
-    A third party that claims the family is asked first, then the refusals, the known classes, and the further classes
-    of every installed adapter (third parties', and forks that trainers ship), each isolated from the others' failures.
+    An adapter of a third party that claims the family is asked first, then the refusals, the known classes, and the
+    further classes of every installed adapter (third parties', and forks that trainers ship), each isolated from the
+    others' failures.
 
     Raises:
         UnsupportedFamilyError: The family is refused.
         AdapterNotInstalledError: The family is known but its adapter is missing, excluded or broken.
         UnknownFamilyError: No installed adapter describes the class.
-        ConfigError: The config cannot be read or names no class; two adapters claim the class.
+        ConfigError: The config cannot be read or names no class, or two adapters claim the class.
+
+    >>> from layersync_core import resolve
+    >>> resolve({"_class_name": "DiTTransformer2DModel"}).family
+    'dit'
     """
     identity = identify(model_or_config)
     family = refused_family(identity)
@@ -120,12 +130,12 @@ def identify(model_or_config: Any) -> Identity:
     if isinstance(model_or_config, Mapping):
         name = model_or_config.get("_class_name")
         if not isinstance(name, str) or not name:
-            raise ConfigError("the config has no _class_name, so its family cannot be told; name it with family=…")
+            raise ConfigError("the config has no _class_name, so its family is unknown; name it with family=…")
         return Identity((name,), model_or_config)
     model_or_config = unwrap(model_or_config)
     # Along the bases: FSDP2 and trainers subclass or rename the class (FSDPWanTransformer3DModel).
     classes = tuple(base.__name__ for base in type(model_or_config).__mro__)
-    # Models of original repositories keep their settings as attributes of their own.
+    # Models of original repositories keep their settings as attributes of the model.
     config = getattr(model_or_config, "config", model_or_config)
     return Identity(classes, config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
 
@@ -134,7 +144,14 @@ def load_tiny(family: str) -> ModuleType:
     """Import the ``tiny`` module of a family's adapter: ``tiny_model()`` and ``example_inputs(model, batch_size)``.
 
     Raises:
-        ConfigError: The adapter ships none, or it needs a package that is missing.
+        ConfigError: The adapter ships no such module, or it needs a package that is missing.
+
+    Examples:
+        >>> from layersync_core import load_tiny
+        >>> tiny = load_tiny("dit")
+        >>> model = tiny.tiny_model()
+        >>> tiny.example_inputs(model, batch_size=2)["hidden_states"].shape
+        torch.Size([2, 1, 8, 8])
     """
     get_adapter(family)
     found = provider(family)
@@ -175,24 +192,26 @@ def _load(found: Provider) -> Adapter:
             _check_adapter(adapter, found)
     except AdapterNotInstalledError:
         raise
-    except Exception as error:  # an attribute that is a property, and fails
-        raise _unusable(found, f"{found} is no adapter: {describe_failure(error)}; see {GUIDE}") from error
+    except Exception as error:  # an attribute may be a property that fails
+        raise _unusable(found, f"{found} isn't an adapter: {describe_failure(error)}; see {GUIDE}") from error
     return adapter  # type: ignore[no-any-return]
 
 
 def _check_adapter(adapter: Any, found: Provider) -> None:
     if isinstance(adapter, type):
-        raise _unusable(found, f"{found} is no adapter: {found.value} is a class; register an instance of it")
+        raise _unusable(found, f"{found} isn't an adapter: {found.value} is a class; register an instance of it")
     missing = [name for name in _ADAPTER_NAMES if not hasattr(adapter, name)]
     if missing:
-        raise _unusable(found, f"{found} is no adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
+        raise _unusable(found, f"{found} isn't an adapter: {found.value} lacks {', '.join(missing)}; see {GUIDE}")
     if wrong := [name for name in _METHODS if not callable(getattr(adapter, name))]:
-        raise _unusable(found, f"{found} is no adapter: {', '.join(wrong)} of {found.value} is no method; see {GUIDE}")
+        raise _unusable(
+            found, f"{found} isn't an adapter: {', '.join(wrong)} of {found.value} isn't a method; see {GUIDE}"
+        )
     classes = adapter.model_classes
     if not isinstance(classes, (tuple, list)) or not all(isinstance(name, str) for name in classes):
         raise _unusable(
             found,
-            f"{found} is no adapter: model_classes of {found.value} is {classes!r}; expected a tuple of class names",
+            f"{found} isn't an adapter: model_classes of {found.value} is {classes!r}; expected a tuple of class names",
         )
     if adapter.api_version != API_VERSION:
         raise _unusable(
@@ -215,7 +234,7 @@ _ADAPTER_NAMES = ("family", "api_version", "model_classes", *_METHODS)
 
 
 def _nearer(identity: Identity) -> Adapter | None:
-    """Return the adapter that claims a class which is derived from a known family's; None where none does."""
+    """Return the adapter that claims a class derived from a known family's; None where none does."""
     distances = range(len(identity.classes))
     known = (known_family(Identity((identity.classes[place],), identity.config)) for place in distances)
     place = next((place for place, family in enumerate(known) if family), 0)
@@ -229,14 +248,14 @@ def _by_other_classes(identity: Identity) -> Adapter:
     also = f"; not usable: {'; '.join(broken)}" if broken else ""
     why = why_unknown(identity) or f"no adapter knows the model class {identity.classes[0]}"
     raise UnknownFamilyError(
-        f"{why}; {_installed_text()}{also}",
+        f"{why}; {_installed_text()}{also}; or give the family auto, which finds its blocks and tokens by measuring",
         model_class=identity.classes[0],
     )
 
 
 def _claimed(names: Sequence[str]) -> tuple[Adapter | None, list[str]]:
-    """Return the adapter that claims the first of some classes that any claims, and why others are not usable."""
-    adapters: list[tuple[str, Adapter, set[str]]] = []
+    """Return the adapter for the first of the classes that any adapter claims, and why other adapters are unusable."""
+    adapters: list[tuple[str, Adapter, set[str]]] = []  # provider, adapter, the classes it claims
     broken: list[str] = []
     for family, found in installed().items():
         known = {*KNOWN[family].classes, *RENAMED} if family in KNOWN else set()
@@ -248,10 +267,10 @@ def _claimed(names: Sequence[str]) -> tuple[Adapter | None, list[str]]:
             except AdapterNotInstalledError as error:
                 broken.append(str(error))
                 continue
-            adapters.append((item.distribution, adapter, {*adapter.model_classes} - known))
+            adapters.append((f"{item.distribution} ({family})", adapter, {*adapter.model_classes} - known))
     # The nearest base decides: trainers derive one family's class from another's.
     for name in names:
-        matching = {distribution: adapter for distribution, adapter, classes in adapters if name in classes}
+        matching = {provided: adapter for provided, adapter, classes in adapters if name in classes}
         if len(matching) > 1:
             raise ConfigError(
                 f"{names[0]} is claimed by {' and '.join(matching)}; uninstall all but one, or name the family"
@@ -268,7 +287,7 @@ def _refusal(family: str) -> str:
 
 @cache
 def _tell_refusal(family: str) -> None:
-    """Say once whose adapter is used for a family that is refused."""
+    """Log once whose adapter is used for a family that LayerSync refuses."""
     log.warning(
         "LayerSync itself refuses family %s, since %s; the adapter of %s is used",
         family,

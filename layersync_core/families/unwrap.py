@@ -1,4 +1,4 @@
-"""From what a trainer holds to the model itself, by class names alone; imports no torch."""
+"""From a trainer's wrapped model to the model itself, by class names alone; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from layersync_core.errors import ConfigError
 
-# Class of the wrapper -> attribute path of what it wraps.
+# Class of the wrapper -> attribute path of the wrapped model.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "DistributedDataParallel": "module",
@@ -16,6 +16,9 @@ _WRAPPERS = {
     "_FabricModule": "_forward_module",
     "PeftModel": "base_model",
     "BaseTuner": "model",
+    # Wrappers of trainers around diffusers' transformer and the layers that its text passes before.
+    "AnimaTransformerModel": "core",  # SimpleTuner
+    "AnimaTrainableModel": "transformer",  # ai-toolkit
 }
 
 
@@ -25,7 +28,7 @@ def unwrap(model: Any) -> Any:
     Raises:
         ConfigError: The model is in ``nn.DataParallel``, whose replicas cannot be captured.
     """
-    # Bounded by what was seen: one trainer's compiled model has an _orig_mod that points to itself.
+    # Stops at a model that was seen before: one trainer's compiled model has an _orig_mod that points to itself.
     seen: set[int] = set()
     while id(model) not in seen:
         seen.add(id(model))

@@ -1,1 +1,1 @@
-"""What is made of the states: LayerSync and other regularizers, found through plugins."""
+"""Losses on the captured states: LayerSync and other regularizers, found through plugins."""

@@ -1,10 +1,10 @@
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 """The LayerSync loss: the mean cosine between student tokens and detached teacher tokens, as one autograd function.
 
 Written by hand because autograd's own version keeps several activations alive and rounds every step to the model's
-dtype. Here nothing but two numbers a token is saved beside the two inputs, all sums are fp32, and both passes walk over
-the tokens in pieces, so that no float copy of a whole activation ever exists. A gradient that is to be differentiated
-again (``create_graph=True``) is the exception.
+dtype. Here only two numbers per token are saved beside the two inputs, all sums are fp32, and both passes walk over the
+tokens in pieces, so that an fp32 copy of a whole activation never exists. The exception is a gradient that is to be
+differentiated again (``create_graph=True``).
 """
 
 # Longer than others: the two passes of one function and their arithmetic are read together.
@@ -24,8 +24,8 @@ from layersync_core.losses import second_order
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# 512 KiB of fp32 a thread: measured best or near it for D from 64 to 6144. Smaller pieces pay for calls, larger ones
-# leave the cache and make the allocator give pages back to the system between two pieces.
+# 512 KiB of fp32 per thread: measured to be best, or near it, for D from 64 to 6144. Smaller pieces pay for calls;
+# larger ones leave the cache and make the allocator return pages to the system between two pieces.
 _CPU_PIECE = 1 << 17
 # Elsewhere calls cost more and caches are larger: 16 MiB of fp32, and never more than eight pieces.
 _DEVICE_PIECE = 1 << 22
@@ -33,7 +33,7 @@ _DEVICE_PIECES = 8
 
 
 class Similarity(NamedTuple):
-    """Hold the mean cosine twice: to train on and to show.
+    """The mean cosine twice: to train on and to log.
 
     Args:
         weighted: Σ w_b·m·cos / Σ m, scalar, differentiable with respect to the student only.
@@ -50,7 +50,8 @@ def alignment_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     This is the unweighted loss of LayerSync (arXiv 2510.12581). The teacher is detached: no gradient reaches it. Zero
     vectors (fp32: shorter than 3e-16) give similarity 0 and gradient 0. In bf16 and fp32 the squared length of a token
     must fit fp32: one longer than 1.8e19 gives NaN, as an infinite one does, rather than a plausible number; rescaling
-    every token first would cost as much as the loss itself. fp16 values cannot get there, fp64 has its own range.
+    every token first would cost as much as the loss itself. fp16 values cannot get that large, and fp64 has its own
+    range.
 
     Args:
         student: hidden states of the student block, (B, S, D) or (B, T, P, D), fp16, bf16, fp32 or fp64, any strides.
@@ -63,6 +64,13 @@ def alignment_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 
     Raises:
         ConfigError: shapes differ or are not 3-D or 4-D (nothing is broadcast), or a dtype is not floating point.
+
+    Examples:
+        >>> import torch
+        >>> from layersync_core import alignment_loss
+        >>> student = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]], requires_grad=True)  # (1, 2, 2)
+        >>> alignment_loss(student, torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])).item()
+        -0.5
     """
     return -similarity(student, teacher, mask).weighted
 
@@ -90,12 +98,12 @@ def similarity(
     if sample_weight is not None:
         if sample_weight.shape != student.shape[:1]:
             raise ConfigError(
-                f"sample_weight needs one weight a sample, {tuple(student.shape[:1])}, "
+                f"sample_weight needs one weight per sample, {tuple(student.shape[:1])}, "
                 f"got {tuple(sample_weight.shape)} for a student of {tuple(student.shape)}"
             )
         sample_weight = sample_weight.detach().to(device)
-    # Detached here, not only by returning no gradient: else the engine still runs the teacher's backward, with zeros.
-    # Trainers split blocks over devices; the teacher carries no gradient, so it is the one that moves.
+    # Detached here, not only by returning no gradient: otherwise the engine still runs the teacher's backward, with
+    # zeros. Trainers split blocks over devices; the teacher carries no gradient, so it is the one to move.
     weighted, raw = _TokenCosine.apply(  # type: ignore[no-untyped-call]
         student, teacher.detach().to(device), real_BS, sample_weight
     )
@@ -104,7 +112,7 @@ def similarity(
 
 @torch.no_grad()
 def centered_similarity(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean cosine after taking from each of the two its mean token, for logging.
+    """Return the mean cosine after subtracting from each of the two its mean token, for logging.
 
     The raw cosine saturates early because all tokens share a large common part; this one does not.
 
@@ -134,7 +142,7 @@ def centered_similarity(student: Tensor, teacher: Tensor, mask: Tensor | None = 
 
 
 class _TokenCosine(torch.autograd.Function):
-    """Mean cosine over tokens, with the gradient to the student alone."""
+    """Mean cosine over tokens, with a gradient to the student only."""
 
     @staticmethod
     def forward(
@@ -325,7 +333,7 @@ def _real_tokens(student: Tensor, mask: Tensor | None) -> Tensor | None:
         return None
     if mask.shape != student.shape[:-1]:
         raise ConfigError(
-            f"mask needs one value a token, {tuple(student.shape[:-1])}, "
+            f"mask needs one value per token, {tuple(student.shape[:-1])}, "
             f"got {tuple(mask.shape)} for a student of {tuple(student.shape)}"
         )
     mask = mask.detach().to(student.device)
@@ -335,7 +343,7 @@ def _real_tokens(student: Tensor, mask: Tensor | None) -> Tensor | None:
 def _check_states(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape or student.dim() not in (3, 4):
         raise ConfigError(
-            "student and teacher need one shape, (B, S, D) or (B, T, P, D), "
+            "student and teacher need the same shape, (B, S, D) or (B, T, P, D), "
             f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
     if student.dtype not in _FLOATS or teacher.dtype not in _FLOATS:

@@ -1,8 +1,7 @@
-"""A regularizer that is enabled, with what it says beside the protocol and what it leaves out filled in."""
+"""An enabled regularizer, with its optional members filled in where it leaves them out."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,12 +10,11 @@ from torch import nn
 
 from layersync_core.entrypoints import describe_failure, foreign
 from layersync_core.errors import ConfigError, LayerSyncError
+from layersync_core.losses.members import members_of, refuse_near_misses
 from layersync_core.metrics import check_term
 from layersync_core.protocol import Block, Regularizer, RegularizerBase, States, Term
 
 _OPTIONAL = ("module", "schedule", "active", "begin", "describe")
-# As alike as `activ` is to `active`; further away stands what somebody may well call a member of their own.
-_NEAR = 0.87
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,12 @@ class Enabled:
 
     Attributes:
         item: The regularizer itself.
-        layers: The layers it wants.
+        layers: The layers it needs.
         module: Its trainable part, or None.
         active: As in ``RegularizerBase``.
         begin: As in ``RegularizerBase``.
         describe: As in ``RegularizerBase``.
-        uses_steps: What it computes depends on the optimiser step, as far as it says.
+        uses_steps: It declares that what it computes depends on the optimiser step.
     """
 
     item: Regularizer
@@ -42,31 +40,36 @@ class Enabled:
     uses_steps: bool
 
     @classmethod
-    def of(cls, item: Regularizer, blocks: Sequence[Block]) -> Enabled:
-        """Ask a regularizer for its layers, and take what else it says.
+    def of(cls, item: Regularizer, blocks: Sequence[Block] | None) -> Enabled:
+        """Ask a regularizer for its layers, and read its optional members.
+
+        Args:
+            item: The regularizer.
+            blocks: Every block of the model; None while they are not known, in which case it isn't asked for layers.
 
         Raises:
-            ConfigError: It has a member that is nearly one of the optional ones, which nobody would call.
+            ConfigError: It has a member with nearly the name of an optional one, which would never be called.
             LayerSyncError: It asks for a layer that the model does not have.
         """
-        _refuse_near_misses(item)
+        refuse_near_misses(item, "regularizer", RegularizerBase, _OPTIONAL)
+        layers: set[int] = set()
         try:
             with foreign():
-                layers = set(item.layers(blocks))
+                layers = set() if blocks is None else set(item.layers(blocks))
         except LayerSyncError:
             raise
         except Exception as error:
             raise ConfigError(f"regularizer {item.name} cannot say its layers: {describe_failure(error)}") from error
-        unknown = sorted(map(str, layers - set(range(len(blocks)))))
+        unknown = sorted(map(str, layers - set(range(len(blocks or ())))))
         if unknown:
             raise LayerSyncError(
                 f"regularizer {item.name} asks for layer {', '.join(unknown)}; "
-                f"the layers of this model are 0 to {len(blocks) - 1}"
+                f"the layers of this model are 0 to {len(blocks or ()) - 1}"
             )
-        # What is left out is what the base does, with the schedule that this one has.
+        # Members that are left out come from the base class, with this regularizer's schedule.
         base = RegularizerBase()
         base.schedule = getattr(item, "schedule", None)
-        own = _members(item)
+        own = members_of(item, RegularizerBase)
         given = cast("RegularizerBase", item)
         return cls(
             item,
@@ -94,23 +97,3 @@ class Enabled:
             return None
         check_term(term, f"regularizer {self.item.name}")
         return term
-
-
-def _members(item: Regularizer) -> set[str]:
-    """Return the names of what a regularizer has of its own, without what it inherits from the base or from torch."""
-    own = {*getattr(item, "__dict__", {})}
-    for kind in type(item).__mro__:
-        if kind not in (object, RegularizerBase) and not kind.__module__.startswith("torch."):
-            own.update(vars(kind))
-    return own
-
-
-def _refuse_near_misses(item: Regularizer) -> None:
-    own = _members(item)
-    for name in sorted(name for name in own if not name.startswith("_")):
-        meant = difflib.get_close_matches(name, _OPTIONAL, n=1, cutoff=_NEAR)
-        if meant and name not in _OPTIONAL and meant[0] not in own:
-            raise ConfigError(
-                f"regularizer {item.name} has a member {name}, which nobody would ask for; the optional member is "
-                f"called {meant[0]} (rename yours where it is something else)"
-            )

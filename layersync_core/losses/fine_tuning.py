@@ -1,25 +1,25 @@
-"""Whether a training is a fine-tuning by adapter weights, for which the authors use another weight."""
+"""Whether only adapter weights are fine-tuned, for which the authors use a smaller loss weight."""
 
 from __future__ import annotations
 
 from torch import nn
 
-# Parts of parameter names that adapters of the common kinds carry where no PEFT layer says which are its own.
+# Substrings of the parameter names of common adapters, for adapters that aren't PEFT layers.
 _NAMES = ("lora", "loha", "lokr", "hada", "oft", "adapter", "magnitude_vector")
 
 
 def only_adapters_train(model: nn.Module) -> bool:
-    """Return whether adapter weights are all that trains, and biases beside them at most.
+    """Return whether only adapter weights train, with biases at most beside them.
 
-    Weights that stand outside of the model, as LoRA of the kohya kind does, leave nothing in it that trains.
+    With weights outside of the model, as in kohya's LoRA, nothing in the model itself trains.
 
     Args:
-        model: The model, which does train or is trained through.
+        model: The model, which is trained or through which something else is.
     """
     own = {
         id(parameter)
         for module in model.modules()
-        # PEFT's layers name what they add, of whatever kind it is: VeRA, IA3, FourierFT, layer norms.
+        # PEFT's layers list the names of what they add, whatever its kind: VeRA, IA3, FourierFT, layer norms.
         for name in getattr(module, "adapter_layer_names", ())
         if isinstance(added := getattr(module, name, None), nn.Module)
         for parameter in added.parameters()

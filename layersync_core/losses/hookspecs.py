@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement. Imports no torch: every ``layersync`` command reads plugins."""
+"""The hooks that a plugin may implement. Imports no torch, since every ``layersync`` command reads plugins."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Hooks:
 
     @hookspec
     def layersync_objectives(self, config: LayerSyncConfig) -> Sequence[Objective]:  # type: ignore[empty-body]
-        """Return the objectives that the configuration enables, new ones for every model; one replaces the main loss.
+        """Return the objectives that the configuration enables, new ones for every model.
 
-        ``layersync train`` runs it. ``attach`` and ``layersync run`` add to the loss of somebody else's program: a
-        configuration that enables one is refused there.
+        An objective replaces the main loss of ``layersync train``. ``attach`` and ``layersync run`` add to the loss of
+        somebody else's program, so they refuse a configuration that enables one.
         """
 
     @hookspec

@@ -1,4 +1,4 @@
-"""LayerSync as a regularizer, on the same footing as any plugin's (arXiv 2510.12581)."""
+"""LayerSync as a regularizer, on the same footing as one from any plugin (arXiv 2510.12581)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LayerSync(RegularizerBase):
         return {block.index for pair in self.pairs for block in (pair.student, pair.teacher)}
 
     def describe(self) -> list[str]:
-        """Return the resolved pairs, in lines for a terminal."""
+        """Return the resolved pairs as lines for a terminal."""
         return [
             line
             for pair in self.pairs
@@ -88,13 +88,13 @@ class LayerSync(RegularizerBase):
         ]
 
     def begin(self, model: nn.Module) -> None:
-        """Say so when the paper's weight meets a model of which only adapter weights train."""
+        """Warn when the paper's weight is used although only adapter weights train."""
         chosen = self.config.layersync_lambda is not None or self.config.layersync_preset is not None
         pairs = self.config.layersync_pairs
         weighed = pairs is not None and all(len(pair) > 2 for pair in pairs)
         if not chosen and not weighed and only_adapters_train(model):
             warnings.warn(
-                "only adapter weights train and layersync_lambda is not given: the default 0.2 is a hundred times the "
+                "only adapter weights train and layersync_lambda is not set: the default 0.2 is a hundred times the "
                 "authors' fine-tuning weight; set layersync_preset lora (0.002), or layersync_lambda",
                 LayerSyncWarning,
                 stacklevel=2,
@@ -107,7 +107,7 @@ class LayerSync(RegularizerBase):
         metrics: dict[str, Tensor] = {}
         for pair in self.pairs:
             if self.config.layersync_log_grad_ratio:
-                student_BSD = states.measured_tokens(pair.student.index, "layersync_grad_ratio")
+                student_BSD = states.tokens_with_grad_ratio(pair.student.index, "layersync_grad_ratio")
             else:
                 student_BSD = states.trainable_tokens(pair.student.index)
             teacher_BSD = states.tokens(pair.teacher.index)
@@ -138,7 +138,7 @@ def _resolve(pair: Pair, blocks: Sequence[Block]) -> ResolvedPair:
 
 
 def _find(number: int, role: str, blocks: Sequence[Block]) -> Block:
-    index = max(number - 1, 0)  # 0 is the first block as well
+    index = max(number - 1, 0)  # 0 also means the first block
     if index >= len(blocks):
         raise ConfigError(
             f"LayerSync could not find layer {number} (the {role} block): the model has {len(blocks)} blocks; "

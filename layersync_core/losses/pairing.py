@@ -12,17 +12,24 @@ _STUDENT_DEPTH, _TEACHER_DEPTH = 0.3, 0.65
 
 
 def suggest_pair(blocks: Sequence[Block]) -> tuple[Block, Block]:
-    """Return a student near 0.3 of the depth and a teacher near 0.65 of it.
+    """Return a student near 0.3 and a teacher near 0.65 of the depth.
 
     Where a model has stages, both come from the longest one; the teacher is never in the model's last fifth unless
-    the model is too shallow for a choice.
+    the model is too shallow to choose.
 
     Args:
         blocks: Every block of the model, at least one.
+
+    Examples:
+        >>> from layersync_core import get_adapter, load_tiny, suggest_pair
+        >>> blocks = get_adapter("dit").list_blocks(load_tiny("dit").tiny_model())
+        >>> student, teacher = suggest_pair(blocks)
+        >>> print(student, "->", teacher)
+        block 2 of 6 (transformer_blocks.1) -> block 4 of 6 (transformer_blocks.3)
     """
     runs = [list(run) for _, run in groupby(blocks, key=lambda block: (block.width, block.stage))]
     run = max(runs, key=len)
-    # Two places at least, the student's before the teacher's.
+    # At least two positions, the student's before the teacher's.
     student = max(round(_STUDENT_DEPTH * len(run)), 1)
     teacher = max(round(_TEACHER_DEPTH * len(run)), student + 1)
     allowed = [block for block in run[:teacher] if not _in_last_fifth(block, len(blocks))]

@@ -1,12 +1,12 @@
-"""The trainable parts that regularizers bring: the same on every rank, and really trained.
+"""The trainable parts that regularizers bring: kept equal on every rank, and checked to be trained.
 
-They stand in no wrapper of the model's, so nothing else would average their gradients; and an optimiser that was never
-given them would leave them as they are in silence.
+No wrapper of the model contains them, so nothing else would average their gradients; and if they are missing from the
+optimiser, they would silently stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import ref
 
@@ -17,18 +17,37 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from layersync_core import _compat
 from layersync_core.distributed import several_ranks
-from layersync_core.errors import CaptureError
+from layersync_core.errors import CaptureError, ConfigError
 
 _UPDATES = 3
-"""After so many updates of the model without one of a part, the part is in no optimiser."""
+"""After this many updates of the model without an update of a part, the part isn't in any optimiser."""
+
+
+def refuse_parts(regularizers: Iterable[Any]) -> None:
+    """Refuse trainable parts that are created only after the optimiser.
+
+    Args:
+        regularizers: The enabled ones, which are asked for their layers at the first loss.
+
+    Raises:
+        ConfigError: One of them brings a part.
+    """
+    names = [item.item.name for item in regularizers if item.module is not None]
+    if names:
+        raise ConfigError(
+            f"{' and '.join(names)} brings a trainable part, which the optimiser must be given before the first step, "
+            "but family auto knows the model's blocks only after its first forward: save what it finds as an adapter "
+            "file (layersync inspect MODEL --inputs FILE --save adapter.json, or save_adapter()) and give that as the "
+            "family"
+        )
 
 
 class TrainedParts:
-    """Watch the trainable parts of an attachment.
+    """The trainable parts of an attachment.
 
     Args:
         model: The model they are trained with.
-        parts: The parts by the name of their regularizer.
+        parts: The parts by name of their regularizer.
     """
 
     def __init__(self, model: nn.Module, parts: Mapping[str, nn.Module]) -> None:
@@ -55,9 +74,9 @@ class TrainedParts:
             self._handles.append(register_optimizer_step_post_hook(self._on_step))
 
     def check(self) -> None:
-        """Refuse to go on with a part that gets gradients while the model is updated and it is not.
+        """Refuse to go on with a part that gets gradients but is not updated while the model is.
 
-        Nothing waits for the device unless an update is missing.
+        This waits for the device only if an update is missing.
 
         Raises:
             CaptureError: There is such a part.
@@ -78,9 +97,9 @@ class TrainedParts:
                 )
 
     def place(self, optimiser: torch.optim.Optimizer) -> None:
-        """Put the parts into an optimiser, in the group of their model's parameters, unless they are in one already.
+        """Add the parts to an optimiser, in the group of their model's parameters, unless they are already in one.
 
-        For a host that cannot be told to do so itself.
+        This is for hosts whose code cannot be changed to do so.
         """
         model = self._model()
         fresh = [it for part in self._parts.values() for it in _trained(part) if id(it) not in self._placed]
@@ -88,12 +107,19 @@ class TrainedParts:
             return
         own = {id(parameter) for parameter in _trained(model)}
         groups = [group for group in optimiser.param_groups if own & {id(p) for p in group["params"]}]
-        # Trainers keep LoRA weights outside of the model: then its optimiser is the one that is made after it.
+        # Trainers may keep LoRA weights outside of the model; its optimiser is then the one created after it.
         if not own:
             groups = optimiser.param_groups
         if groups:
             groups[0]["params"].extend(fresh)
             self._placed.update(map(id, fresh))
+
+    def take_out(self, optimiser: torch.optim.Optimizer) -> None:
+        """Take the parts out of an optimiser that outlives them, and whatever it keeps for them."""
+        for parameter in (it for part in self._parts.values() for it in part.parameters()):
+            optimiser.state.pop(parameter, None)
+            for group in optimiser.param_groups:
+                group["params"][:] = [it for it in group["params"] if it is not parameter]
 
     def require_placed(self) -> None:
         """Refuse to go on with a part that ``place`` found no optimiser for.
@@ -103,8 +129,8 @@ class TrainedParts:
         """
         if any(id(parameter) not in self._placed for part in self._parts.values() for parameter in _trained(part)):
             raise CaptureError(
-                "a regularizer brings trainable parts, but they are in no optimiser: this program made its "
-                "optimiser before its model, or it is of a kind that is not torch's"
+                "a regularizer brings trainable parts, but they are not in any optimiser: this program created its "
+                "optimiser before its model, or the optimiser isn't a torch.optim.Optimizer"
             )
 
     def remove(self) -> None:
@@ -115,7 +141,7 @@ class TrainedParts:
         self._unproven.clear()
 
     def _on_step(self, optimiser: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # Versions alone would not do: fused optimisers leave them as they are.
+        # Version counters alone are not enough: fused optimisers don't change them.
         if self._unproven:
             held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
             model = self._model()
@@ -125,8 +151,8 @@ class TrainedParts:
                     del self._unproven[name]
 
     def _receiver(self, name: str) -> Callable[[Tensor], Tensor]:
-        # Here, before the gradient is accumulated: clipping would see another norm on each rank later. What some
-        # wrapper has averaged already, or will average, stays what it is.
+        # Averaged here, before the gradient is accumulated, since clipping would later see a different norm on each
+        # rank. If some wrapper averages these gradients as well, averaging equal values changes nothing.
         def receive(gradient: Tensor) -> Tensor:
             self._received.add(name)
             if not several_ranks():
@@ -139,24 +165,24 @@ class TrainedParts:
 
 
 class _Unproven:
-    """A part of which no update was seen yet."""
+    """A part that has not been seen to be updated yet."""
 
     def __init__(self, part: nn.Module) -> None:
         self._part, self._version = part, _version(part)
         self._values = [parameter.detach().clone() for parameter in _trained(part)]
-        self.updates = 0  # of the model, while the part got gradients
+        self.updates = 0  # updates of the model while the part got gradients
 
     def has_other_version(self) -> bool:
         """Return whether the part was changed in place."""
         return _version(self._part) != self._version
 
     def has_other_values(self) -> bool:
-        """Return whether the part was changed in any way; an update through ``.data`` leaves the version as it was."""
+        """Return whether the part's values changed; an update through ``.data`` does not change the version."""
         return not all(torch.equal(now, before) for now, before in zip(_trained(self._part), self._values, strict=True))
 
 
 def _version(module: nn.Module | None) -> int:
-    # Counts the changes in place; reading it waits for nothing.
+    # The number of in-place changes; reading it does not wait for the device.
     return 0 if module is None else sum(_compat.version(parameter) for parameter in _trained(module))
 
 

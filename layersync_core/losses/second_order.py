@@ -1,4 +1,4 @@
-"""The gradient of the mean cosine as something to differentiate again, for ``create_graph=True``."""
+"""The gradient of the mean cosine in a form that can be differentiated again, for ``create_graph=True``."""
 
 # Shapes: B batch, S tokens, D channels
 
@@ -18,10 +18,10 @@ def gradient(student: Tensor, teacher: Tensor, real_BS: Tensor | None, scale: Te
         teacher: Of the student's shape, detached.
         real_BS: (B, S) or (B, T, P) bool, True for tokens that count; None where all do.
         scale: Gradient that arrives at the cosine of each token, a scalar or broadcast over (B, S).
-        dtype: In which it is computed; the result has the student's.
+        dtype: The dtype to compute in; the result has the student's.
     """
     wide_student, wide_teacher = student.to(dtype), teacher.to(dtype)
-    if real_BS is not None:  # padding may hold NaN, which no factor of 0 would take out
+    if real_BS is not None:  # padding may hold NaN, which a factor of 0 would not remove
         wide_student, wide_teacher = (
             states.masked_fill(~real_BS.unsqueeze(-1), 0) for states in (wide_student, wide_teacher)
         )

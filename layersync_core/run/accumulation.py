@@ -11,7 +11,7 @@ from torch import Tensor
 from layersync_core import _compat
 from layersync_core.errors import CaptureError
 
-# Between a loss and its reduction, these change neither value nor gradient.
+# Operations between a loss and its reduction that change neither value nor gradient.
 _PASS = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "SqueezeBackward0", "ViewBackward0", "CopyBackwards")
 _SUM = ("AddBackward", "SubBackward", "RsubBackward")
 _LIMIT = 32
@@ -20,11 +20,11 @@ _NEAR = 1e-6
 
 @dataclass(frozen=True)
 class Factor:
-    """What a loss was multiplied with after its reduction.
+    """What a loss was multiplied by after its reduction.
 
     Attributes:
         value: The product of the constants.
-        certain: Nothing stands between the loss and its reduction but constants.
+        certain: There are only constants between the loss and its reduction.
         summed: Elements that the reduction summed; 1 where it is a mean, or where several losses are added.
     """
 
@@ -34,7 +34,7 @@ class Factor:
 
     @property
     def size(self) -> float:
-        """The factor without its sign, of the mean where a sum was divided by the number of its elements."""
+        """The factor without its sign; where a sum was divided by the number of its elements, that of the mean."""
         mean = abs(self.value) * self.summed
         return mean if self.summed > 1 and (abs(mean - 1) < _NEAR or _is_share(mean)) else abs(self.value)
 
@@ -42,8 +42,8 @@ class Factor:
 def read_factor(loss: Tensor) -> Factor:
     """Return the factor between a loss and its reduction.
 
-    A sum of several losses has the factor that all of them share. Constants on a device are not read, since that would
-    make the host wait for it.
+    A sum of several losses has the factor that all of them share. Constants on an accelerator are not read, since that
+    would make the host wait for it.
 
     Args:
         loss: Scalar with a graph.
@@ -78,7 +78,7 @@ def _read(node: Any, limit: int) -> Factor:
 
 
 def _share_of_sum(name: str, node: Any) -> float:
-    """Return the factor of the one side of a sum or difference that has a graph."""
+    """Return the factor of a sum or difference of which only one side has a graph."""
     first, alpha = node.next_functions[0][0] is not None, float(_compat.saved(node, "alpha"))
     if name.startswith("Rsub"):  # other - alpha * self
         return -alpha if first else 1.0
@@ -86,13 +86,13 @@ def _share_of_sum(name: str, node: Any) -> float:
 
 
 def _of_product(node: Any) -> Any:
-    # Only the constant is saved where the other side alone has a gradient.
+    # The node saves only the constant if just the other side has a gradient.
     first = _compat.saved(node, "self")
     return _compat.saved(node, "other") if first is None else first
 
 
 def _constant(tensor: Any) -> float | None:
-    # A number of Python stands on the CPU wherever the loss is.
+    # A Python number is on the CPU wherever the loss is.
     if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.device.type != "cpu" or tensor.requires_grad:
         return None
     return float(tensor)
@@ -103,28 +103,29 @@ def _is_share(value: float) -> bool:
 
 
 class Accumulation:
-    """The share of an optimiser step that one loss has: shown by the first step, and the same ever after.
+    """The share that one loss has in an optimiser step: shown by the first step, and the same from then on.
 
     Args:
-        steps: Losses of an optimiser step, where the user says so; else None.
+        steps: Losses per optimiser step, if the user gives the number; else None.
 
     Attributes:
-        settled: A step has shown it. One of losses that are all multiplied with 0 shows nothing.
+        settled: A step has shown it. A step whose losses are all multiplied by 0 shows nothing.
     """
 
     def __init__(self, steps: int | None) -> None:
         self.settled = False
         self._steps = steps
-        self._seen: list[tuple[Factor, int]] = []  # of the first step
-        self._first: tuple[Factor, int] | None = None
+        self._seen: list[tuple[Factor, int]] = []  # in the first step
+        self._first: tuple[Factor, int, str] | None = None
         self._share: float | None = None
 
-    def share(self, loss: Tensor, divides: int | None) -> float:
-        """Return what a term must be multiplied with to be scaled as its loss is.
+    def share(self, loss: Tensor, divides: int | None, library: str = "") -> float:
+        """Return what a term must be multiplied by to be scaled like its loss.
 
         Args:
-            loss: The loss as the program hands it over.
-            divides: By how much the library that runs backward divides it afterwards; None where none does.
+            loss: The loss as the program passes it.
+            divides: What the library that runs backward divides it by afterwards; None where no library runs it.
+            library: Name of that library.
         """
         factor = read_factor(loss)
         sign = float((factor.value > 0) - (factor.value < 0))
@@ -132,42 +133,42 @@ class Accumulation:
             # Where a library runs backward, this is a weight of the loss, such as that of its timestep.
             factor = Factor(sign, factor.certain and factor.size == 1)
         if self._steps is not None:
-            # How much is the user's to say; not whether the loss counts, and in which direction.
+            # The user decides how much a loss counts, but not whether it counts, nor its sign.
             return (divides or 1) / self._steps * sign
         if self._share is None:
             self._seen.append((factor, divides or 1))
-            self._first = self._first or (factor, divides or 1)
+            self._first = self._first or (factor, divides or 1, library)
         if (divides or 1) > 1:
-            return sign  # the library's word
-        # Another factor than that of the first step is a weight of the loss.
+            return sign  # the library divides
+        # A factor that differs from the first step's is a weight of the loss.
         return sign * (factor.size if self._share is None else self._share)
 
     def describe(self) -> str:
-        """Return what was known at the first loss, in a clause."""
+        """Return what was known at the first loss, as a clause."""
         if self._steps is not None or self._first is None:
-            return f"accumulation {self._steps}, as given"
-        factor, divides = self._first
+            return f"gradient accumulation {self._steps} (as given)"
+        factor, divides, library = self._first
         if divides > 1:
-            return f"accumulation {divides}, by the library that runs backward"
+            return f"gradient accumulation {divides} (divided by {library or 'the library that runs backward'})"
         if factor.size in (0, 1):
             return "loss not divided"
-        return f"accumulation read from the loss: 1/{1 / factor.size:g}"
+        return f"gradient accumulation read from the loss: 1/{1 / factor.size:g}"
 
     def begin_again(self) -> None:
         """Forget a group of losses whose step was not taken."""
         self._seen.clear()
 
     def verify(self, losses: int, again: int = 0) -> str:
-        """Check what was read against the losses of an optimiser step; return what to say of it, if anything.
+        """Compare what was read with the losses of an optimiser step; return a note for the user, if there is one.
 
-        It is done for the first step, and for further ones until the share is settled.
+        This is done for the first step, and for later ones until the share is settled.
 
         Args:
             losses: Losses that got a term before the step.
-            again: Further losses of the same forwards, in backwards of their own, which got none.
+            again: Further losses of the same forwards, in separate backwards, which got none.
 
         Raises:
-            CaptureError: The term may have been scaled otherwise than the loss.
+            CaptureError: The term may have been scaled differently from the loss.
         """
         if self._steps is not None:
             self.settled = True
@@ -183,8 +184,8 @@ class Accumulation:
             return ""
         self._share = 1.0
         if any(divides > 1 for _, divides in seen):
-            return ""  # the library's word, also for an epoch that ends before a step is full
-        # Of the opposite sign where an optimiser maximises; a loss times 0 is a batch that is left out.
+            return ""  # the library divides, even in an epoch that ends before a step is full
+        # The sign is negative where an optimiser maximises; a loss times 0 is a batch that is left out.
         factors = [factor for factor, _ in seen if factor.value]
         sizes = {factor.size for factor in factors}
         if losses == 1 and sizes <= {1.0}:
@@ -192,10 +193,10 @@ class Accumulation:
         ask = "give --layersync_accumulation_steps N, the number of losses whose gradients make up one optimiser step"
         if all(abs(size - 1) < _NEAR for size in sizes):
             unread = not all(factor.certain for factor in factors)
-            # A sum over as many elements as there are losses: divided by the one or the other.
+            # A sum over as many elements as there are losses may be divided by the number of either.
             either = any(abs(abs(factor.value) * losses - 1) < _NEAR for factor in factors)
             if not unread and not either:
-                return f"the gradients of {losses} losses are summed without division, the term's as well"
+                return f"the gradients of {losses} losses are summed without division, and so are those of their terms"
             if again:
                 raise CaptureError(_shared(losses, again, sizes))
             raise CaptureError(
@@ -209,8 +210,8 @@ class Accumulation:
             raise CaptureError(_shared(losses, again, sizes))
         shown = ", ".join(f"{size:g}" for size in sorted(sizes))
         raise CaptureError(
-            f"the loss is multiplied with {shown}, but {losses} loss{'es' * (losses != 1)} came before the first "
-            f"optimiser step, so whether that is gradient accumulation cannot be told; {ask}"
+            f"the loss is multiplied by {shown}, but {losses} loss{'es' * (losses != 1)} came before the first "
+            f"optimiser step, so it is unclear whether that is gradient accumulation; {ask}"
         )
 
 
@@ -218,7 +219,7 @@ def _shared(losses: int, again: int, sizes: set[float]) -> str:
     shown = ", ".join(f"{size:g}" for size in sorted(sizes))
     return (
         f"{losses + again} losses came before the first optimiser step, {again} of them a further backward through a "
-        f"forward that had its term already, and the others are multiplied with {shown}, so what share of a step a "
-        "forward has cannot be told; give --layersync_accumulation_steps N, the number of forwards that make up one "
+        f"forward that already had its term, and the others are multiplied by {shown}, so the share of a step that a "
+        "forward has is unclear; give --layersync_accumulation_steps N, the number of forwards that make up one "
         "optimiser step: 1 without accumulation"
     )

@@ -1,12 +1,11 @@
-"""The models of a program that LayerSync may train: noticed when they are built, attached before they train."""
+"""The models of a program that LayerSync may be attached to: noticed when built, attached before they train."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet, proxy, ref
 
 import torch
@@ -15,28 +14,36 @@ from torch import nn
 from layersync_core import _compat
 from layersync_core.attachment import Attachment
 from layersync_core.capture.hooks import hook
-from layersync_core.capture.identity import is_it
+from layersync_core.capture.identity import is_same
+from layersync_core.documentation import docs_page
 from layersync_core.errors import LayerSyncError, MisfitError, UnknownFamilyError
+from layersync_core.families.discovered import AUTO, adapter_named, is_adapter_file
 from layersync_core.families.known import KNOWN, RENAMED
 from layersync_core.families.refusals import REFUSALS
 from layersync_core.families.registry import get_adapter, list_families, resolve
 from layersync_core.run.holding import watch
 from layersync_core.run.settings import Settings
+from layersync_core.run.unknown import roots, trained_models
+
+_OFFER = (
+    ", and --layersync_family auto finds the blocks and tokens of another model by measuring "
+    f"({docs_page('discovery')})"
+)
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A model whose class has the name of a known family's.
+    """A model whose class has the name of a known family's class.
 
     Attributes:
-        model: The model, as long as the program keeps it.
-        name: Its class name, without what FSDP2 puts before it.
+        model: The model, as long as the program keeps it alive.
+        name: Its class name, without the prefix that FSDP2 adds.
         number: Its place among the candidates of its class, from 1.
-        optimisers: Those that hold parameters of it.
-        owned: There was one.
+        optimisers: The optimisers that hold its parameters.
+        owned: It has had an optimiser.
         failure: Why it could not be attached.
-        untrained: Its last forward had nothing trainable in it.
-        attachment: A proxy of its attachment, which hooks on the model hold; None while there is none.
+        untrained: Nothing was trainable in its last forward.
+        attachment: A weak proxy of its attachment, which hooks on the model keep alive; None while there is none.
     """
 
     model: ref[nn.Module]
@@ -50,12 +57,12 @@ class Candidate:
     attachment: Attachment | None = None
 
     def give_to(self, optimiser: torch.optim.Optimizer) -> None:
-        """Note that an optimiser holds parameters of it."""
+        """Record that an optimiser holds its parameters."""
         self.optimisers.add(optimiser)
         self.owned = True
 
     def note_end(self, trained: bool) -> None:
-        """Note whether a forward that has ended may train something."""
+        """Record whether a forward that has ended may train something."""
         self.untrained = not trained
 
     def __str__(self) -> str:
@@ -63,7 +70,7 @@ class Candidate:
 
     @property
     def attached_to(self) -> Attachment:
-        """Its attachment, of a candidate that has one."""
+        """Its attachment; it must have one."""
         assert self.attachment is not None
         return self.attachment
 
@@ -72,12 +79,12 @@ class Candidates:
     """All candidates of a process.
 
     Args:
-        settings: Of the run.
-        take: Attaches to a model, of a family that may be given.
-        attached: Called with each candidate when it has been attached.
+        settings: Settings of the run.
+        take: Attaches to a model, optionally as a given family.
+        attached: Called with each candidate once it has been attached.
 
     Attributes:
-        attached: Those that are attached and still there.
+        attached: The candidates that are attached and still alive.
     """
 
     def __init__(
@@ -90,38 +97,58 @@ class Candidates:
         self.attached: list[Candidate] = []
         self._all: list[Candidate] = []
         self._counts: dict[str, int] = {}
+        family = settings.launch.layersync_family
+        self._in_file = adapter_named(family).model_classes if family and is_adapter_file(family) else ()
 
     def __iter__(self) -> Any:
         return iter(self._all)
 
     def notice(self, module: nn.Module) -> None:
-        """Remember a module that is being built, if it may be a model to train."""
+        """Record a module that is being built, if it may be a model to train."""
         kind: Any = type(module)
-        if not _is_known(kind):
+        if not (_is_known(kind) or self._is_meant(module)):
             return
-        candidate = next((item for item in self._all if item.model() is module), None)
-        if candidate is None:  # else a base class initialised it before, and this has taken the hooks off again
-            name = _class_name(module)
-            number = self._counts[name] = self._counts.get(name, 0) + 1
-            candidate = Candidate(ref(module), name, number)
-            self._all = [item for item in self._all if item.model() is not None] + [candidate]
-        # For a program without an optimiser: its first forward is the last moment to attach.
+        candidate = self._add(module)
+        # For a program without an optimiser, the first forward is the last chance to attach.
         candidate.sentinel = module.register_forward_pre_hook(
             hook(partial(self._first_forward, candidate)), with_kwargs=True
         )
 
+    def notice_trained(self, optimiser: torch.optim.Optimizer) -> None:
+        """Record the models that an optimiser trains, of whatever class, where the family is auto."""
+        if self._settings.launch.layersync_family == AUTO:
+            for model in trained_models(optimiser):
+                if not _is_known(cast(Any, type(model))):
+                    self._add(model)
+
+    def _is_meant(self, module: nn.Module) -> bool:
+        """Return whether the target is of this class; with family auto or a file, no adapter has to know the class."""
+        launch = self._settings.launch
+        measured = launch.layersync_family == AUTO and (launch.layersync_target or "").split("#")[0]
+        names = [measured] if measured else self._in_file
+        return any(base.__name__ in names for base in type(module).__mro__)
+
+    def _add(self, module: nn.Module) -> Candidate:
+        candidate = next((item for item in self._all if item.model() is module), None)
+        if candidate is None:  # otherwise a base class initialised it before, and this has removed the hooks again
+            name = _class_name(module)
+            number = self._counts[name] = self._counts.get(name, 0) + 1
+            candidate = Candidate(ref(module), name, number)
+            self._all = [item for item in self._all if item.model() is not None] + [candidate]
+        return candidate
+
     def scan(self) -> None:
-        """Attach to every candidate that is complete by now."""
+        """Attach to every candidate that is fully built."""
         self._all = [item for item in self._all if not _is_part(item)]
         for candidate in self._all:
             if candidate.attachment is None:
                 self._attach(candidate)
 
     def require_one(self) -> None:
-        """Refuse to go on where none could be attached.
+        """Refuse to go on if no candidate could be attached.
 
         Raises:
-            LayerSyncError: Why a model of a known family could not be attached, and there is no other.
+            LayerSyncError: The reason why a model of a known family could not be attached, if there is no other.
         """
         failed = [item.failure for item in self._all if item.failure is not None]
         refused = [error for error in failed if not isinstance(error, (MisfitError, UnknownFamilyError))]
@@ -129,7 +156,7 @@ class Candidates:
             raise refused[0]
 
     def trained_by(self, optimiser: torch.optim.Optimizer) -> list[Candidate]:
-        """Return those that are attached and of which an optimiser holds a parameter."""
+        """Return the attached candidates of which an optimiser holds a parameter."""
         held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
         models = [(item, item.model()) for item in self.attached]
         return [item for item, model in models if model and any(id(p) in held for p in model.parameters())]
@@ -141,8 +168,8 @@ class Candidates:
             return
         try:
             family = self._settings.launch.layersync_family
-            if family and not get_adapter(family).supports_hidden_states(model):
-                raise MisfitError(f"{candidate.name} is no model of family {family}")
+            if family and family != AUTO and not adapter_named(family).supports_hidden_states(model):
+                raise MisfitError(f"{candidate.name} isn't a model of family {family}")
             attachment = self._take(model, family)
         except LayerSyncError as error:
             candidate.failure = error
@@ -150,7 +177,8 @@ class Candidates:
         candidate.failure = None
         self._keep(candidate, proxy(attachment, lambda _: self._keep(candidate, None)))
         watch(attachment, model, candidate.note_end)
-        candidate.sentinel.remove()
+        if candidate.sentinel is not None:
+            candidate.sentinel.remove()
         self._attached(candidate)
 
     def _keep(self, candidate: Candidate, attachment: Attachment | None) -> None:
@@ -161,23 +189,23 @@ class Candidates:
         original = candidate.model()
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or original is None:
             return
-        if not is_it(model, original):
+        if not is_same(model, original):
             return
         before = _compat.pre_hooks(model)
         self.scan()
-        # Hooks that are added during a call run from the next call on, but this one may be the only one.
+        # Hooks added during a call run from the next call on, but this call may be the only one.
         for number in _compat.pre_hooks(model).keys() - before.keys():
             _compat.run_pre_hook(model, number, args, kwargs)
 
     @property
     def use_steps(self) -> bool:
-        """Whether anything that is attached, or will be, depends on the optimiser step."""
+        """Whether anything attached, now or later, depends on the optimiser step."""
         if self.attached:
             return any(item.attached_to.uses_steps for item in self.attached)
         return self._settings.config.has_schedule
 
     def why(self, seen: Iterable[str]) -> tuple[str, list[str]]:
-        """Return why no loss got a term, in a clause, and the names of the program's models.
+        """Return why no loss got a term, as a clause, and the names of the program's models.
 
         Args:
             seen: Names of models that were prepared.
@@ -188,12 +216,13 @@ class Candidates:
                 ". Gradients by torch.autograd.grad or torch.func do not pass through a loss that a term could be "
                 "added to"
             )
-        target = self._settings.launch.layersync_target
+        launch = self._settings.launch
+        target = launch.layersync_target
         if target and self._all and not any(target in (item.name, str(item)) for item in self._all):
             why = f"layersync_target {target} matches no model of this program; {why}"
         return why or (
             f"no model of a known family was built; models of this program: {', '.join(names) or 'none'}; "
-            "layersync list-supported shows the families"
+            f"layersync list-supported shows the families{_OFFER if not launch.layersync_family else ''}"
         ), names
 
     def _explain(self) -> str:
@@ -202,7 +231,7 @@ class Candidates:
             if item.failure is not None:
                 parts.append(f"{item}: {item.failure}")
             elif item.untrained:
-                parts.append(f"{item}: the last forward ran without anything trainable in it")
+                parts.append(f"{item}: nothing was trainable in the last forward")
             elif item.attachment is not None:
                 parts.append(
                     f"{item}: {item.attachment.why_none or 'a training forward ran, but no loss depends on it'}"
@@ -213,17 +242,13 @@ class Candidates:
 
 
 def largest_models(count: int = 5) -> list[str]:
-    """Return the class names of the largest models of the program, found as the garbage collector finds them."""
-    # By type: asking an object for its class may run code of its own.
-    modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
-    inner = {id(child) for module in modules for child in module._modules.values() if child is not None}
-    roots = [module for module in modules if id(module) not in inner]
-    sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots), reverse=True)
+    """Return the class names of the program's largest models, found through the garbage collector."""
+    sizes = sorted(((sum(p.numel() for p in root.parameters()), type(root).__name__) for root in roots()), reverse=True)
     return list(dict.fromkeys(name for size, name in sizes if size))[:count]
 
 
 def _is_part(candidate: Candidate) -> bool:
-    """Return whether it is gone, or a part of another model whose class was a model's once."""
+    """Return whether it is gone, or a part of another model that merely has the class of a model."""
     model = candidate.model()
     if model is None or candidate.name not in RENAMED:
         return model is None
@@ -254,6 +279,6 @@ def _known_names() -> frozenset[str]:
     for family in list_families():
         try:
             names.update(get_adapter(family).model_classes)
-        except LayerSyncError:  # a broken adapter is an error only when its family is asked for
+        except LayerSyncError:  # a broken adapter is an error only if its family is asked for
             continue
     return frozenset(names)

@@ -1,4 +1,4 @@
-"""One training of a program: a model, with all optimisers that hold its parameters. Its state is of no other."""
+"""One training of a program: a model with all optimisers that hold its parameters, and a state of its own."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Course:
     Args:
         candidate: The model.
         accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
-        first: The optimiser step that it begins with.
+        first: The optimiser step at which it begins.
 
     Attributes:
         now: The optimiser step, for the schedules.
-        accumulation: Says what share of a step a loss is.
+        accumulation: Determines the share that a loss has in a step.
         losses: Losses with a term since the last step.
-        ends: Of the forwards that these were of, as in ``Forward.end``, until the first step has shown their share.
-        again: Further losses of these forwards, which get no term of their own.
+        ends: ``Forward.end`` of the forwards of these losses, until the first step has shown their share.
+        again: Further losses of these forwards, which get no term.
         checked: The first step has shown that all is well.
         terms: Losses with a term.
-        steps: Optimiser steps with one.
-        idle: Optimiser steps without one, after the first.
-        similarity: The first one and the latest.
+        steps: Optimiser steps with a term.
+        idle: Optimiser steps without a term, after the first with one.
+        similarity: The first similarity and the latest.
     """
 
     def __init__(self, candidate: Candidate, accumulation_steps: int | None, first: int) -> None:
@@ -49,12 +49,12 @@ class Course:
         self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()  # since the last step with a term
 
     def loss(self) -> None:
-        """Note a loss with a term."""
+        """Count a loss with a term."""
         self.losses += 1
         self.terms += 1
 
     def resume(self, step: int) -> None:
-        """Go on at an optimiser step."""
+        """Resume at an optimiser step."""
         self.now = self._first = step
 
     def skip(self) -> None:
@@ -67,18 +67,18 @@ class Course:
         self.accumulation.begin_again()
 
     def step(self, optimiser: torch.optim.Optimizer) -> bool | None:
-        """Note a step of one of its optimisers; several share the losses of one step.
+        """Count a step of one of its optimisers; several optimisers share the losses of one step.
 
         Args:
             optimiser: Which one.
 
         Returns:
-            Whether it is a step with a term; None where it belongs to a step that another optimiser has begun.
+            Whether it is a step with a term; None if it belongs to a step that another optimiser has begun.
         """
         if self.losses:
             self._stepped = WeakSet([optimiser])
             self._end_group()
-            # Until the first step shows that an optimiser steps, they may have been counted by losses.
+            # Until the first step shows that an optimiser does step, steps may have been counted by losses.
             self.now = (self.now if self.steps else self._first) + 1
             self.steps += 1
             return True
@@ -91,17 +91,17 @@ class Course:
         self.ends.clear()
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
-        """Note the metrics of a step."""
+        """Record the metrics of a step."""
         if SIMILARITY in metrics:
             first, last = self.similarity
             last.tensor = metrics[SIMILARITY]
             first.tensor = last.tensor if first.tensor is None else first.tensor
 
     def record(self, wait: bool) -> Record:
-        """Return what it did, for the status file.
+        """Return a record of this training for the status file.
 
         Args:
-            wait: For figures that are still on a device.
+            wait: Wait for values that are still on a device.
         """
         first, last = ((latest.wait() if wait else latest.peek()) for latest in self.similarity)
         return Record(str(self.candidate), self.terms, self.steps, self.idle, first, last)
@@ -113,13 +113,13 @@ class Courses:
     Args:
         candidates: The program's models.
         accumulation_steps: ``layersync_accumulation_steps``, where the user gave it.
-        first: The optimiser step that the first trainings begin with.
+        first: The optimiser step at which the first trainings begin.
 
     Attributes:
         first: That step.
         accumulation_steps: As given.
         all: In the order in which they began.
-        latest: The latest one of each model that has got a term.
+        latest: The latest training of each model that has got a term.
     """
 
     def __init__(self, candidates: Candidates, accumulation_steps: int | None, first: int) -> None:
@@ -134,7 +134,7 @@ class Courses:
         return max((course.now for course in self.all), default=self.first)
 
     def current(self) -> list[tuple[Course, Attachment]]:
-        """Return the latest training of each model that is still there, and its attachment."""
+        """Return the latest training of each model that is still alive, and its attachment."""
         return [
             (course, attachment)
             for course in self.latest.values()
@@ -146,23 +146,23 @@ class Courses:
         return self.latest.get(candidate) or self._begin(candidate)
 
     def begin_anew(self, candidate: Candidate) -> None:
-        """Let a model that gets an optimiser begin a new training, if every earlier one of its optimisers is gone."""
+        """Begin a new training for a model that gets an optimiser, if all its earlier optimisers are gone."""
         course = self.latest.get(candidate)
         if course is None or not (course.steps or candidate.owned):
-            return  # losses that came before the first optimiser may be those of its first step
+            return  # losses before the first optimiser may belong to its first step
         if candidate.optimisers:
-            gc.collect()  # schedulers and hooks hold optimisers in circles
+            gc.collect()  # schedulers and hooks keep optimisers alive in reference cycles
         if not candidate.optimisers:
             self._begin(candidate)
 
     def resume(self, steps: Mapping[str, int]) -> None:
-        """Go on at the steps of a checkpoint, by name of the model."""
+        """Resume at the steps of a checkpoint, by name of the model."""
         self.first = max(steps.values(), default=0)
         for course, _ in self.current():
             course.resume(steps.get(str(course.candidate), self.first))
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each model that is trained by its name; of none, the step that one would begin with."""
+        """Return the state of each trained model by name; without any, the step at which a training would begin."""
         states = {
             str(course.candidate): {**attachment.state_dict(), "step": course.now}
             for course, attachment in self.current()
@@ -170,7 +170,7 @@ class Courses:
         return states or {"": {"version": 1, "step": self.first, "modules": {}}}
 
     def _begin(self, candidate: Candidate) -> Course:
-        # A program that goes on from a checkpoint does so with its first training.
+        # A program that resumes from a checkpoint does so with its first training.
         over = [course for course in self.all if course.candidate is candidate or course.candidate.attachment is None]
         stepped = any(course.steps for course in over)
         course = self.latest[candidate] = Course(candidate, self.accumulation_steps, 0 if stepped else self.first)

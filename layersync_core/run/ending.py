@@ -1,4 +1,4 @@
-"""Ends of a program that Python's ``atexit`` does not see, and copies of a process that a fork makes."""
+"""Program ends that Python's ``atexit`` does not see, and forked copies of a process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from layersync_core.replacing import wrap_once
 
 _ENDS = ("_exit", "execv", "execve")
-# What a program ends that way for may be a device that hangs, and figures on it never come.
+# A program may end that way because a device hangs, and then values on it never arrive.
 _SECONDS = 5
 
 
 def at_sudden_end(finish: Callable[[], None], forked: Callable[[], None]) -> None:
-    """Finish also where a process ends by ``os._exit`` or becomes another program, and tell a forked copy.
+    """Finish also if a process ends by ``os._exit`` or executes another program, and notify a forked copy.
 
     Args:
         finish: Called before such an end.
@@ -34,6 +34,6 @@ def _ending(finish: Callable[[], None], original: Callable[..., Any], *args: Any
     try:
         helper.start()
         helper.join(_SECONDS)
-    except RuntimeError:  # the interpreter is closing, or may start no thread
+    except RuntimeError:  # the interpreter is shutting down, or cannot start a thread
         pass
     return original(*args)

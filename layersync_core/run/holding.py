@@ -1,6 +1,6 @@
-"""Which training forwards of a program are held: all that a loss may still depend on.
+"""Holding the training forwards of a program: all those that a loss may still depend on.
 
-A program cannot say which of its forwards are meant to be left alone; that shows when a loss comes.
+A program cannot say which of its forwards to leave alone; that shows only when a loss arrives.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from layersync_core.attachment import Attachment
 from layersync_core.capture.forward import Weakly
 from layersync_core.capture.graph import mark
 from layersync_core.capture.hooks import hook
-from layersync_core.capture.identity import is_it
+from layersync_core.capture.identity import is_same
 from layersync_core.protocol import CaptureHandle
 
-# Forwards that nobody uses: those of compiled models have no mark that would die with them.
+# Bounds the forwards that are never used: those of compiled models have no mark that dies with their graph.
 _KEPT = 32
 
 
 def make_room(capture: CaptureHandle) -> None:
-    """Forget the oldest of too many forwards; the policy of a run."""
+    """Forget the oldest forward if there are too many; this is the policy of a run."""
     for forward in capture.forwards[: 1 - _KEPT]:
         capture.discard(forward)
 
@@ -34,13 +34,18 @@ def watch(attachment: Attachment, model: nn.Module, marked: Callable[[bool], Non
     """Mark the graph of what each training forward of an attached model returns, so that it can be found.
 
     Args:
-        attachment: Of the model.
+        attachment: The attachment of the model.
         model: The model itself.
-        marked: Told of each forward whether it has a graph; one without is forgotten.
+        marked: Called for each forward with whether it has a graph; a forward without one is forgotten.
     """
+    if attachment.is_searching:
+        # The capture's hooks, and these, are replaced once the blocks are known.
+        handle = model.register_forward_hook(hook(partial(_mark, attachment, marked, model, _nothing)))
+        attachment.when_found = partial(_watch_anew, handle.remove, attachment, model, marked)
+        return
     if attachment.guard is not None:
         attachment.guard.asked = True
-    # A program that calls the blocks without the model ends its forward with the last of them.
+    # For a program that calls the blocks without the model, the forward ends with the last block.
     last = model.get_submodule(attachment.blocks[-1].path)
     end_of_blocks = last.register_forward_hook(hook(partial(_mark, attachment, marked, last, None)))
     model.register_forward_hook(hook(partial(_mark, attachment, marked, model, end_of_blocks.remove)))
@@ -55,24 +60,36 @@ def _mark(
     args: Any,
     output: Any,
 ) -> None:
-    # A compiled graph has one node for all it returns, so the stored states tell as much as a mark would.
-    if torch.compiler.is_compiling() or not is_it(module, watched) or _compat.inside_backward():
+    # A compiled graph has a single node for all its outputs, so the stored states show as much as a mark would.
+    if torch.compiler.is_compiling() or not is_same(module, watched) or _compat.inside_backward():
         return
     held = attachment.forwards
     if not held or held[-1].end is not None or held[-1].by_model is not (by_model is not None):
         return
     forward = held[-1]
-    # Whatever this forward left behind is of no use without its graph, and would be all that is left of it.
+    # Once the graph is freed these outputs are useless; drop them so they don't leak.
     forward.end = mark(output, partial(_clear, forward.outputs, forward.beside))
     marked(forward.end is not None)
     if forward.end is None:
         attachment.forget(forward)
     if by_model is None and "last" in forward.beside:
-        # What is marked is the last block's own output, which must not be kept alive by looking at it.
+        # The mark is on the last block's own output, so nothing here may keep that output alive.
         forward.beside.clear()
         forward.beside["last"] = Weakly(output)
     if by_model is not None:
-        by_model()  # the model's own forward runs, so the end of its blocks need not be looked at
+        by_model()  # the model's own forward runs, so the last block need not be watched
+
+
+def _watch_anew(
+    stop: Callable[[], None], attachment: Attachment, model: nn.Module, marked: Callable[[bool], None]
+) -> None:
+    stop()
+    attachment.when_found = None
+    watch(attachment, model, marked)
+
+
+def _nothing() -> None:
+    """Do nothing, for a model whose last block is unknown."""
 
 
 def _clear(*held: dict[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""LayerSync in this very process: for notebooks, and for scripts that a launcher starts through us."""
+"""LayerSync in the current process: for notebooks, and for scripts that a launcher starts through LayerSync."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start(settings: Settings) -> None:
     """Switch LayerSync on in this process and in those it starts."""
     if is_on(settings):
         os.environ.update(variables(settings, os.environ, _settings_file))
-        # The start-up hook's class is another one: it was imported by another name.
+        # Compared by name: the start-up hook's class is a different object, imported under another module name.
         if not any(type(finder).__name__ == Watch.__name__ for finder in sys.meta_path):
             watch(imported)
         if "torch" in sys.modules:
@@ -39,7 +39,7 @@ def start(settings: Settings) -> None:
 
 def _settings_file() -> Path:
     folder, owner = tempfile.mkdtemp(prefix="layersync-settings-"), os.getpid()
-    # A forked worker ends with the same functions to call, while the others still need the file.
+    # A forked worker inherits this exit function, but the others still need the file.
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     return Path(folder, SETTINGS)
 
@@ -48,15 +48,15 @@ def run_script(settings: Settings, words: Sequence[str]) -> int:
     """Run a script as ``python`` would, with LayerSync in this process.
 
     Args:
-        settings: Of the run.
+        settings: Settings of the run.
         words: ``SCRIPT ARGUMENTS`` or ``-m MODULE ARGUMENTS``.
 
     Returns:
-        0; a script that exits otherwise does so by itself.
+        0; a script with another exit code exits by itself.
 
     Raises:
-        ConfigError: There is no such script.
-        CaptureError: The script ended well but trained nothing with LayerSync.
+        ConfigError: The script does not exist.
+        CaptureError: The script succeeded but trained nothing with LayerSync.
     """
     start(settings)
     with _recorded(settings) as record:
@@ -67,7 +67,7 @@ def run_script(settings: Settings, words: Sequence[str]) -> int:
 
 @contextmanager
 def _recorded(settings: Settings) -> Iterator[ProcessRecord]:
-    """Keep the record of the first rank's process in the status folder; a parent that has one keeps its own."""
+    """Keep the process record of the first rank in the status folder, unless a parent keeps one."""
     folder = settings.launch.layersync_status_dir
     with ProcessRecord(Path(folder or os.curdir), "run") as record:
         if folder and is_on(settings) and REACHED not in os.environ and not int(os.environ.get("RANK") or 0):

@@ -1,9 +1,8 @@
-"""What one process of a run tells: its status file, lines that are said once, and why it stopped."""
+"""What one process of a run reports: its status file, lines that are printed once, and why it stopped."""
 
 from __future__ import annotations
 
 import atexit
-import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,12 +19,12 @@ _SECONDS = 5
 
 
 class Journal:
-    """Of one process.
+    """The journal of one process.
 
     Args:
-        folder: Where status and metrics files go; None where no parent waits for them.
-        last_names: Gives names of models for the last status file, where nothing was trained.
-        fill: Fills in what each training did; told whether to wait for figures that are still on a device.
+        folder: Where status and metrics files go; None if no parent waits for them.
+        last_names: Returns names of models for the last status file, if nothing was trained.
+        fill: Fills in what each training did; called with whether to wait for values that are still on a device.
     """
 
     def __init__(
@@ -51,27 +50,27 @@ class Journal:
         raise error
 
     def tell(self, error: LayerSyncError) -> None:
-        """Say an error, here and to the parent, unless one was told before."""
+        """Report an error, here and to the parent, unless one was reported before."""
         if not self.status.error:
             self.status.error, self.status.shown = str(error), standard_error()
             self.write()
-            say_error(error)  # now: the program may catch it
+            say_error(error)  # right away, since the program may catch the error
 
     def say_once(self, key: str, message: str) -> None:
-        """Say a line, unless one was said under this key."""
+        """Print a line, unless one was printed under this key."""
         if key not in self._said:
             self._said.add(key)
             say(message)
 
     def target(self, line: str, accumulation: str) -> None:
-        """Note a model that is trained, and say so."""
+        """Record a model that is trained, and print it."""
         self.status.targets.append(line)
         self.status.rank = ranks.rank()
         if self.status.rank == 0:
             say(f"{line}, {accumulation}")
 
     def write_now_and_then(self) -> None:
-        """Write the status file: early, since a program may be killed; then rarely, since it waits for figures."""
+        """Write the status file: early, since a program may be killed, then rarely, since that waits for the device."""
         if self.status.terms <= 2 or time.monotonic() - self._written > _SECONDS:
             self.write()
 
@@ -79,12 +78,12 @@ class Journal:
         """Write the status file."""
         self._written = time.monotonic()
         self.status.tracker = self.log.where
-        self.status.first, self.status.last = _finite(self.log.first.peek()), _finite(self.log.last.peek())
+        self.status.first, self.status.last = self.log.first.peek(), self.log.last.peek()
         self._fill(self.status, False)
         self.status.write(self.log.folder)
 
     def _forked(self) -> None:
-        """Begin anew in a copy of the process: what was counted and measured is told by the one that was copied."""
+        """Start afresh in a forked copy: what was counted and measured so far is reported by the original process."""
         self._copied = True
         fetch = self.log.fetch
         self.log, self.status = MetricsLog(self._folder), Status()
@@ -94,7 +93,7 @@ class Journal:
         """Write what is left, and the status file for the last time."""
         if self._copied and not self.status.terms:
             return
-        with suppress(RuntimeError):  # a device that failed is the program's own error
+        with suppress(RuntimeError):  # a failed device is the program's own error
             self._fill(self.status, True)
             self.log.close()
             self.log.first.wait()
@@ -103,9 +102,4 @@ class Journal:
             self.status.seen = list(dict.fromkeys([*self.seen, *self._last_names()]))
         self.write()
         if self.log.folder is None and self.status.terms and not self.status.error and ranks.rank() == 0:
-            self.say_once("summary", summary([self.status]))  # no parent will
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a figure, or None for one that says nothing."""
-    return value if value is not None and math.isfinite(value) else None
+            self.say_once("summary", summary([self.status]))  # there is no parent to print it

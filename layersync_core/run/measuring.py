@@ -25,24 +25,24 @@ from layersync_core.session import fitting
 from layersync_core.suggest.files import make_folder
 from layersync_core.suggest.probe import Probe
 
-_IDLE_STEPS = 10  # without a forward that was measured, before the first that was
+_IDLE_STEPS = 10  # steps without a measured forward, before the first measured one
 
 
 class Measuring(Training):
-    """What the patches of libraries call, where a program is measured instead of trained with the term.
+    """What the library patches call where a program is measured instead of trained with the term.
 
     Args:
-        settings: Of the run.
-        steps: How many are measured.
+        settings: Settings of the run.
+        steps: Number of steps to measure.
     """
 
     def __init__(self, settings: Settings, steps: int) -> None:
         super().__init__(settings)
         self._asked = steps
-        # The program may change its working directory before anything is written.
+        # Resolved now, since the program may change its working directory before anything is written.
         self._folder = Path(settings.launch.layersync_suggest_dir).absolute()
         self._probes: dict[Candidate, Probe] = {}
-        self._seen = 0  # forwards, at the last step or loss
+        self._seen = 0  # forwards measured up to the last step or loss
         self._losses = 0
         self._concluded = False
 
@@ -53,13 +53,20 @@ class Measuring(Training):
     def _attached(self, candidate: Candidate) -> None:
         self._probes[candidate] = candidate.attached_to.probe()
         if ranks.rank() == 0:
-            make_folder(self._folder)  # before the time is spent
+            make_folder(self._folder)  # fails before time is spent on measuring
             blocks = f"family {candidate.attached_to.family}, {len(candidate.attached_to.blocks)} blocks"
             steps = f"{self._asked} step{'s' * (self._asked != 1)}"
-            say(f"{candidate} ({blocks}) is measured for {steps} without the term, then the program is stopped")
+            say(f"measuring {candidate} ({blocks}) for {steps} without the term, then the program is stopped")
 
-    def add_terms(self, loss: Any, divides: int | None = None, factor: Tensor | None = None, past: int = 1) -> Any:
-        """Return a loss as it is; count it where steps cannot be counted."""
+    def add_terms(
+        self,
+        loss: Any,
+        divides: int | None = None,
+        factor: Tensor | None = None,
+        past: int = 1,
+        library: str = "",
+    ) -> Any:
+        """Return the loss unchanged; count it where steps cannot be counted."""
         if not self.taken and self._is_new():
             self._losses += 1
             every = self.settings.launch.layersync_accumulation_steps
@@ -70,14 +77,14 @@ class Measuring(Training):
         return loss
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Count a step that forwards were measured for, and stop the program at the last one."""
+        """Count a step whose forwards were measured, and stop the program at the last one."""
         status = self.journal.status
         if not self.taken:
             status.measured, self._seen = 0, 0
         self.taken += 1
         if self._concluded:
             self.journal.say_once(
-                "caught", "the program caught the end of its measurement and goes on, without the term"
+                "caught", "the program caught the end of the measurement and goes on, without the term"
             )
             self._stop()
         if self._is_new():
@@ -89,10 +96,10 @@ class Measuring(Training):
             self.journal.fail(CaptureError(f"no forward was measured in {_IDLE_STEPS} steps: {self._why()}"))
 
     def resumed(self, states: dict[str, Any] | None) -> None:
-        """Leave a checkpoint alone: nothing that is measured depends on it."""
+        """Ignore a checkpoint: nothing that is measured depends on it."""
 
     def _is_new(self) -> bool:
-        """Return whether forwards were measured since this was asked."""
+        """Return whether forwards were measured since the last call."""
         before, self._seen = self._seen, sum(probe.forwards for probe in self._probes.values())
         return self._seen > before
 
@@ -104,7 +111,7 @@ class Measuring(Training):
         raise SystemExit(0)
 
     def _conclude(self) -> None:
-        """Say and write what was measured, once, by the first rank."""
+        """Print and write the findings, once, on the first rank."""
         if self._concluded:
             return
         self._concluded = True
@@ -115,15 +122,15 @@ class Measuring(Training):
             folder = self._folder if len(measured) == 1 else self._folder / f"{candidate.name}-{candidate.number}"
             found = probe.findings()
             if len(self._probes) > 1:
-                say(f"measured of {len(self._probes)} models: {candidate}")
+                say(f"{len(self._probes)} models were measured; findings for {candidate}")
             for line in (*found.lines(), *found.write(folder)):
                 say(line)
 
     def _fill(self, status: Status, wait: bool) -> None:
-        """Conclude at the end of a program that took fewer steps, and tell why where nothing was measured."""
+        """Conclude at the end of a program that took fewer steps; report why if nothing was measured."""
         if not wait or self._concluded:
             return
-        with suppress(OSError):  # of a program that nothing was measured in
+        with suppress(OSError):  # created for a program in which nothing was measured
             self._folder.rmdir()
         if status.error:
             return

@@ -1,4 +1,4 @@
-"""The metrics of a run: to where the program logs, else to a file."""
+"""The metrics of a run, which go where the program logs, or else to a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ SIMILARITY = "layersync_similarity"
 _OF_THE_STEP = {"step", "time"}
 _ROWS = 50
 _KEPT = 10_000
+_SECONDS = 10
 
 
 class Latest:
-    """A figure that is computed on a device, and read without waiting for it.
+    """A value computed on a device and read without waiting for it.
 
     Attributes:
-        tensor: The figure, 0-dim without a graph; None before there is one.
+        tensor: The value, 0-dim without a graph; None before there is one.
     """
 
     def __init__(self) -> None:
@@ -50,42 +51,43 @@ class Latest:
         return self._known
 
     def wait(self) -> float | None:
-        """Return the value, at the end of a run."""
+        """Wait for the value and return it, at the end of a run."""
         if self.tensor is not None:
             self._known = float(self.tensor)
         return self._known
 
 
 class MetricsLog:
-    """Metrics of the steps, still on the device; read when the program logs, or every fifty steps for a file.
+    """Metrics of the steps, still on the device; read when the program logs, or for a file every fifty steps or
+    ten seconds.
 
     Args:
-        folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes none.
+        folder: Where to write ``layersync_metrics.jsonl`` if the program logs nowhere; None writes no file.
 
     Attributes:
-        fetch: Called before the program gets metrics, to add those that are waiting.
+        fetch: Called before the program gets metrics, to add those that are still pending.
     """
 
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
         self.where = ""
         self.fetch: Callable[[], None] = lambda: None
-        self._row: dict[str, list[Tensor]] = {}  # of the step that is not over
+        self._row: dict[str, list[Tensor]] = {}  # of the current step
         self._rows: list[tuple[int, float, dict[str, list[Tensor]]]] = []
-        self._read: dict[str, list[float]] = {}  # of rows that are in the file, for a program that logs later
+        self._read: dict[str, list[float]] = {}  # of rows already in the file, for a program that logs later
         self._count = 0
         self._program_logs = False
         self.first, self.last = Latest(), Latest()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Take the means of an attachment since it was read last."""
+        """Add the means of an attachment since its last read."""
         for name, value in metrics.items():
             values = self._row.get(name)
             if values is None:
                 self._row[name] = [value]
             else:
                 values.append(value)
-                del values[:-_ROWS]  # a program without an optimiser ends no step
+                del values[:-_ROWS]  # without an optimiser a step never ends
         if SIMILARITY in metrics:
             self.last.tensor = metrics[SIMILARITY]
             self.first.tensor = self.last.tensor if self.first.tensor is None else self.first.tensor
@@ -93,11 +95,12 @@ class MetricsLog:
     def step(self) -> None:
         """End an optimiser step."""
         self._count += 1
-        self._rows.append((self._count, time.time(), self._row))
+        now = time.time()
+        self._rows.append((self._count, now, self._row))
         self._row = {}
         if self._program_logs or self.folder is None:
-            del self._rows[:-_KEPT]  # they are read when the program logs, and the host waits for nothing until then
-        elif len(self._rows) >= _ROWS:
+            del self._rows[:-_KEPT]  # they are read only when the program logs, so that the host does not wait before
+        elif len(self._rows) >= _ROWS or now - self._rows[0][1] >= _SECONDS:
             self._write_rows()
 
     def take(self, where: str) -> dict[str, float]:
@@ -121,7 +124,7 @@ class MetricsLog:
         self._write_rows()
 
     def _read_rows(self) -> list[dict[str, float]]:
-        """Read what the rows hold from the device, at once, and keep it for ``take``."""
+        """Read all rows from the device at once, and keep the values for ``take``."""
         rows, self._rows = self._rows, []
         lines: list[dict[str, float]] = [{"step": step, "time": round(when, 3)} for step, when, _ in rows]
         tensors = [value for _, _, row in rows for values in row.values() for value in values]
@@ -151,7 +154,7 @@ class MetricsLog:
 
 
 def with_metrics(log: MetricsLog, values: Any, where: str) -> Any:
-    """Return what a program logs, and our metrics beside it."""
+    """Return what a program logs, with LayerSync's metrics added."""
     if not isinstance(values, Mapping) or not log.waiting:
         return values
     return {**log.take(where), **values}

@@ -1,4 +1,4 @@
-"""Of several nested places where a loss passes, only the outermost adds the term: it knows how the loss is scaled."""
+"""Of the nested places that a loss passes, only the outermost adds the term, since it knows how the loss is scaled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _nested = threading.local()
 
 @contextmanager
 def inside() -> Iterator[None]:
-    """Let nobody add a term within the context."""
+    """Add no terms within the context."""
     outer = is_inside()
     _nested.inside = True
     try:
@@ -21,5 +21,5 @@ def inside() -> Iterator[None]:
 
 
 def is_inside() -> bool:
-    """Return whether somebody further out adds the term."""
+    """Return whether a place further out adds the term."""
     return getattr(_nested, "inside", False)

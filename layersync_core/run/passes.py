@@ -11,12 +11,12 @@ from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import reached, tensors_in
 from layersync_core.run.candidates import Candidate
 
-# Between a loss and what the model returned stand some dozens of nodes, with a decoder in between some thousands.
+# There are dozens of nodes between a loss and the model's output, or thousands with a decoder in between.
 _NODES = 20_000
 
 
 def depends_on(loss: Tensor, ends: Iterable[Any]) -> bool:
-    """Return whether a loss depends on one of some forwards, by what dies with the graphs of their results."""
+    """Return whether a loss depends on one of some forwards, given as their ``Forward.end``."""
     wanted = {mark for end in ends if (mark := end()) is not None}
     return bool(wanted and reached(loss, wanted, _NODES))
 
@@ -25,9 +25,9 @@ Found = dict[Candidate, list[Forward]]
 
 
 def forwards_of(loss: Tensor, candidates: Iterable[Candidate]) -> list[Found]:
-    """Return the forwards that a loss depends on, in order, those first whose results stand nearest to it.
+    """Return the forwards that a loss depends on, in order, those whose results are nearest to it first.
 
-    Behind a model that is found may stand another one, such as a generator behind its critic.
+    There may be another model behind one that is found, such as a generator behind its critic.
     """
     owners: dict[Forward, Candidate] = {}
     keys: dict[Any, list[Forward]] = {}

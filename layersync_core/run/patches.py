@@ -1,4 +1,4 @@
-"""Where a run takes hold of the libraries that a program imports."""
+"""Patches the libraries that a program imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _installed: set[str] = set()
 
 
 def install(name: str) -> None:
-    """Take hold of a library that has been imported.
+    """Patch a library that has been imported.
 
     Args:
         name: One of those that the start-up hook watches.
@@ -30,8 +30,8 @@ def install(name: str) -> None:
 
 
 def adopt() -> None:
-    """Notice the models that were built before LayerSync was switched on."""
-    # By type: asking an object for its class may run code of its own.
+    """Record the models that were built before LayerSync was switched on."""
+    # By type(), since isinstance() may run an object's own code.
     for item in gc.get_objects():
         if issubclass(type(item), nn.Module):
             training().build(item)

@@ -1,4 +1,4 @@
-"""The training of this process, which all patches of libraries share."""
+"""The training of this process, which all library patches share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from layersync_core.run.training import Training
 
 @cache
 def training() -> Training:
-    """Return the training of this process; where its blocks are measured instead, what does that."""
+    """Return the ``Training`` of this process, or its ``Measuring`` where blocks are only measured."""
     settings = from_environment()
     steps = settings.launch.layersync_suggest
     return Training(settings) if steps is None else Measuring(settings, steps)

@@ -1,4 +1,4 @@
-"""The processes of one training: that they do the same."""
+"""Check that the processes of one training do the same."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _KEY = "layersync/rank"
 
 
 def rank() -> int:
-    """Return this process's rank, 0 where there is one process."""
+    """Return this process's rank; 0 if there is only one process."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK") or 0)
 
 
 def compare(digest: str) -> None:
-    """Compare what this rank trains with what the others do, through the store that they started with.
+    """Compare what this rank trains with what the others train, through the store that they started with.
 
     Args:
         digest: What this rank trains.
 
     Raises:
-        CaptureError: Another rank trains something else, or says nothing.
+        CaptureError: Another rank trains something else, or does not answer.
     """
     if not several_ranks():
         return
@@ -40,7 +40,7 @@ def compare(digest: str) -> None:
         key = f"{_KEY}{other}"
         try:
             store.wait([key], _WAIT)
-        except Exception:  # each kind of store has its own
+        except Exception:  # each kind of store raises its own errors
             raise CaptureError(
                 f"rank {other} has not said what it trains with LayerSync for {_WAIT.seconds} s; every rank must be "
                 "started with it"

@@ -14,27 +14,27 @@ _MARK = "counted_by_layersync"
 
 
 class ReplacedSteps:
-    """Counts the steps of such optimisers, once for each outer call.
+    """Counts the steps of such optimisers, once per outer call.
 
     Args:
         before: Called before a step with the optimiser, its arguments (itself first) and its keyword arguments; returns
-            others to call it with, or None.
+            replacements for them, or None.
 
     Attributes:
-        stepping: Ids of the optimisers of which a replaced step is running, which was counted already.
+        stepping: Ids of the optimisers with a replaced step that is running and has already been counted.
     """
 
     def __init__(self, before: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         self._before = before
-        self._known: list[ref[torch.optim.Optimizer]] = []  # asked at each backward, which a WeakSet is slow for
+        self._known: list[ref[torch.optim.Optimizer]] = []  # read at each backward, for which a WeakSet is slow
         self.stepping: set[int] = set()
 
     def notice(self, optimiser: torch.optim.Optimizer) -> None:
-        """Remember a new optimiser."""
+        """Record a new optimiser."""
         self._known.append(ref(optimiser, self._known.remove))
 
     def wrap(self) -> None:
-        """Wrap what has been replaced since the last call."""
+        """Wrap the steps that were replaced since the last call."""
         for known in [*self._known]:
             optimiser = known()
             step = None if optimiser is None else vars(optimiser).get("step")
@@ -54,7 +54,7 @@ class ReplacedSteps:
             finally:
                 self.stepping.discard(id(self_))
 
-        # torch's learning rate schedulers ask whether they have wrapped a step, and take its __func__ to wrap it.
+        # torch's learning rate schedulers check whether they have wrapped a step, and wrap its __func__.
         functools.update_wrapper(step, getattr(original, "__func__", original))
         setattr(step, _MARK, True)
         optimiser.step = MethodType(step, optimiser)  # type: ignore[method-assign]

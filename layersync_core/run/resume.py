@@ -1,4 +1,4 @@
-"""LayerSync's part of a checkpoint: the schedule's step and the trainable parts, beside what accelerate writes."""
+"""LayerSync's part of a checkpoint, beside accelerate's: the schedule's step and the trainable parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layersync_core.state import load_states, save_states
 
 
 def register(accelerator: Any, training: Training) -> None:
-    """Write and read the state file when accelerate writes and reads a checkpoint."""
+    """Write and read the state file whenever accelerate writes and reads a checkpoint."""
     accelerator.register_save_state_pre_hook(lambda models, weights, folder: write(Path(folder), training))
     accelerator.register_load_state_pre_hook(lambda models, folder: read(Path(folder), training))
 
@@ -24,7 +24,7 @@ def write(folder: Path, training: Training) -> None:
 
 
 def read(folder: Path, training: Training) -> None:
-    """Go on where the state file of a checkpoint says."""
+    """Resume from the state file of a checkpoint."""
     try:
         states = load_states(folder)
     except LayerSyncError as error:

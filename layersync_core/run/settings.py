@@ -1,4 +1,4 @@
-"""What ``layersync run`` is told beside LayerSync's own settings, and how it travels to every process."""
+"""The settings of ``layersync run`` beside LayerSync's own, and how all of them reach every process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ STARTUP = Path(__file__).parent / "startup"
 """The folder with the ``sitecustomize`` that starts everything."""
 
 HOSTS_KEYS = frozenset({"max_train_steps"})
-"""Keys of the host that regularizers may ask for: they travel with ours, and no others do."""
-# The system refuses a variable of 128 KiB on Linux, and 32 KiB for all of them together on Windows.
+"""The host's keys that regularizers may read; only these are passed on with LayerSync's."""
+# Linux refuses a variable of 128 KiB, and Windows more than 32 KiB for all of them together.
 _LARGE = 16 * 1024
 
 Count = Annotated[int, BeforeValidator(not_boolean)]
@@ -36,27 +36,41 @@ class LaunchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layersync_target: str | None = Field(
-        None, description="model to train with LayerSync where several could be meant: a class name, or Class#2"
+        None,
+        examples=["FluxTransformer2DModel"],
+        description="model to train with LayerSync where several could be meant: a class name, or Class#2",
     )
-    layersync_family: str | None = Field(None, description="family of the target, where its class cannot tell")
+    layersync_family: str | None = Field(
+        None,
+        examples=["auto"],
+        description="family of the target, if its class does not determine it; auto finds blocks and tokens of a class "
+        "that no adapter knows; or an adapter file (.json)",
+    )
+    layersync_save_adapter: str | None = Field(
+        None, examples=["my-model.json"], description="adapter file to write what family auto has found"
+    )
     layersync_accumulation_steps: Annotated[Count | None, Field(ge=1)] = Field(
-        None, description="micro-batches of an optimiser step, where the script divides its loss by hand"
+        None, examples=[4], description="micro-batches per optimiser step, if the script divides its loss by hand"
     )
     layersync_start_step: Annotated[Count | None, Field(ge=0)] = Field(
-        None, description="optimiser step at which the schedule goes on, in a resumed run"
+        None, examples=[1000], description="optimiser step at which the schedule continues in a resumed run"
     )
     layersync_status_dir: str | None = Field(
-        None, description="folder for status and metrics files (default: a temporary one)"
+        None,
+        examples=["layersync-status"],
+        description="folder for status and metrics files (default: a temporary one)",
     )
     layersync_suggest: Annotated[Count | None, Field(ge=1)] = Field(
-        None, description="measure that many optimiser steps without the term, say which pair speaks for itself, stop"
+        None,
+        examples=[20],
+        description="measure this many optimiser steps without the term, print the pairs that it supports, stop",
     )
-    layersync_suggest_dir: str = Field("layersync-suggest", description="folder for what was measured")
+    layersync_suggest_dir: str = Field("layersync-suggest", description="folder for the measurements")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a process needs to know; ``given`` is what it was made of."""
+    """Everything that a process needs; ``given`` is the mapping it was read from."""
 
     config: LayerSyncConfig
     launch: LaunchSettings
@@ -67,15 +81,23 @@ def read(mapping: Mapping[str, Any]) -> Settings:
     """Read the merged settings of a run.
 
     Raises:
-        ConfigError: As in ``LayerSyncConfig.from_mapping``; or nothing says whether LayerSync is on.
+        ConfigError: As in ``LayerSyncConfig.from_mapping``, or nothing says whether LayerSync is on.
     """
     given = spelling.canonical(mapping)
     third_parties().require(given)
     third_parties().check_spelling(given)
+    third_parties().refuse_objectives(given)
     own = {key: given[key] for key in LaunchSettings.model_fields if key in given}
     config = LayerSyncConfig.from_mapping({key: value for key, value in given.items() if key not in own})
     if "layersync_suggest_dir" in own and "layersync_suggest" not in own:
         raise ConfigError("layersync_suggest_dir given without layersync_suggest, so it would do nothing")
+    if own.get("layersync_suggest") and own.get("layersync_family") == "auto":
+        raise ConfigError(
+            "layersync_suggest needs to know the blocks, which family auto finds only at the first loss: give an "
+            "adapter file that it wrote (layersync_save_adapter, or layersync inspect MODEL --inputs FILE --save FILE)"
+        )
+    if "layersync_save_adapter" in own and own.get("layersync_family") != "auto":
+        raise ConfigError("layersync_save_adapter writes what layersync_family auto finds; give that as well")
     if not _switches(given) and "layersync_suggest" not in own:
         if own:
             raise ConfigError(
@@ -83,15 +105,19 @@ def read(mapping: Mapping[str, Any]) -> Settings:
                 "add layersync_enabled: true, or false to switch LayerSync off"
             )
         raise ConfigError(
-            "no settings are given, so LayerSync would do nothing; add --layersync_enabled true "
+            "no settings were given, so LayerSync would do nothing; add --layersync_enabled true "
             "--layersync_student_block N --layersync_teacher_block N, or --config FILE with them"
             f"{spelling.taken_for_the_hosts(given)}"
         )
     return Settings(config, validate(LaunchSettings, own), given)
 
 
+run_settings = read
+"""What the public face calls it."""
+
+
 def is_on(settings: Settings) -> bool:
-    """Return whether a regularizer is enabled, by ``<name of its entry point>_enabled``, or blocks are measured."""
+    """Return whether ``<name of an entry point>_enabled`` switches a regularizer on, or blocks are to be measured."""
     return settings.launch.layersync_suggest is not None or any(
         spelling.is_on(value) for value in _switches(settings.given).values()
     )
@@ -103,14 +129,14 @@ def _switches(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def variables(settings: Settings, environment: Mapping[str, str], file: Callable[[], Path]) -> dict[str, str]:
-    """Return the environment variables that switch LayerSync on in a process and all below it.
+    """Return the environment variables that switch LayerSync on in a process and its children.
 
-    What else the host's configuration holds, such as tokens of its services, stays where it is.
+    Everything else in the host's configuration, such as tokens for its services, is not passed on.
 
     Args:
-        settings: Of the run.
-        environment: What is set already.
-        file: Gives a path for settings that are too large for a variable; it is written for this user alone.
+        settings: Settings of the run.
+        environment: The variables that are already set.
+        file: Returns a path for settings that are too large for a variable; only this user can read the file.
 
     Raises:
         ConfigError: A setting cannot be written as JSON, or the file cannot be written.
@@ -132,12 +158,9 @@ def variables(settings: Settings, environment: Mapping[str, str], file: Callable
 
 
 def _ours(given: Mapping[str, Any]) -> dict[str, Any]:
-    claimed = {name for model in third_parties().config_models() for name in model.model_fields}
-    # Unknown keys of a plugin travel as well, so that it can refuse them.
-    prefixes = tuple({spelling.PREFIX, *third_parties().prefixes()})
-    return {
-        key: value for key, value in given.items() if key.startswith(prefixes) or key in claimed or key in HOSTS_KEYS
-    }
+    # Unknown keys of a plugin are passed on too, so that it can refuse them.
+    hosts = {key: given[key] for key in given if key in HOSTS_KEYS}
+    return third_parties().ours(given) | hosts
 
 
 def from_environment() -> Settings:
@@ -154,4 +177,4 @@ def from_environment() -> Settings:
         )
     if not text.startswith("{"):
         return read(read_settings(text))
-    return read(parse_json(text, VARIABLE, "holds no valid JSON"))
+    return read(parse_json(text, VARIABLE, "does not hold valid JSON"))

@@ -1,4 +1,4 @@
-"""How errors and warnings are shown: ours in one line, the program's own as without us."""
+"""How errors and warnings are shown: LayerSync's in one line, the program's own as without LayerSync."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from layersync_core.errors import LayerSyncError, LayerSyncWarning
 from layersync_core.run.status import say
 
 _HERE = os.path.dirname(__file__)
-# Whatever stands between a program and a library that it calls.
+# Files whose frames are between a program and a library that it calls.
 _OURS = (_HERE + os.sep, replacing.__file__)
 
 
 def exception_hook() -> None:
-    """Show an error of ours that ends the program as one line; the traceback would be that of our own code."""
+    """Show a LayerSync error that ends the program as one line, since its traceback only shows LayerSync's code."""
     others = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -35,17 +35,17 @@ def exception_hook() -> None:
 
 
 class _Lines(logging.Handler):
-    """Say what is logged in lines of ours: a program's own handlers may write to its output."""
+    """Print log records as LayerSync's own lines, since a program's handlers may write to its output."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from layersync_core.run import ranks  # as below
+        from layersync_core.run import ranks  # imported late, as below
 
         if ranks.rank() == 0:
             say(record.getMessage())
 
 
 def say_logs() -> None:
-    """Say what our code logs, in lines of ours."""
+    """Print what LayerSync logs as its own lines."""
     logger = logging.getLogger("layersync_core")
     if logger.propagate:
         logger.addHandler(_Lines(logging.WARNING))
@@ -53,7 +53,7 @@ def say_logs() -> None:
 
 
 def say_error(error: LayerSyncError) -> None:
-    """Say an error, once."""
+    """Print an error, once."""
     if not getattr(error, "said", False):
         say(f"error: {error}")
     error.said = True  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ def say_error(error: LayerSyncError) -> None:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Say each warning of ours in one line, on one rank; others are shown as they would be."""
+    """Print each of LayerSync's warnings in one line, on one rank; others are shown as usual."""
     from layersync_core.run import ranks  # it needs torch, which a script that fails early may not have loaded
 
     with warnings.catch_warnings(record=True) as caught:
@@ -76,7 +76,7 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def show_as_without_us(error: BaseException) -> None:
-    """Take the frames of this package out of an error's traceback, and out of those of the errors it came from."""
+    """Remove this package's frames from the traceback of an error and of the errors that caused it."""
     seen: set[int] = set()
     shown: BaseException | None = error
     while shown is not None and id(shown) not in seen:

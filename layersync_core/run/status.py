@@ -1,8 +1,9 @@
-"""Status files: what each process did, for the parent's summary. It may be killed, so they are early."""
+"""Status files: what each process did, for the parent's summary; written early, since a process may be killed."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ HOOK = "layersync_hook"
 """Name of the file that the start-up hook leaves behind."""
 
 SETTINGS = "layersync_settings.json"
-"""Name of the file by which settings travel that are too large for a variable."""
+"""Name of the file for settings that are too large for a variable."""
 
 UNREACHED = (
-    "no Python of this command read the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen program, or "
+    "no Python of this command ran the start-up hook (python -I, -E or -S, a cleared PYTHONPATH, a frozen program, or "
     "no Python at all); start the trainer's Python without those, or add `import layersync_core.auto` to the script"
 )
 
@@ -33,7 +34,7 @@ class Record:
 
     Attributes:
         name: Its model.
-        terms: As in ``Status``, and so are the others.
+        terms: As in ``Status``, like the other fields.
     """
 
     name: str
@@ -50,22 +51,23 @@ class Status:
 
     Attributes:
         pid: Its id.
-        rank: Its rank in the run; 0 in a run of one process.
+        rank: Its rank in the run; 0 if there is only one process.
         targets: The models that are trained with LayerSync, one line each.
         terms: Losses that got a term.
         steps: Optimiser steps with a term.
-        idle: Optimiser steps without one after the first.
-        first: Similarity of the first step.
-        last: The latest similarity known.
+        idle: Optimiser steps without a term, after the first with one.
+        first: Similarity at the first step.
+        last: The latest known similarity.
         error: Why LayerSync stopped the program; empty if it did not.
-        shown: Where the error was said: what standard error was there.
+        shown: The standard error on which the error was printed, as in ``standard_error``.
         seen: Class names of the models that were built or trained.
-        tracker: Where the metrics went; empty where nothing was logged.
-        over: The schedule had ended before the first step, so that no term was due.
-        trainings: Each of them, where it had several.
-        measured: Optimiser steps whose forwards were measured, where that was asked for.
-        same: The block that is its own teacher in every pair, where no term has a gradient; else empty.
-        blind: Why it was not measured which tokens the main loss trains; empty where it was.
+        tracker: Where the metrics went; empty if nothing was logged.
+        over: The schedule had ended before the first step, so no term was due.
+        trainings: A record of each training, if there were several.
+        measured: Optimiser steps whose forwards were measured, if that was asked for.
+        same: The block that is its own teacher in every pair, so that no term has a gradient; else empty.
+        distributions: The distributions whose code took part, as ``name version``.
+        blind: Why the tokens that the main loss trains were not measured; empty if they were.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -86,10 +88,11 @@ class Status:
     measured: int = 0
     same: str = ""
     blind: str = ""
+    distributions: list[str] = field(default_factory=list)
     trainings: list[Record] = field(default_factory=list)
 
     def write(self, folder: Path | None) -> None:
-        """Write the file of this process; a full disk or a missing folder stops no training."""
+        """Write the file of this process; a full disk or a missing folder doesn't stop the training."""
         if folder is None:
             return
         self.pid = os.getpid()
@@ -98,22 +101,22 @@ class Status:
             replace_file(path, json.dumps(asdict(self)))
 
 
-_ENTRIES = 8  # of a last line that can still be read
+_ENTRIES = 8  # more would make the last line unreadable
 _STATUS = TypeAdapter(Status)
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Return the status files in a folder, which may hold a user's own files as well; symbolic links are none."""
+    """Return the status files in a folder, which may also hold a user's own files, ignoring symbolic links."""
     return (path for path in folder.glob("layersync_status_*.json") if not path.is_symlink())
 
 
 def read_all(folder: Path) -> list[Status]:
-    """Return the status of every process that left one, by rank."""
+    """Return the status of every process that wrote one, by rank."""
     found = []
     for path in files(folder):
         try:
             found.append(_STATUS.validate_json(path.read_bytes()))
-        except (OSError, ValueError):  # a process that was killed while writing, or a file of somebody else
+        except (OSError, ValueError):  # a process was killed while writing, or it is somebody else's file
             continue
     return sorted(found, key=lambda status: (status.rank, status.pid))
 
@@ -144,7 +147,11 @@ def _did(training: Status | Record) -> Iterator[str]:
     yield f"{count}{of} {what}{plural} with the term"
     if training.first is not None:
         last = training.first if training.last is None else training.last
-        yield f"similarity {training.first:.4f} -> {last:.4f}"
+        yield f"similarity {_shown(training.first)} -> {_shown(last)}"
+
+
+def _shown(similarity: float) -> str:
+    return f"{similarity:.4f}" if math.isfinite(similarity) else "not finite"
 
 
 def why_nothing(processes: list[Status], reached: bool) -> str:
@@ -166,7 +173,7 @@ def why_nothing(processes: list[Status], reached: bool) -> str:
 
 
 def standard_error() -> str:
-    """Return what tells this process's standard error from another one; empty where there is none."""
+    """Return an identifier of this process's standard error; empty where there is none."""
     try:
         found = os.fstat(2)
     except OSError:
@@ -175,13 +182,13 @@ def standard_error() -> str:
 
 
 def say(message: Any) -> None:
-    """Print a line of ours on standard error, if there is one: a terminal that is gone ends no training."""
+    """Print a line to standard error, if there is one; a closed terminal doesn't end the training."""
     line, bars = f"layersync: {message}", sys.modules.get("tqdm")
     if sys.stderr is None:
         return
     with suppress(OSError, ValueError):
         if bars is None:
             print(line, file=sys.stderr, flush=True)
-        else:  # a line of its own, above the bars
+        else:  # on its own line, above the progress bars
             bars.tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()

@@ -18,7 +18,7 @@ from layersync_core.run.status import say
 
 _IDLE_STEPS = 10
 LOSSES_WITHOUT_OPTIMISER = 100
-"""Losses without an optimiser's step, after which a program is taken for one that never calls it."""
+"""Losses without an optimiser step after which a program is assumed never to call one."""
 
 
 class Steps:
@@ -27,13 +27,13 @@ class Steps:
     Args:
         candidates: The program's models.
         courses: Its trainings.
-        journal: Where lines are said.
+        journal: Where lines are printed.
         losses: ``layersync_accumulation_steps``, where the user gave it.
     """
 
     def __init__(self, candidates: Candidates, courses: Courses, journal: Journal, losses: int | None) -> None:
         self._candidates, self._courses, self._journal, self._losses = candidates, courses, journal, losses
-        self._strangers = 0  # losses without a term, before the first term
+        self._unmatched_losses = 0  # losses without a term, before the first term
         self._idle = 0  # optimiser steps without a term, in a row
         self._optimisers = 0
         self._owned: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
@@ -59,11 +59,11 @@ class Steps:
             trained: The trainings whose terms it got; None where it got none.
 
         Raises:
-            CaptureError: Losses are trained without a term, or steps cannot be counted though a schedule needs them.
+            CaptureError: Losses are trained without a term, or steps cannot be counted although a schedule needs them.
         """
         self._inside_backward = False
         if trained is None:
-            self._stranger()
+            self._count_unmatched()
             return
         self._journal.status.terms += 1
         for course in trained:
@@ -71,18 +71,17 @@ class Steps:
             # Trainers that update each parameter in backward, or by hand, never call an optimiser's step.
             if course.steps:
                 continue
-            # Those of a step that a scaler skipped are no part of the next one.
+            # The losses of a step that a scaler skipped do not belong to the next step.
             if self._losses is not None and course.losses % self._losses == 0:
                 course.now += 1
             elif self._losses is None and course.terms >= LOSSES_WITHOUT_OPTIMISER and self._candidates.use_steps:
                 raise CaptureError(
                     f"no step of a torch optimiser was seen in {course.terms} losses, so the schedule would stand "
-                    "still; give --layersync_accumulation_steps N (1 without accumulation), and steps are counted by "
-                    "losses"
+                    "still; give --layersync_accumulation_steps N (1 without accumulation) to count steps by losses"
                 )
 
     def before_step(self, optimiser: torch.optim.Optimizer) -> bool:
-        """Check, before the first step of a training, that LayerSync does what it should; count the steps.
+        """Count the steps, and check before the first step of a training that LayerSync does what it should.
 
         Returns:
             Whether it is a step with a term.
@@ -92,7 +91,7 @@ class Steps:
         """
         inside = _compat.inside_backward()
         if inside and self._inside_backward:
-            return False  # one of many steps of a backward that updates each parameter as its gradient arrives
+            return False  # one of many steps in a backward that updates each parameter when its gradient arrives
         self._inside_backward = inside
         status = self._journal.status
         if status.error:  # the program caught it and goes on
@@ -109,7 +108,7 @@ class Steps:
             found.append(course.step(optimiser))
             attachment = course.candidate.attached_to
             attachment.gate(course.now)
-            # Of a compiled model nothing tells when a forward is given up, but after the step its weights are others.
+            # A compiled model gives no sign that a forward is abandoned, but after the step its weights are outdated.
             for forward in [*attachment.forwards]:
                 if forward.end is None:
                     attachment.forget(forward)
@@ -122,7 +121,7 @@ class Steps:
         return False
 
     def skipped(self, optimiser: torch.optim.Optimizer) -> None:
-        """Note a step that a scaler did not take, since a gradient had overflowed."""
+        """Record a step that a scaler skipped because a gradient overflowed."""
         for candidate in self._trained_by(optimiser) or ():
             course = self._courses.latest.get(candidate)
             if course is not None:
@@ -143,7 +142,7 @@ class Steps:
         course.checked = True
         ahead = self._losses is not None and course.losses > self._losses and attachment.uses_steps
         if ahead and ranks.rank() == 0:
-            # Until an optimiser steps it may be one that never does, so steps are counted by losses.
+            # Until an optimiser steps, it may be one that never does, so steps are counted by losses.
             say(
                 f"warning: {course.losses} losses came before the first optimiser step, and "
                 f"layersync_accumulation_steps {self._losses} counted them as steps, so the schedule ran ahead within "
@@ -152,17 +151,17 @@ class Steps:
         attachment.parts.require_placed()
         ranks.compare("; ".join(sorted(f"{line}, step {course.now}" for line in self._journal.status.targets)))
 
-    def _stranger(self) -> None:
-        # Programs call backward on other losses as well; but one that never steps an optimiser must be told here.
+    def _count_unmatched(self) -> None:
+        # Programs call backward on other losses too, but one that never steps an optimiser must be stopped here.
         if self._journal.status.terms or not (self._optimisers or self._candidates.attached) or not self._is_due():
             return
-        self._strangers += 1
-        if self._strangers > 1:
+        self._unmatched_losses += 1
+        if self._unmatched_losses > 1:
             raise CaptureError(f"two losses were trained without LayerSync's term: {self._why()}")
 
     def _trained_by(self, optimiser: torch.optim.Optimizer) -> list[Candidate] | None:
-        """Return the models that an optimiser trains; None where it is that of, say, a discriminator."""
-        # Judged by what it was made with, since some libraries put other tensors into it later.
+        """Return the models that an optimiser trains; None if it belongs to something else, such as a discriminator."""
+        # Judged by its initial parameters, since some libraries put other tensors into it later.
         owned = self._owned.get(optimiser)
         if owned is None:
             held = self._candidates.trained_by(optimiser)
@@ -172,7 +171,7 @@ class Steps:
         attached = self._candidates.attached
         if owned:
             return [candidate for candidate in attached if optimiser in candidate.optimisers]
-        # Where none was made with a model's own parameters, LoRA weights stand outside of it, and any may have them.
+        # If no optimiser has a model's own parameters, the LoRA weights are outside the model and any may hold them.
         return None if any(candidate.optimisers for candidate in attached) else attached
 
     def _idle_step(self, inside: bool, courses: Iterable[Course]) -> None:

@@ -1,1 +1,1 @@
-"""See before you train: how alike the blocks of a model are, and which pair that speaks for."""
+"""See before you train how similar the blocks of a model are, and which pair that supports."""

@@ -1,4 +1,4 @@
-"""What was measured of a model's blocks, as plain numbers."""
+"""The measurements of a model's blocks, as plain numbers."""
 
 # Shapes: G blocks of one kind
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Grid = list[list[float | None]]
-"""One number for each two blocks, by their places; None where two cannot be paired, or nothing was measured."""
+"""A number for every two blocks, by position; None where the two cannot be paired, or nothing was measured."""
 
 
 @dataclass(frozen=True)
 class SkippedRun:
-    """A block, or a run of them, that was left out: by how much the loss rose."""
+    """A skipped block, or run of blocks, and by how much the loss rose without it."""
 
     first: int
     last: int
@@ -41,7 +41,7 @@ class Recommended:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether what was measured speaks for LayerSync: yes, no or unknown."""
+    """Whether the measurements favour LayerSync: yes, no or unknown."""
 
     answer: str
     reason: str
@@ -54,18 +54,19 @@ class Figures:
     Attributes:
         model: Class name.
         described: The blocks.
-        noise_levels: The model's own time of each grid, 0 to 1; None for forwards whose call does not say it.
+        noise_levels: The model's own time for each grid, 0 to 1; None for forwards whose call does not show it.
         cka: For each noise level, linear CKA of every two blocks.
         cosine: The mean cosine of their tokens.
-        centered_cosine: The same after the mean token was taken away.
-        gap: The teacher's linear probe minus the student's; empty where no classes are known. Rows are students.
-        probe: Accuracy of a linear probe of each block at each noise level; empty where no classes are known.
-        chance: What guessing the commonest class gives; None where no classes are known.
+        centered_cosine: The same after subtracting the mean token.
+        gap: Accuracy of the teacher's linear probe minus the student's; empty if no classes are known. Rows are
+            students.
+        probe: Accuracy of a linear probe of each block at each noise level; empty if no classes are known.
+        chance: Accuracy of always guessing the most common class; None if no classes are known.
         samples: Samples whose classes were known.
-        skip: How much the loss rises where one block is left out; empty where that was not asked for.
-        skip_runs: The same of runs of several.
-        forwards: Forwards that were measured.
-        fed: What was fed that is not the user's own, in a sentence; empty where nothing was.
+        skip: How much the loss rises without one block; empty if that was not asked for.
+        skip_runs: The same for runs of several blocks.
+        forwards: Number of measured forwards.
+        fed: Which inputs were not the user's own, in a sentence; empty if none.
         sub_sample: How the numbers were estimated, and from which tokens.
     """
 
@@ -94,7 +95,7 @@ class Figures:
         forwards: int,
         sub_sample: dict[str, Any],
     ) -> Self:
-        """Return what the sums of each noise level say."""
+        """Return the figures that follow from the sums of each noise level."""
         found = cls(model, blocks, list(levels), forwards=forwards, sub_sample=sub_sample)
         for level in levels.values():
             grids = [torch.full((len(blocks), len(blocks)), torch.nan, dtype=torch.float64) for _ in range(3)]
@@ -110,12 +111,12 @@ class Figures:
         return found
 
     def mean(self, name: str, student: int, teacher: int) -> float | None:
-        """Return the mean over noise levels of what was measured of two blocks; None where nothing was.
+        """Return the mean over noise levels of a measure of two blocks; None where nothing was measured.
 
         Args:
             name: ``cka``, ``cosine``, ``centered_cosine`` or ``gap``.
-            student: Number of the one block, from 0.
-            teacher: Number of the other.
+            student: Index of one block, from 0.
+            teacher: Index of the other.
         """
         values = [value for grid in getattr(self, name) if (value := grid[student][teacher]) is not None]
         return sum(values) / len(values) if values else None

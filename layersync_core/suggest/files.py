@@ -16,7 +16,7 @@ JSON, PAGE, PICTURE = "suggest.json", "suggest.html", "suggest.png"
 
 
 def write(found: Figures, content: dict[str, Any], folder: Path) -> list[str]:
-    """Write the files, and return what is to be said of them.
+    """Write the files, and return lines about them.
 
     Raises:
         ConfigError: They cannot be written.
@@ -29,7 +29,7 @@ def write(found: Figures, content: dict[str, Any], folder: Path) -> list[str]:
         if drawn is not None:
             replace_file(folder / PICTURE, drawn, mode=0o666)
         else:
-            (folder / PICTURE).unlink(missing_ok=True)  # of another measurement
+            (folder / PICTURE).unlink(missing_ok=True)  # from an earlier measurement
     except OSError as error:
         raise ConfigError(f"folder {folder} cannot be written: {error.strerror or error}") from None
     missing = "" if drawn is not None or not found.cka else f"; {PICTURE} needs matplotlib: pip install matplotlib"
@@ -47,10 +47,10 @@ def _drawing(found: Figures, content: dict[str, Any]) -> bytes | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a measurement.
+    """Create the folder of a measurement.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: It cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ VERSION = 1
 
 @dataclass
 class Findings(Figures):
-    """Figures with the pairs that they speak for."""
+    """Figures with the pairs that they support."""
 
     def content(self) -> dict[str, Any]:
         """Return what ``suggest.json`` holds."""
@@ -31,14 +31,14 @@ class Findings(Figures):
         }
 
     def lines(self) -> list[str]:
-        """Return the recommended pairs, each with its reason, and the verdict, for a terminal."""
+        """Return the recommended pairs with their reasons, and the verdict, as lines for a terminal."""
         return text.lines_of(self, self.content())
 
     def write(self, output_dir: str | Path = "layersync-suggest") -> list[str]:
         """Write ``suggest.json``, ``suggest.html`` and, where matplotlib is installed, ``suggest.png``.
 
         Returns:
-            What is to be said of the files, for a terminal.
+            Lines about the files, for a terminal.
 
         Raises:
             ConfigError: The folder cannot be written.

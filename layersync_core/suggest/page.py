@@ -1,14 +1,11 @@
-"""A page with everything that was measured, in one file: no script, no style and nothing from outside.
-
-Colours are attributes of SVG shapes, which even a policy of `default-src 'none'` lets through.
-"""
+"""A page with all measurements in one file: no scripts, no styles and nothing loaded from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
+from layersync_core.markup import document, escape, svg, svg_text
 from layersync_core.protocol import Block
 from layersync_core.suggest.figures import Figures, Grid
 from layersync_core.suggest.text import level_name, lines_of
@@ -20,12 +17,12 @@ MEASURES = {
     "cosine": "Cosine",
     "gap": "Linear probe, teacher minus student",
 }
-"""Measures that are shown, and what they are called."""
+"""The measures that are shown, and their titles."""
 _CELL, _LABELS = 14, 190
 
 
 def colour(value: float, low: float, high: float) -> str:
-    """Return a colour that grows darker with a value, as #rrggbb; readable without telling red from green."""
+    """Return a colour that gets darker with a value, as #rrggbb; readable for the colour-blind."""
     share = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.0
     stops = ((255, 255, 229), (65, 182, 196), (8, 29, 88))
     at = share * (len(stops) - 1)
@@ -53,13 +50,9 @@ def page_of(found: Figures, content: dict[str, Any]) -> str:
             f"<tr><td>{run.first} to {run.last}</td><td>{run.rise:+.4g}</td></tr>" for run in found.skip_runs
         )
         body.append(f"<h2>Rise of the loss without a run of blocks</h2><table border='1'>{rows}</table>")
-    how = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in found.sub_sample.items())
+    how = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in found.sub_sample.items())
     body.append(f"<h2>How it was measured</h2><dl>{how}</dl>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>layersync suggest</title></head>\n<body>\n'
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return document("layersync suggest", "\n".join(body))
 
 
 def heat_map(blocks: Sequence[Block], grid: Grid, frames: Sequence[str]) -> str:
@@ -70,9 +63,9 @@ def heat_map(blocks: Sequence[Block], grid: Grid, frames: Sequence[str]) -> str:
     shapes = []
     for block, row in zip(blocks, grid, strict=True):
         y = _LABELS + block.index * _CELL
-        shapes.append(_text(_LABELS - 4, y + _CELL - 4, f"{block.index + 1} {block.path}", "end"))
+        shapes.append(svg_text(_LABELS - 4, y + _CELL - 4, f"{block.index + 1} {block.path}", "end"))
         turned = f' transform="rotate(-90 {y + _CELL - 4} {_LABELS - 4})"'
-        shapes.append(_text(y + _CELL - 4, _LABELS - 4, f"{block.index + 1} {block.path}", "start", turned))
+        shapes.append(svg_text(y + _CELL - 4, _LABELS - 4, f"{block.index + 1} {block.path}", "start", turned))
         for other, value in enumerate(row):
             if value is not None:
                 x, fill = _LABELS + other * _CELL, colour(value, low, high)
@@ -82,16 +75,9 @@ def heat_map(blocks: Sequence[Block], grid: Grid, frames: Sequence[str]) -> str:
         "pair; orange: recommended"
     )
     side = _LABELS + size + 10
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" viewBox="0 0 {side} {side}" '
-        f'role="img" aria-label="heat map"><rect width="{side}" height="{side}" fill="#ffffff"/>'
-        f"{_text(4, 14, 'student: down, teacher: across', 'start')}{''.join((*shapes, *frames))}</svg>\n<p>{legend}</p>"
-    )
-
-
-def _text(x: int, y: int, text: str, anchor: str, more: str = "") -> str:
-    place = f'x="{x}" y="{y}" text-anchor="{anchor}"{more}'
-    return f'<text {place} font-size="10" font-family="sans-serif">{escape(text)}</text>'
+    ground = f'<rect width="{side}" height="{side}" fill="#ffffff"/>'
+    told = svg_text(4, 14, "student: down, teacher: across")
+    return f"{svg(side, side, 'heat map', ''.join((ground, told, *shapes, *frames)))}\n<p>{legend}</p>"
 
 
 def _frame(row: int, column: int, colour: str, width: float) -> str:

@@ -15,11 +15,11 @@ from layersync_core.suggest.text import level_name
 from layersync_core.suggest.verdict import allowed_places, recommended_places
 
 _DPI = 130
-_NAMED = 24  # blocks that can all be named beside a panel
+_NAMED = 24  # the most blocks that can all be named beside a panel
 
 
 def draw(found: Figures, content: dict[str, Any], file: IO[bytes]) -> None:
-    """Draw a panel for each measure and noise level: students down, teachers across."""
+    """Draw one panel per measure and noise level: students down, teachers across."""
     names = [name for name in MEASURES if getattr(found, name)]
     columns = len(found.noise_levels)
     frames = [(*pair, "white", 0.5) for pair in allowed_places(found.described)]
@@ -56,7 +56,7 @@ def _frame(axes: Any, row: int, column: int, colour: str, width: float) -> None:
 
 
 def _name_blocks(axes: Any, blocks: Any, left: bool, below: bool) -> None:
-    """Name blocks at both sides; of many, so many that they can be read, and the first of each list and stage."""
+    """Name blocks along both axes; if there are many, a readable number, and the first of each list and stage."""
     step = -(-len(blocks) // _NAMED)
     kept = [block for block in blocks if block.index % step == 0]
     places = [block.index for block in kept]

@@ -1,4 +1,4 @@
-"""Look at every block of a model while it runs, in whatever loop: a sub-sample of tokens, at once, and nothing held."""
+"""Measure every block of a model while it runs, in any loop, on a sub-sample of tokens, without holding states."""
 
 # Shapes: B batch, S tokens, N tokens of the sub-sample, D channels, G blocks of one kind
 
@@ -21,30 +21,41 @@ from layersync_core.suggest.findings import Findings
 from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
 
 TOKENS = 64
-"""Tokens of the sub-sample of one forward."""
-_LEAST_SHARE = 16  # of one noise level, where the samples of a forward have several
+"""Number of tokens in the sub-sample of one forward."""
+_LEAST_SHARE = 16  # tokens per noise level, if the samples of a forward have several
 LEVELS = (0.125, 0.375, 0.625, 0.875)
-"""Middles of the quarters of the model's own time, by which a training loop's samples are sorted."""
+"""The middles of the quarters of the model's own time, to which a training loop's samples are assigned."""
 _TIMES = ("timestep", "timesteps", "t", "time")
-_LABELLED = 1024  # samples whose class is known that are kept, at most, for each level
+_LABELLED = 1024  # the most samples with a known class to keep per level
 
 
 class Probe:
-    """Measure how alike the blocks of a model are, in the training forwards that it makes while this is there.
+    """Measure how similar the blocks of a model are, in the training forwards that run while this exists.
 
     Args:
         model: The unwrapped model.
-        adapter: Of its family.
-        tokens: Tokens of the sub-sample of one forward; all of them where there are fewer. Where its samples have
-            several noise levels, these share them, and each has 16 at least.
-        seed: Of the sub-samples.
+        adapter: The adapter of its family.
+        tokens: Number of tokens in the sub-sample of one forward; all tokens if there are fewer. If its samples have
+            several noise levels, these share them, with at least 16 for each.
+        seed: Seed of the sub-samples.
 
     Attributes:
         blocks: Every block of the model.
-        forwards: Whole forwards that were measured.
+        forwards: Number of whole forwards that were measured.
 
     Raises:
-        ConfigError: The adapter has a capture of its own, which cannot be looked into.
+        ConfigError: The adapter has its own capture, which cannot be inspected.
+
+    Examples:
+        >>> from layersync_core import Probe, get_adapter, load_tiny
+        >>> tiny = load_tiny("dit")
+        >>> model = tiny.tiny_model()
+        >>> with Probe(model, get_adapter("dit")) as probe:
+        ...     _ = model(**tiny.example_inputs(model, batch_size=2))
+        >>> probe.forwards, len(probe.blocks)
+        (1, 6)
+        >>> print(*probe.findings().lines())
+        DiTTransformer2DModel: 6 blocks, 1 forward, ...
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, tokens: int = TOKENS, seed: int = 0) -> None:
@@ -61,21 +72,21 @@ class Probe:
         if not isinstance(capture, Capture):
             capture.remove()
             raise ConfigError(
-                f"adapter {adapter.family} has a capture of its own, whose blocks cannot be measured one by one; "
+                f"adapter {adapter.family} has its own capture, whose blocks cannot be measured one by one; "
                 "describe them with BlockStackAdapter"
             )
         capture.policy = lambda held: held.discard()
-        # Measuring is no part of what a compiled model computes.
+        # Measuring must not become part of a compiled graph.
         capture.watch = torch.compiler.disable(self._see)
         self._capture = capture
 
     @contextmanager
     def at(self, level: float | None = None, labels: Tensor | None = None) -> Iterator[None]:
-        """Say of the forwards inside the context what their call does not.
+        """Give information about the forwards inside the context that their call does not show.
 
         Args:
             level: Their noise level, 0 to 1; None reads it from the call.
-            labels: (B,) classes of their samples, which the model must not be told.
+            labels: (B,) classes of their samples, which the model itself must not be given.
         """
         self._given = (level, labels)
         try:
@@ -84,16 +95,16 @@ class Probe:
             self._given = (None, None)
 
     def findings(self) -> Findings:
-        """Return what was measured up to now.
+        """Return what has been measured so far.
 
         Raises:
-            CaptureError: Nothing was, or hidden states were not finite.
+            CaptureError: Nothing was measured, or hidden states were not finite.
         """
         if not self.forwards:
             raise CaptureError(f"no forward of {self._name} was measured: {self.why_none}")
-        if self._repeated == len(self.blocks) - 1:  # which is told only when its forward was counted
+        if self._repeated == len(self.blocks) - 1:  # known only after its forward was counted
             raise CaptureError(
-                f"{self.blocks[-1]} ran more than once in one forward; LayerSync needs the one output that the loss "
+                f"{self.blocks[-1]} ran more than once in one forward; LayerSync needs a single output that the loss "
                 "depends on"
             )
         tallies = [item for level in self._levels.values() for item in level.tallies.items()]
@@ -107,11 +118,11 @@ class Probe:
         return Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
 
     def paused(self) -> AbstractContextManager[None]:
-        """Leave the forwards inside the context alone."""
+        """Ignore the forwards inside the context."""
         return self._capture.paused()
 
     def remove(self) -> None:
-        """Take the hooks off the model; what was measured stays."""
+        """Take the hooks off the model; the measurements are kept."""
         self._capture.remove()
 
     def __enter__(self) -> Probe:
@@ -122,10 +133,10 @@ class Probe:
 
     @property
     def why_none(self) -> str:
-        """Why no forward was measured, in a clause."""
+        """Why no forward was measured, as a clause."""
         if self._capture.untouched:
-            return "no forward of it ran since (a copy of the model, or a graph compiled before, is not measured)"
-        return self._capture.why_none or "the last forward did not run all of its blocks"
+            return "it has not run since (copies of the model, and graphs compiled before, are not measured)"
+        return self._capture.why_none or "the last forward did not run all of the blocks"
 
     def _sub_sample(self) -> dict[str, Any]:
         return {
@@ -138,7 +149,7 @@ class Probe:
     def _see(self, forward: Forward, index: int) -> None:
         """Take the sub-sample of a block that has just returned."""
         if forward.repeated is not None:
-            self._now, self._repeated = None, forward.repeated  # such a forward is never whole
+            self._now, self._repeated = None, forward.repeated  # such a forward does not count
             return
         reader = self._capture.reader
         tokens_BSD = reader.peek(forward, index).detach()
@@ -165,7 +176,7 @@ class Probe:
             self._end(now)
 
     def _places(self, counted_BS: Tensor, count: int) -> Tensor:
-        """Draw tokens among those that count, as positions in (B · S)."""
+        """Sample tokens from those that count, as positions in (B · S)."""
         found = counted_BS.flatten().nonzero()[:, 0]
         if len(found) <= count:
             return found
@@ -215,7 +226,7 @@ class _Now:
     """A forward that is running.
 
     Args:
-        forward: It.
+        forward: The forward.
         levels: Which of its samples have which noise level.
     """
 
@@ -223,13 +234,13 @@ class _Now:
         self.forward, self.levels = forward, levels
         self.places: dict[tuple[int, ...], dict[float | None, Tensor]] = {}
         self.masks: dict[tuple[int, ...], Tensor | None] = {}
-        self.states: dict[tuple[Any, ...], dict[int, Tensor]] = {}  # of blocks of one kind, by their number
+        self.states: dict[tuple[Any, ...], dict[int, Tensor]] = {}  # kind of block -> index -> tokens
         self.pooled: dict[int, Tensor] = {}
         self.seen = 0
 
 
 def _time(arguments: Mapping[str, Any], batch: int) -> Tensor | None:
-    """Return (B,) fp32 on the host: the samples' time from 0 to 1 as the call says it; None where it does not."""
+    """Return (B,) fp32 on the host, the samples' time from 0 to 1 as given in the call; None if it isn't."""
     time = next((arguments[name] for name in _TIMES if isinstance(arguments.get(name), Tensor)), None)
     if time is None or time.numel() == 0 or (time.ndim and time.shape[0] not in (1, batch)):
         return None

@@ -1,4 +1,4 @@
-"""How alike blocks are at one noise level: sums over batches, from which CKA and mean cosines follow.
+"""How similar blocks are at one noise level: sums over batches, from which CKA and mean cosines follow.
 
 Only sums of numbers for each pair are kept, never the states of an earlier batch.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 ESTIMATOR = (
     "minibatch linear CKA (Nguyen et al., arXiv 2010.15327): unbiased HSIC (Song et al. 2012) of each forward's "
     "sub-sample, summed over forwards, sum HSIC(K, L) / sqrt(sum HSIC(K, K) * sum HSIC(L, L)); cosines are means over "
-    "the tokens of all sub-samples, the centred one after the sub-sample's mean token was taken away from each block"
+    "the tokens of all sub-samples, the centred one after subtracting the sub-sample's mean token from each block"
 )
-_LEAST = 4  # tokens, below which the unbiased estimator is not defined
+_LEAST = 4  # tokens; with fewer the unbiased estimator is undefined
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Tally:
     Attributes:
         hsic: (G, G) fp64, sum of unbiased HSIC over forwards.
         cosine: (G, G) fp64, sum over tokens of the cosine.
-        centered: (G, G) fp64, the same after the mean token was taken away.
-        forwards: Forwards that had tokens enough for ``hsic``.
+        centered: (G, G) fp64, the same after subtracting the mean token.
+        forwards: Forwards with enough tokens for ``hsic``.
         tokens: Tokens in the sums of cosines.
     """
 
@@ -51,17 +51,17 @@ class Tally:
         self.centered = self.centered + _cosines(apart_GND)
         self.tokens += count
         if count >= _LEAST:
-            # HSIC does not depend on the mean token, and without it no large numbers cancel.
+            # HSIC does not depend on the mean token, and subtracting it avoids cancellation of large numbers.
             self.hsic = self.hsic + unbiased_hsic(apart_GND @ apart_GND.mT)
             self.forwards += 1
 
     def not_finite(self, indices: Sequence[int]) -> list[int]:
-        """Return those of the blocks' numbers whose tokens were not finite in some forward."""
+        """Return the indices of the blocks whose tokens were not finite in some forward."""
         own = torch.as_tensor(self.cosine).diagonal() if self.tokens else torch.zeros(len(indices))
         return [index for index, bad in zip(indices, (~own.isfinite()).tolist(), strict=True) if bad]
 
     def cka(self) -> Tensor | None:
-        """Return (G, G) fp64 on the CPU, NaN where a block's tokens are all alike; None where nothing was measured."""
+        """Return (G, G) fp64 on the CPU, NaN where a block's tokens are all equal; None where nothing was measured."""
         if not isinstance(self.hsic, Tensor):
             return None
         hsic = self.hsic.cpu()
@@ -95,8 +95,8 @@ class Level:
     """One noise level.
 
     Attributes:
-        tallies: By the blocks' numbers, since only blocks of one kind can be paired.
-        pooled: By block, the mean token of each sample whose class is known, (B, D) fp32 on the CPU, in order.
+        tallies: Tallies by the indices of their blocks, since only blocks of one kind can be paired.
+        pooled: By block, the mean token of each sample with a known class, (B, D) fp32 on the CPU, in order.
         labels: Their classes, (B,).
     """
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of what was measured."""
+"""The measurements as text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _FEW = 8  # forwards
 
 
 def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
-    """Return the recommended pairs, each with its reason, and the verdict."""
+    """Return the recommended pairs with their reasons, and the verdict."""
     levels = ", ".join("unknown" if level is None else f"{level:g}" for level in found.noise_levels)
     of = f"{found.forwards} forward{'s' * (found.forwards != 1)}, noise levels {levels}" if found.forwards else "config"
     lines = [f"{found.model}: {len(found.described)} blocks, {of}"]
     lines += [found.fed] if found.fed else []
     if 0 < found.forwards < _FEW:
-        lines.append(f"of {found.forwards} forward{'s' * (found.forwards != 1)} alone; more may say something else")
+        lines.append(f"from only {found.forwards} forward{'s' * (found.forwards != 1)}; more may change the result")
     for pair in content["recommended"]:
         lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
         lines.append(f"    {pair['reason']}")
     if not content["recommended"]:
         lines.append("recommended: none")
-    lines.append(f"does it speak for LayerSync? {content['verdict']['answer']}: {content['verdict']['reason']}")
+    lines.append(f"does it favour LayerSync? {content['verdict']['answer']}: {content['verdict']['reason']}")
     return lines
 
 
 def level_name(level: float | None) -> str:
-    """Return what a noise level is called."""
+    """Return the name of a noise level."""
     return "noise level unknown" if level is None else f"noise level {level:g}"
 
 

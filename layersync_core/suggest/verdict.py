@@ -1,4 +1,4 @@
-"""Which pairs what was measured speaks for, told apart from what is the paper's rule (arXiv 2510.12581, section 4)."""
+"""Which pairs the measurements support, kept apart from the paper's rules (arXiv 2510.12581, section 4)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from layersync_core.suggest.figures import Figures, Recommended, Verdict
 SATURATED = 0.95
 """Centred cosine above which a student has next to nothing left to learn from its teacher."""
 STRANGERS = 0.05
-"""CKA below which two blocks share next to nothing, so that nothing says the one could become the other."""
+"""CKA below which two blocks share next to nothing, so there is no sign that one could become the other."""
 STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
-"""Where the paper's best pairs lie, as shares of the depth."""
+"""Where the paper's best pairs are, as fractions of the depth."""
 _BEST_DEPTHS = 0.3, 0.65
-_FEW = 6  # blocks, below which all that counts is that the teacher is deeper and not the last
+_FEW = 6  # blocks; with fewer it only matters that the teacher is deeper and not the last
 _MOST = 3
-_NEAR = 10  # the share of the depth, as a divisor, within which blocks are neighbours
+_NEAR = 10  # blocks within 1/10 of the depth are neighbours
 _SURE = 2.0  # standard errors of the difference of two probes
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two blocks of one run of blocks of one width and stage.
+    """Two blocks from one run of blocks of the same width and stage.
 
     Attributes:
         student: The shallower one.
         teacher: The deeper one.
-        depths: Where they lie in their run, as shares of it.
+        depths: Their relative depths in that run.
         inside: Whether the paper's rules allow them.
     """
 
@@ -42,7 +42,7 @@ class Pair:
 
     @property
     def distance(self) -> float:
-        """How far they are from the depths that the paper found best."""
+        """Their distance from the depths that the paper found best."""
         return sum(abs(depth - best) for depth, best in zip(self.depths, _BEST_DEPTHS, strict=True))
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Pair:
 
 
 def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
-    """Return every two blocks that may be paired, those nearest to the paper's depths first."""
+    """Return all blocks that may be paired, the pairs nearest to the paper's depths first."""
     found = []
     runs = [list(run) for _, run in groupby(blocks, key=lambda block: (block.width, block.stage))]
     for run in runs:
@@ -59,7 +59,7 @@ def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
             within = [
                 low <= at <= high for at, (low, high) in zip(depths, (STUDENT_DEPTHS, TEACHER_DEPTHS), strict=True)
             ]
-            # Depths of a model with stages are those in the stage, which the advice does not know.
+            # In a model with stages, depths are those within a stage, which the advice does not take into account.
             against = pair_advice(student, teacher) if len(runs) == 1 else []
             inside = depths[1] <= TEACHER_DEPTHS[1] if len(run) < _FEW else all(within) and not against
             found.append(Pair(student, teacher, depths, inside))
@@ -67,17 +67,17 @@ def pairs_of(blocks: Sequence[Block]) -> list[Pair]:
 
 
 def allowed_places(blocks: Sequence[Block]) -> list[tuple[int, int]]:
-    """Return student and teacher of each pair that the paper's rules allow, from 0."""
+    """Return indices of student and teacher of each pair that the paper's rules allow."""
     return [(pair.student.index, pair.teacher.index) for pair in pairs_of(blocks) if pair.inside]
 
 
 def recommended_places(content: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Return student and teacher of each recommended pair, from 0."""
+    """Return indices of student and teacher of each recommended pair."""
     return [(pair["student"] - 1, pair["teacher"] - 1) for pair in content["recommended"]]
 
 
 def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
-    """Return at most three pairs, the best first, and what is to be said of the model as a whole."""
+    """Return at most three pairs, the best first, and a verdict on the model as a whole."""
     if not found.cka:
         chosen = suggest_pair(found.described)
         advised = [pair for pair in pairs_of(found.described) if (pair.student, pair.teacher) == chosen]
@@ -89,13 +89,13 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     allowed = [pair for pair in pairs_of(found.described) if pair.inside]
     near = max(len(found.described) // _NEAR, 1)
     if not allowed:
-        return [], Verdict("no", "no two blocks of one width and stage lie where the paper's rules allow a pair")
+        return [], Verdict("no", "no two blocks of the same width and stage are where the paper's rules allow a pair")
     worth = [pair for pair in allowed if not _why_not(found, pair)]
     if not worth:
         unmeasured = all(_mean(found, "cka", pair) is None for pair in allowed)
         return [], Verdict(
             "unknown" if unmeasured else "no",
-            "nothing could be measured of the pairs that the paper's rules allow; "
+            "nothing could be measured for the pairs that the paper's rules allow; "
             if unmeasured
             else "no pair that the paper's rules allow has anything to learn; "
             f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
@@ -103,33 +103,34 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     if not found.gap:
         return [_recommend(found, pair) for pair in _apart(worth, near)], Verdict(
             "unknown",
-            "these blocks are alike and not equal, so there is something to learn; whether the deeper ones are better "
-            "was not measured, since the classes of the samples are not known",
+            "these blocks are similar but not equal, so there is something to learn; whether the deeper ones are "
+            "better was not measured, since the classes of the samples are unknown",
         )
     better = [pair for pair in worth if _lead(found, pair) > _SURE * _error(found, pair)]
     if not better:
         best = max(worth, key=lambda pair: _lead(found, pair))
         return [], Verdict(
             "no",
-            "no teacher tells the classes of the samples apart better than its student beyond chance; the largest lead "
+            "no teacher separates the classes of the samples significantly better than its student; the largest lead "
             f"of a linear probe is {_lead(found, best):+.3f} ± {_error(found, best):.3f} ({best}), with "
             f"{found.samples} samples; more would show a smaller lead",
         )
-    # Leads that the samples cannot tell apart are one.
+    # Leads within the standard error count as equal.
     step = max(_error(found, better[0]), 1e-6)
     ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)), near)
     return [_recommend(found, pair) for pair in ranked], Verdict(
         "yes",
-        "deeper blocks tell the classes of the samples apart better, a linear probe by "
-        f"{_lead(found, ranked[0]):.3f} ± {_error(found, ranked[0]):.3f}, and the blocks before are not like them yet",
+        "deeper blocks separate the classes of the samples better, a linear probe by "
+        f"{_lead(found, ranked[0]):.3f} ± {_error(found, ranked[0]):.3f}, and earlier blocks are not similar to them "
+        "yet",
     )
 
 
 def _why_not(found: Figures, pair: Pair) -> str:
-    """Return why the student has nothing to learn from the teacher, in a clause; empty where it has."""
+    """Return why the student has nothing to learn from the teacher, as a clause; empty where it has."""
     cka, centered = (_mean(found, name, pair) for name in ("cka", "centered_cosine"))
     if cka is None or centered is None:
-        return "all tokens that were compared are alike, or they are too few, so nothing can be measured"
+        return "all compared tokens are equal, or there are too few, so nothing can be measured"
     if centered > SATURATED:
         return f"saturated already, with a centred cosine of {centered:.3f}, above {SATURATED}"
     if cka < STRANGERS:
@@ -152,12 +153,12 @@ def _scores(found: Figures, pair: Pair) -> list[float]:
 
 
 def _error(found: Figures, pair: Pair) -> float:
-    """Return the standard error of the difference of two accuracies, as of independent samples."""
+    """Return the standard error of the difference of two accuracies, as for independent samples."""
     return float((sum(score * (1 - score) for score in _scores(found, pair)) / max(found.samples, 1)) ** 0.5)
 
 
 def _apart(pairs: Sequence[Pair], near: int) -> list[Pair]:
-    """Return the first pairs that are not next to one before them: neighbours measure nearly the same."""
+    """Return pairs without those near an earlier one, since neighbours measure nearly the same."""
     chosen: list[Pair] = []
     for pair in pairs:
         if len(chosen) < _MOST and all(_are_apart(pair, other, near) for other in chosen):
@@ -186,5 +187,5 @@ def _recommend(found: Figures, pair: Pair) -> Recommended:
 
 def _prior(pair: Pair) -> str:
     student, teacher = pair.depths
-    where = "the paper's best pairs lie near 0.3 and 0.6 to 0.75, never in the last fifth"
+    where = "the paper's best pairs are near 0.3 and 0.6 to 0.75, never in the last fifth"
     return f"prior (the paper's, not measured here): depths {student:.2f} and {teacher:.2f}; {where}"

@@ -11,13 +11,13 @@ class TestMine(AdapterConformance):
 
 from layersync_core.testing.arguments import perturbed
 from layersync_core.testing.conformance import AdapterConformance
-from layersync_core.testing.probe import lively, look, raw_outputs, scatter_weights, seed_everything
+from layersync_core.testing.probe import look, randomise_weights, raw_outputs, scatter_weights, seed_everything
 
 __all__ = [
     "AdapterConformance",
-    "lively",
     "look",
     "perturbed",
+    "randomise_weights",
     "raw_outputs",
     "scatter_weights",
     "seed_everything",

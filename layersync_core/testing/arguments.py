@@ -1,4 +1,4 @@
-"""The arguments of a model's forward: which is the sample, which hold text, and others like them."""
+"""The arguments of a model's forward: which one is the sample, and which hold text."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def sample_name(inputs: Mapping[str, Any]) -> str:
         if _size(inputs.get(name)):
             return name
     raise AssertionError(
-        f"no noisy sample among the inputs {', '.join(inputs)}: none is a float tensor of 3 axes; say in the test "
-        'which it is, sample = "…"'
+        f"no noisy sample among the inputs {', '.join(inputs)}: none is a float tensor of 3 axes; name it in the "
+        'test, sample = "…"'
     )
 
 
 def text_names(inputs: Mapping[str, Any], sample: str, longer: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the names of the arguments that are known to hold text, by their usual names or by being longer.
+    """Return the names of the arguments known to hold text, by their usual names or because they get longer.
 
     Args:
         inputs: A forward's arguments.
         sample: Name of the noisy sample among them.
-        longer: The same with more text tokens; None where the text cannot be made longer.
+        longer: The same with more text tokens; None if the text cannot be made longer.
     """
     others = [name for name in inputs if name != sample]
     usual = [name for name in others if _usual_for_text(name)]
@@ -49,12 +49,12 @@ def text_names(inputs: Mapping[str, Any], sample: str, longer: Mapping[str, Any]
 
 
 def sequences(inputs: Mapping[str, Any], without: Collection[str]) -> list[str]:
-    """Return the names of the arguments that hold float tensors of 3 axes or more, without some of them."""
+    """Return the names of the arguments that hold float tensors of 3 axes or more, without the excluded ones."""
     return [name for name, value in inputs.items() if name not in without and _size(value)]
 
 
 def perturbed(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return inputs in which the floating tensors of some arguments are other random ones."""
+    """Return inputs in which the floating tensors of some arguments are replaced by random ones."""
     return _mapped(inputs, torch.randn_like, names)
 
 

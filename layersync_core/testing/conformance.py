@@ -1,4 +1,4 @@
-"""What every adapter must hold, as one pytest class to subclass."""
+"""The checks that every adapter must pass, as one pytest class to subclass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from layersync_core.testing.training import TrainingChecks
 
 
 class AdapterConformance(TokenChecks, TrainingChecks):
-    """Subclass in a pytest file and say the family, or an adapter with a tiny model and its inputs.
+    """Subclass this in a pytest file and give the family, or an adapter with a tiny model and its inputs.
 
     ```python
     class TestMine(AdapterConformance):
@@ -15,8 +15,8 @@ class AdapterConformance(TokenChecks, TrainingChecks):
         depth = 4  # how many blocks the tiny model has
     ```
 
-    The family's package gives ``adapter``, ``tiny_model`` and ``example_inputs``; what the class says itself comes
-    first, such as another model of the family with inputs of its own:
+    The family's package provides ``adapter``, ``tiny_model`` and ``example_inputs``; attributes of the class take
+    precedence, such as another model of the family with its own inputs:
 
     ```python
     class TestOriginal(AdapterConformance):
@@ -25,6 +25,13 @@ class AdapterConformance(TokenChecks, TrainingChecks):
         example_inputs = original_inputs
     ```
 
-    The attributes are described in ``Subject``, which has no checks; what fails says what in the adapter is likely
-    wrong, and what to write instead, as far as the model's forward shows it.
+    The attributes are described in ``Subject``, which has no checks. A failure says what is probably wrong in the
+    adapter, and what to write instead, as far as the model's forward shows it.
+
+    Examples:
+        >>> from layersync_core.testing import AdapterConformance
+        >>> class TestDiT(AdapterConformance):  # in a test file, where pytest runs every check of it
+        ...     family = "dit"
+        ...     depth = 6
+        >>> TestDiT().test_knows_the_model(TestDiT.tiny_model())
     """

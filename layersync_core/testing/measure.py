@@ -1,7 +1,7 @@
-"""Measure which tokens of what a model's modules return follow the noisy sample, and not the text.
+"""Measure which tokens in the outputs of a model's modules follow the noisy sample, and not the text.
 
-It runs the model's own forward with hooks on every module, without any adapter: what is found can be told to somebody
-whose adapter is wrong.
+It runs the model's own forward with hooks on every module, without an adapter, so the result helps somebody whose
+adapter is wrong.
 """
 
 # Shapes: B batch, S tokens, D channels
@@ -19,10 +19,10 @@ from layersync_core.testing.arguments import perturbed
 from layersync_core.testing.probe import raw_outputs, seed_everything
 
 Element = int | str | tuple[int | str, ...] | None
-"""Position of a tensor in what a block returns, as ``BlockStack.element`` has it."""
+"""Position of a tensor in what a block returns, in the form of ``BlockStack.element``."""
 
 Outputs = Mapping[str, Sequence[Any]]
-"""Module path -> what the module returned, call by call; in the order in which modules first returned."""
+"""Module path -> what the module returned in each call, in the order in which modules first returned."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,26 @@ class Moved:
     """One tensor of hidden states among what a module returned.
 
     Attributes:
-        element: Where it stands there; None where the module returned it alone.
+        element: Its position there; None if the module returned only this tensor.
         batched: False for (S, D), the tokens of one sample.
-        follows: For each of its tokens, whether another sample moves it more than another text does, in every sample
-            of the batch.
+        sequence_first: True for (S, B, D).
+        follows: For each of its tokens, whether changing the sample moves it more than changing the text, in every
+            sample of the batch.
     """
 
     element: Element
     batched: bool
+    sequence_first: bool
     follows: list[bool]
 
     @property
     def count(self) -> int:
-        """How many of its tokens follow the sample."""
+        """The number of its tokens that follow the sample."""
         return sum(self.follows)
 
     @property
     def place(self) -> str:
-        """Where these stand: all, first, last, none or scattered."""
+        """Where these tokens are: all, first, last, none or scattered."""
         count = self.count
         if count in (0, len(self.follows)):
             return "all" if count else "none"
@@ -58,7 +60,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Measured:
-    """Three forwards of a model, the same but for the sample in the second and the text in the third.
+    """Three forwards of a model, identical except for the sample in the second and the text in the third.
 
     Attributes:
         model: The model.
@@ -75,7 +77,7 @@ class Measured:
     other_text: Outputs
 
     def moved(self, path: str) -> list[Moved]:
-        """Return the tensors of hidden states that a module's first call returned; empty where it did not run."""
+        """Return the tensors of hidden states that a module's first call returned; empty if it did not run."""
         runs = [outputs.get(path) for outputs in (self.plain, self.other_sample, self.other_text)]
         before, by_sample, by_text = (dict(_states(run[0], self.batch)) if run else {} for run in runs)
         found = []
@@ -84,11 +86,13 @@ class Measured:
             if others[0] is None or others[1] is None or not others[0].shape == others[1].shape == state.shape:
                 continue
             follows = [(other.float() - state.float()).norm(dim=-1) for other in others if other is not None]
-            found.append(Moved(element, state.ndim == 3, _in_every_sample(follows[0] > follows[1])))
+            turned = state.ndim == 3 and state.shape[0] != self.batch
+            follow = follows[0] > follows[1]
+            found.append(Moved(element, state.ndim == 3, turned, _in_every_sample(follow.T if turned else follow)))
         return found
 
     def lists(self) -> dict[str, int]:
-        """Return ``path -> how many blocks`` for the lists of blocks in the model, in the order in which they ran."""
+        """Return ``path -> number of blocks`` for the lists of blocks in the model, in the order in which they ran."""
         found: dict[str, int] = {}
         for path, module in self.model.named_modules():
             inside = any(path.startswith(f"{other}.") for other in found)
@@ -97,12 +101,12 @@ class Measured:
         return dict(sorted(found.items(), key=lambda item: self.when(f"{item[0]}.0")))
 
     def when(self, path: str) -> int:
-        """Return how many modules had returned before a module first did; all of them where it did not run."""
+        """Return how many modules had returned before a module first did; all of them if it did not run."""
         order = list(self.plain)
         return order.index(path) if path in self.plain else len(order)
 
     def embedders(self, count: int, blocks: Sequence[str]) -> list[str]:
-        """Return the paths of modules whose output is the sample's tokens before the blocks see them, likeliest first.
+        """Return the paths of modules that return the sample's tokens before the blocks run, likeliest first.
 
         Args:
             count: How many tokens there are.
@@ -112,6 +116,7 @@ class Measured:
         found = []
         for path in list(self.plain)[:first]:
             alone = [moved for moved in self.moved(path) if moved.element is None and moved.batched]
+            alone = [moved for moved in alone if not moved.sequence_first]
             inside = any(path == block or path.startswith(f"{block}.") for block in blocks)
             if path and not inside and any(moved.follows == [True] * count for moved in alone):
                 found.append(path)
@@ -138,7 +143,7 @@ def measure(model: nn.Module, inputs: Mapping[str, Any], sample: str, text: Sequ
 
 
 def _in_every_sample(follows: Tensor) -> list[bool]:
-    """Return for (B, S) or (S,) bool the S values that hold in every sample."""
+    """Return S values, True where (B, S) or (S,) bool is True in every sample."""
     found: list[bool] = (follows.all(dim=0) if follows.ndim == 2 else follows).tolist()
     return found
 
@@ -147,7 +152,7 @@ def _states(output: Any, batch: int, at: tuple[int | str, ...] = ()) -> Iterator
     """Yield position and tensor of everything in a block's output that may be hidden states."""
     if isinstance(output, Tensor):
         of_one_sample = output.ndim == 2 and batch == 1
-        if of_one_sample or (output.ndim == 3 and output.shape[0] == batch):
+        if of_one_sample or (output.ndim == 3 and batch in output.shape[:2]):
             yield (at if len(at) > 1 else at[0] if at else None), output
     elif isinstance(output, (tuple, list)):
         for index, item in enumerate(output):

@@ -1,4 +1,4 @@
-"""Look at a model's hidden states without an attachment: what an adapter says, and what the blocks really returned."""
+"""Inspect a model's hidden states without an attachment: an adapter's view, and what the blocks really returned."""
 
 # Shapes: B batch, S tokens, D channels
 
@@ -18,6 +18,7 @@ from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import tensors_in
 from layersync_core.capture.policy import only_forward
 from layersync_core.protocol import Adapter
+from layersync_core.scaffold.weights import scatter_weights as scatter_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def look(adapter: Adapter, model: nn.Module, inputs: Mapping[str, Any]) -> Seen:
 
 @contextmanager
 def raw_outputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, list[Any]]]:
-    """Collect what modules return, by hooks of our own, in the order in which they ran."""
+    """Collect what modules return, with separate hooks, in the order in which they ran."""
     outputs: dict[Any, list[Any]] = {}
 
     def store(key: Any) -> Callable[..., None]:
@@ -72,8 +73,10 @@ def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
         AssertionError: The block returned no such tokens.
     """
     length = state_BSD.shape[1]
-    for tensor in tensors_in(raw):
-        tensor = tensor[None] if tensor.ndim == 2 else tensor  # of one sample
+    tensors = [tensor[None] if tensor.ndim == 2 else tensor for tensor in tensors_in(raw)]  # (S, D), one sample
+    tensors = [tensor.flatten(1, -2) if tensor.ndim == 5 else tensor for tensor in tensors]  # (B, T, H, W, D)
+    turned = [tensor.transpose(0, 1) for tensor in tensors if tensor.ndim == 3]  # (S, B, D)
+    for tensor in (*tensors, *turned):
         if tensor.ndim != 3 or tensor.shape[::2] != state_BSD.shape[::2]:
             continue
         for start in range(tensor.shape[1] - length + 1):
@@ -81,21 +84,13 @@ def find_tokens(state_BSD: Tensor, raw: Any) -> Tensor:
             if torch.equal(part, state_BSD):
                 return part
     raise AssertionError(
-        "the tokens in the buffer are no slice of what the block returned; a capture() of your own must hand over "
-        "neighbouring tokens of the block's own output, neither changed nor copied out of it"
+        "the tokens in the buffer aren't a slice of what the block returned; your own capture() must provide "
+        "consecutive tokens of the block's own output, neither changed nor copied"
     )
 
 
-def scatter_weights(model: nn.Module) -> None:
-    """Give every parameter of one repeated value random ones: zero-initialised modulations make blocks the identity."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Return the model with weights so large that its tokens differ much from block to block, and from each other."""
+def randomise_weights(model: nn.Module) -> nn.Module:
+    """Return the model with random weights so large that its tokens differ a lot between blocks and from each other."""
     seed_everything()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -1,4 +1,4 @@
-"""What to write in an adapter that failed a check, from what was measured on its model."""
+"""What to write in an adapter that failed a check, according to measurements on its model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from layersync_core.capture.layout import BlockStack, ModelLayout
+from layersync_core.families.adapter import nearest_layouts
 from layersync_core.protocol import Adapter, Block
 from layersync_core.testing.measure import Measured, Moved
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """The clauses that messages end with; each is empty where nothing better than what the adapter says was seen.
+    """The clauses that messages end with; each is empty if nothing better than the adapter was found.
 
     Attributes:
         adapter: The adapter that failed.
@@ -31,10 +32,10 @@ class Remedy:
     sample: str
 
     def stacks(self, paths: Sequence[str] = ()) -> str:
-        """Return the ``stacks`` and the ``embedder`` to write, and why.
+        """Return the ``stacks`` and the ``embedder`` to write, with the reason.
 
         Args:
-            paths: Lists of blocks; those that the adapter lists where empty.
+            paths: Lists of blocks; if empty, those that the adapter lists.
         """
         paths = sorted(paths or {_list_of(block) for block in self.blocks}, key=self._when)
         found = {path: _best(self.measured.moved(f"{path}.0")) for path in paths}
@@ -48,12 +49,12 @@ class Remedy:
         if not fitting:
             return reasons
         fields = f"{written(fitting)}{embedder}"
-        # An adapter of another kind has no such fields, but can learn from them which tokens to hand over.
+        # Another kind of adapter has no such fields, but its author learns from them which tokens to provide.
         write = f"write {fields} in the adapter" if said else f"a BlockStackAdapter with {fields} takes the right ones"
         return f"{reasons}: {write}" if reasons else write
 
     def order(self, ran: list[int]) -> str:
-        """Return what to write where blocks did not run once each, in the listed order.
+        """Return what to write if the blocks did not run once each, in the listed order.
 
         Args:
             ran: Indices of blocks in the order in which they ran.
@@ -68,10 +69,10 @@ class Remedy:
         lists = list(dict.fromkeys(_list_of(self.blocks[index]) for index in ran))
         if ran != [block.index for path in lists for block in self.blocks if _list_of(block) == path]:
             return (
-                "these lists take turns or run backwards, which no order of stacks says: give the model an Adapter of "
-                "its own (layersync_core.protocol) whose list_blocks() has them in this order"
+                "these lists take turns or run backwards, which no order of stacks can express: write an Adapter for "
+                "the model (layersync_core.protocol) whose list_blocks() has the blocks in this order"
             )
-        return f"stacks has the lists in the order in which they run: {self.stacks()}"
+        return f"stacks must have the lists in the order in which they run: {self.stacks()}"
 
     def depth(self, depth: int) -> str:
         """Return which lists of blocks make up a depth.
@@ -87,8 +88,8 @@ class Remedy:
             for chosen in combinations(lists, size)
             if sum(lists[path] for path in chosen) == depth
         ]
-        advice = (self.stacks(choices[0]) if len(choices) == 1 else "") or "name in stacks those that are its blocks"
-        return f"its lists of blocks are, in the order in which they run, {shown or 'not to be seen'}: {advice}"
+        advice = (self.stacks(choices[0]) if len(choices) == 1 else "") or "list in stacks those that are its blocks"
+        return f"its lists of blocks, in the order in which they run, are {shown or 'unknown'}: {advice}"
 
     def width(self, width: int) -> str:
         """Return what to write as the ``width`` of blocks."""
@@ -98,7 +99,7 @@ class Remedy:
             sizes = ("out_features", "out_channels", "embedding_dim")
             names += [f"{path}.{size}" for size in sizes if getattr(module, size, None) == width]
         such = f', such as width="{names[0]}"' if names else ""
-        return f"width names the channels of a block's output{such}, or is left out"
+        return f"width must give the channels of a block's output{such}, or be left out"
 
     def _when(self, path: str) -> int:
         return self.measured.when(f"{path}.0")
@@ -125,27 +126,28 @@ class Remedy:
         total, count = len(moved.follows), moved.count
         if moved.place == "scattered":
             return (
-                f"{count} of {total} tokens in {what} follow {self.sample}, neither the first nor the last: give the "
-                "model an Adapter of its own (layersync_core.protocol)"
+                f"{count} of {total} tokens in {what} follow {self.sample}, neither the first nor the last: write an "
+                "Adapter for the model (layersync_core.protocol)"
             )
         what = f"{block} returns one sequence" if moved.element is None else f"{what} is one sequence"
         return f"{what} of text and image, of which the {moved.place} {count} of {total} tokens follow {self.sample}"
 
 
 def written(stacks: Sequence[BlockStack]) -> str:
-    """Return stacks as the source of an adapter has them."""
+    """Return stacks as source code for an adapter."""
     items = []
     for stack in stacks:
         said = [] if stack.element is None else [f"element={_quoted(stack.element)}"]
         said += [] if stack.joined == "all" else [f"joined={_quoted(stack.joined)}"]
         said += [] if stack.batched else ["batched=False"]
+        said += ["sequence_first=True"] if stack.sequence_first else []
         path = _quoted(stack.path)
         items.append(f"BlockStack({', '.join([path, *said])})" if said else path)
     return f"stacks={items[0]}" if len(items) == 1 else f"stacks=[{', '.join(items)}]"
 
 
 def in_words(positions: Sequence[int], total: int) -> str:
-    """Return positions of tokens in words, such as 'the first 5 of 14 tokens'."""
+    """Return token positions in words, such as 'the first 5 of 14 tokens'."""
     count = len(positions)
     if count == total:
         return f"all {total} tokens"
@@ -167,7 +169,7 @@ def _quoted(value: Any) -> str:
 
 
 def _best(found: Sequence[Moved]) -> Moved | None:
-    """Return the tensor that is likeliest to be the one that counts: all of it follows the sample, or one end of it."""
+    """Return the tensor that most probably counts: all of it follows the sample, or one end of it."""
     likely = ("all", "first", "last", "scattered")
     usable = [moved for moved in found if moved.place in likely]
     return min(usable, key=lambda moved: (moved.place != "all", moved.place == "scattered"), default=None)
@@ -175,21 +177,27 @@ def _best(found: Sequence[Moved]) -> Moved | None:
 
 def _stack(path: str, moved: Moved) -> BlockStack:
     joined: Any = moved.place
-    return BlockStack(path, element=moved.element, joined=joined, batched=moved.batched)
+    return BlockStack(
+        path, element=moved.element, joined=joined, batched=moved.batched, sequence_first=moved.sequence_first
+    )
 
 
 def _same(moved: Moved | None, path: str, stack: BlockStack) -> bool:
-    """Return whether a stack as an adapter says it takes the tokens that were measured."""
-    if moved is None or stack.path != path or stack.batched != moved.batched:
+    """Return whether an adapter's stack takes the measured tokens."""
+    if moved is None or stack.path != path:
         return False
-    # An adapter may have an element and an end for a model that comes in two versions; one of them has no effect.
+    if (stack.batched, stack.sequence_first) != (moved.batched, moved.sequence_first):
+        return False
+    # For a model that comes in two versions an adapter may set both element and joined; one of them has no effect.
     element = None if moved.element is None and stack.joined != "all" else stack.element
     element = element[0] if isinstance(element, tuple) and len(element) == 1 else element
     return element == moved.element and (moved.place == "all" or stack.joined == moved.place)
 
 
 def _layout(adapter: Adapter, model: nn.Module) -> ModelLayout | None:
-    return next((layout for layout in getattr(adapter, "layouts", ()) if layout.fits(model)), None)
+    return next(
+        (layout for layout in nearest_layouts(getattr(adapter, "layouts", ()), model) if layout.fits(model)), None
+    )
 
 
 def _said(adapter: Adapter, model: nn.Module) -> list[BlockStack]:

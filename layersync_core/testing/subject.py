@@ -1,4 +1,4 @@
-"""What a kit tests, and the helpers that its checks share."""
+"""The subject of a kit's tests, and the helpers that its checks share."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ from layersync_core.testing.probe import Seen, look, scatter_weights, seed_every
 from layersync_core.testing.remedy import Remedy
 
 checks: Counter[str] = Counter()
-"""Configuration -> how many checks it passed, for a summary."""
+"""Configuration -> the number of checks it passed, for a summary."""
 
 
 class Subject:
-    """What is tested: a family by its name, or an adapter with a model of its own.
+    """What is tested: a family by name, or an adapter with its own model.
 
-    Functions are taken as they are, without ``self``: ``example_inputs = tiny.example_inputs``. Where one is written
-    inside the class it needs ``@staticmethod``.
+    Functions are used as they are, without ``self``: ``example_inputs = tiny.example_inputs``. A function written
+    inside the class needs ``@staticmethod``.
 
     Attributes:
-        family: Name of the family, whose entry point gives the adapter, and whose package the tiny model and its
-            inputs.
-        adapter: The adapter under test; the family's where the class says none.
-        tiny_model: Returns a small random model; the family's where the class says none.
-        example_inputs: Called with the model and a batch size, returns the forward's arguments by name; the family's
-            where the class says none.
+        family: Name of the family; its entry point provides the adapter, and its package the tiny model and inputs.
+            adapter: The adapter under test; default: the family's.
+        tiny_model: Returns a small random model; default: the family's.
+        example_inputs: Called with the model and a batch size, returns the forward's arguments by name; default: the
+        family's.
         batch_size: Samples in a batch; 1 where the model takes one sample at a time.
-        depth: How many blocks the tiny model has. Say it where the model has other lists of blocks, such as refiners.
-        longer_text: Called with inputs, returns inputs with more text tokens, the same for the rest. None where the
-            model takes no text.
-        sample: Name of the forward's argument that is the noisy sample. None takes what the family's tiny module says,
-            or finds it by the usual names, or takes the largest tensor.
+        depth: Number of blocks of the tiny model. Give it if the model has other lists of blocks, such as refiners.
+        longer_text: Called with inputs, returns inputs with more text tokens and the same rest. None if the model takes
+            no text.
+        sample: Name of the forward's argument that is the noisy sample. None uses the name in the family's tiny module,
+            a usual name, or the largest tensor.
         text: Names of the forward's arguments that hold text. None finds them by the usual names and by what
-            ``longer_text`` makes longer; where these are none, every sequence but the sample is taken for text.
+            ``longer_text`` makes longer; if there are none, every sequence except the sample counts as text.
     """
 
     family: ClassVar[str | None] = None
@@ -78,14 +77,14 @@ class Subject:
         """Return the name of the argument that is the noisy sample.
 
         Raises:
-            AssertionError: The class says one that is not among the inputs, or none of them looks like one.
+            AssertionError: The class names one that is not among the inputs, or none of them looks like one.
         """
         if self.sample is not None:
-            assert self.sample in inputs, f'sample = "{self.sample}" is none of the inputs {", ".join(inputs)}'
+            assert self.sample in inputs, f'sample = "{self.sample}" isn\'t one of the inputs {", ".join(inputs)}'
             return self.sample
         kit: Any = type(self)
         said = said_sample(kit)
-        # Another class of the family may call it otherwise.
+        # Another class of the family may use a different name.
         return said if said in inputs else sample_name(inputs)
 
     def _known_text(self, inputs: dict[str, Any]) -> Sequence[str]:
@@ -96,7 +95,7 @@ class Subject:
         return text_names(inputs, self._sample(inputs), None if longer_text is None else longer_text(inputs))
 
     def _text_in(self, inputs: dict[str, Any]) -> Sequence[str]:
-        """Return the names of the arguments that hold text; where none is known, of all that may."""
+        """Return the names of the arguments that hold text; if none is known, of all that may."""
         known = self._known_text(inputs)
         return known if known or self.text is not None else sequences(inputs, [self._sample(inputs)])
 
@@ -105,14 +104,14 @@ class Subject:
 
         Raises:
             AssertionError: The adapter cannot read what the model's blocks return; the message says what to write.
-            LayerSyncError: The same, where that could not be seen.
+            LayerSyncError: The same, if no remedy was found.
         """
         __tracebackhide__ = True
         with self._explained(model, inputs):
             return look(self.adapter, model, inputs)
 
     def _attach(self, model: nn.Module, student: Block | None = None, teacher: Block | None = None) -> Attachment:
-        """Attach LayerSync with a pair, or with the suggested one."""
+        """Attach LayerSync with a given pair, or with the suggested one."""
         if student is None or teacher is None:
             student, teacher = suggest_pair(self.adapter.list_blocks(model))
         settings = {
@@ -130,11 +129,11 @@ class Subject:
             model: The model.
             inputs: Arguments of the forward that ran.
             sync: The attachment.
-            hint: What may be wrong where the model's outputs show nothing.
+            hint: What may be wrong if the model's outputs show nothing.
 
         Raises:
             AssertionError: There is none; the message says what to write.
-            LayerSyncError: The same, where that could not be seen.
+            LayerSyncError: The same, if no remedy was found.
         """
         __tracebackhide__ = True
         with self._explained(model, inputs, hint):
@@ -142,7 +141,7 @@ class Subject:
 
     @contextmanager
     def _explained(self, model: nn.Module, inputs: dict[str, Any], hint: str = "") -> Iterator[None]:
-        """Say in errors of LayerSync what to write in the adapter."""
+        """Add to LayerSync's errors what to write in the adapter."""
         __tracebackhide__ = True
         try:
             yield
@@ -150,31 +149,31 @@ class Subject:
             advice = self._remedy(model, inputs, Remedy.stacks, hint)
             if not advice:
                 raise
-            raise AssertionError(f"{error}; {advice}") from None  # the message has all that the error says
+            raise AssertionError(f"{error}; {advice}") from None  # the message contains the error
 
     def _remedy(
         self, model: nn.Module, inputs: dict[str, Any], of: Callable[[Remedy], str], otherwise: str = ""
     ) -> str:
-        """Return what to write in the adapter, from what the model's modules return; else something of use anyway."""
+        """Return what to write in the adapter, according to the outputs of the model's modules, or general advice."""
         try:
             sample = self._sample(inputs)
             measured = measure(model, inputs, sample, self._text_in(inputs), self.batch_size)
             return of(Remedy(self.adapter, self.adapter.list_blocks(model), measured, sample)) or otherwise
-        except Exception:  # a failing check is told in any case, and not how a remedy for it was looked for in vain
+        except Exception:  # the failing check must be reported, not a failure to find a remedy for it
             return otherwise
 
     def _check(self, condition: bool, fault: str | Callable[[], str], advice: str | Callable[[], str] = "") -> None:
-        """Count what holds.
+        """Fail unless a condition holds, and count those that do.
 
         Args:
-            condition: What must hold.
-            fault: What is wrong where it does not.
-            advice: What to do about it; a function where finding that out takes time.
+            condition: The condition.
+            fault: What is wrong if it does not hold.
+            advice: What to do about it; a function if finding that out takes time.
 
         Raises:
             AssertionError: It does not hold.
         """
-        __tracebackhide__ = True  # so that a report ends with the check and its message
+        __tracebackhide__ = True  # makes the report end with the check and its message
         if not condition:
             texts = [text if isinstance(text, str) else text() for text in (fault, advice)]
             raise AssertionError("; ".join(text for text in texts if text))
@@ -182,7 +181,7 @@ class Subject:
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """Return the gradients that are not zero, by parameter name, as a backward leaves them."""
+    """Return the nonzero gradients after a backward, by parameter name."""
     model.zero_grad(set_to_none=True)
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
@@ -191,9 +190,9 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def to_bf16(model: nn.Module) -> nn.Module:
-    """Return the model in bf16, but for the parts that it keeps in fp32."""
+    """Return the model in bf16, except for the parts that it keeps in fp32."""
     model = model.to(torch.bfloat16)
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()  # diffusers loads these in fp32 whatever is asked for
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()  # diffusers always loads these in fp32
     for name, module in model.named_modules():
         if name.split(".")[-1] in kept:
             module.float()
@@ -201,6 +200,6 @@ def to_bf16(model: nn.Module) -> nn.Module:
 
 
 def masks_of(seen: Seen) -> Mapping[str, Tensor]:
-    """Return the (B, S) masks that the adapter gave, by the name of the field that gives them."""
+    """Return the (B, S) masks that the adapter gave, by name of the field that provides them."""
     found = {"target": seen.tokens.target, "real": seen.tokens.real}
     return {name: mask for name, mask in found.items() if mask is not None}

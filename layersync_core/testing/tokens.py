@@ -17,15 +17,15 @@ from layersync_core.testing.probe import Seen
 from layersync_core.testing.remedy import Remedy, in_words
 from layersync_core.testing.subject import Subject, masks_of
 
-_STAGE = "blocks of another resolution need a stage of their own, BlockStack(…, stage=…)"
+_STAGE = "blocks of another resolution need a separate stage, BlockStack(…, stage=…)"
 _OUTWEIGHED = (
-    "if the block's output holds no text, the tiny model's text outweighs its sample: make it weaker, or say in the "
-    'test which argument is the sample and which hold text, sample = "…" and text = (…)'
+    "if the block's output holds no text, the tiny model's text outweighs its sample: make the text weaker, or name in "
+    'the test the argument that is the sample and those that hold text, sample = "…" and text = (…)'
 )
 
 
 class TokenChecks(Subject):
-    """The checks of what an adapter says about a model."""
+    """Checks of an adapter's description of a model."""
 
     def test_knows_the_model(self, model: nn.Module) -> None:
         """The adapter accepts the model, and its subclass as FSDP2 makes it."""
@@ -51,7 +51,7 @@ class TokenChecks(Subject):
         self._check(
             [block.index for block in blocks] == list(range(len(blocks))),
             "indices are not 0, 1, 2, …",
-            "list_blocks() of your own must number the blocks in the order in which they run, over all lists",
+            "your own list_blocks() must number the blocks in the order in which they run, across all lists",
         )
         if self.depth is not None:
             self._check(
@@ -75,7 +75,7 @@ class TokenChecks(Subject):
         )
 
     def test_states_have_the_stated_shape(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        """(B, S, D) with the block's width; the grid fills S; masks are (B, S) and leave something."""
+        """(B, S, D) with the block's width; the grid fills S; masks are (B, S) and keep some tokens."""
         seen = self._look(model, inputs)
         stages: dict[str, int] = {}
         for block in self.adapter.list_blocks(model):
@@ -83,20 +83,20 @@ class TokenChecks(Subject):
             self._check(
                 state_BSD.ndim == 3 and state_BSD.shape[0] == self.batch_size,
                 f"{block} has states {tuple(state_BSD.shape)}",
-                f"collect() must put (B, S, D) into the buffer, here with B {self.batch_size}; a model that takes one "
-                "sample at a time is tested with batch_size = 1",
+                f"collect() must put (B, S, D) into the buffer, here with B {self.batch_size}; test a model that takes "
+                "one sample at a time with batch_size = 1",
             )
             tokens, width = state_BSD.shape[1:]
             if block.width is not None:
                 self._check(
                     width == block.width,
-                    f"{block} says width {block.width}, has {width}",
+                    f"{block} declares width {block.width}, but has {width}",
                     partial(self._remedy, model, inputs, partial(Remedy.width, width=width)),
                 )
             length = stages.setdefault(block.stage, tokens)
             self._check(
                 tokens == length,
-                f"{block} has {tokens} tokens, others have {length}",
+                f"{block} has {tokens} tokens, but others have {length}",
                 partial(self._remedy, model, inputs, Remedy.stacks, _STAGE),
             )
         self._check_grid_and_masks(seen, length, alone=len(stages) == 1)
@@ -120,7 +120,7 @@ class TokenChecks(Subject):
             self._check(not wrong_S, partial(self._why_wrong, model, inputs, before, layer, wrong_S))
 
     def test_text_length_leaves_the_tokens_alone(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        """More text tokens change no count."""
+        """More text tokens do not change the number of tokens."""
         longer_text = type(self).longer_text
         if longer_text is None:
             return
@@ -132,7 +132,7 @@ class TokenChecks(Subject):
             self._check(
                 shapes[0] == shapes[1],
                 f"layer {layer}: the text's length changes its shape from {shapes[0]} to {shapes[1]}",
-                partial(self._remedy, model, inputs, Remedy.stacks, "longer_text must make the text longer alone"),
+                partial(self._remedy, model, inputs, Remedy.stacks, "longer_text must make only the text longer"),
             )
 
     def _check_grid_and_masks(self, seen: Seen, length: int, alone: bool) -> None:
@@ -164,7 +164,7 @@ class TokenChecks(Subject):
         return f"supports_hidden_states() is False; return True for a {type(model).__name__} whose blocks are there"
 
     def _why_wrong(self, model: nn.Module, inputs: dict[str, Any], before: Seen, layer: int, wrong_S: list[int]) -> str:
-        """Return which tokens of a layer do not follow the sample, what they follow, and what to write.
+        """Return which tokens of a layer do not follow the sample, what they follow instead, and what to write.
 
         Args:
             model: The model.

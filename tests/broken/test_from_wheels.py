@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def command(*words: Any, path: Path | None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours with a folder of wheels on the path."""
+    """Run a layersync command with a folder of wheels on the path."""
     others = filter(None, (str(path or ""), str(SCRIPTS), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(others), **variables}
     return subprocess.run(

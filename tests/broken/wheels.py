@@ -131,7 +131,7 @@ BROKEN_ADAPTERS = [
     adapter("is-a-number", "adapter = 7", "lacks family, api_version"),
     adapter("is-a-class", "class adapter: ...", "is a class; register an instance"),
     wrong("lacks-a-method", "list_blocks = property()", "lacks list_blocks"),
-    wrong("has-no-method", "capture = None", "capture of of_adapter_has_no_method:adapter is no method"),
+    wrong("has-no-method", "capture = None", "capture of of_adapter_has_no_method:adapter isn't a method"),
     wrong("has-wrong-classes", "model_classes = 7", "model_classes of of_adapter_has_wrong_classes:adapter is 7"),
     wrong("exits-in-a-property", "model_classes = property(lambda self: sys.exit(0))", "SystemExit: 0"),
     wrong("has-other-version", "api_version = 2", "adapter API 2, this layersync-core for 1"),
@@ -214,7 +214,7 @@ BROKEN_PLUGINS = [
     hooks("claims-crepa-key", "it claims crepa_lambda, which belongs to", field="crepa_lambda: float = 9"),
     hooks("one-of-two", "plugin-two-of-two 9.8 (odd_two_of_two) claim shared", field="shared: int = 1"),
     hooks("two-of-two", "plugin-one-of-two 9.8 (odd_one_of_two) and", field="shared: int = 2"),
-    hooks("returns-no-models", "7, which is no pydantic model", models="[7]"),
+    hooks("returns-no-models", "7, which isn't a pydantic model", models="[7]"),
     hooks("exits-in-models", "SystemExit: 0", models="sys.exit(0)"),
     hooks("has-a-wrong-default", "odd_x is 'much'", field="odd_x: float = 'much'"),
     # Answer wrongly, asked or not.
@@ -224,7 +224,7 @@ BROKEN_PLUGINS = [
     hooks("returns-no-list", "'int' object is not iterable", body="return 7"),
     hooks("yields-and-raises", "ZeroDivisionError", body="yield Odd(); 1 / 0"),
     hooks("has-a-wrong-member", "Odd.compute is None", member="compute = None", body="return [Odd()]"),
-    hooks("is-called-as-our-loss", "calls what it brings layersync", name="layersync", body="return [Odd()]"),
+    hooks("is-called-as-our-loss", "uses the name layersync", name="layersync", body="return [Odd()]"),
 ]
 # Left out, and no switch asks for them: a name that is taken by a plugin that works, or nothing wrong once it is on.
 UNASKED_PLUGINS = [

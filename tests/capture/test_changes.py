@@ -1,4 +1,4 @@
-"""Blocks that are inserted, removed, reordered or skipped after attaching are told as what they are."""
+"""Blocks that are inserted, removed, reordered or skipped after attaching are reported as such."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def replace(model: Toy) -> None:
 
 
 CHANGES: list[tuple[Change, str]] = [
-    (insert, r"4 blocks, now 5; the first that is another one is blocks\.0"),
+    (insert, r"4 blocks, now 5; the first that differs is blocks\.0"),
     (append, "4 blocks, now 5"),
-    (remove, r"4 blocks, now 3; the first that is another one is blocks\.1"),
-    (remove_the_teacher, r"4 blocks, now 3; the first that is another one is blocks\.2"),
-    (prune, r"4 blocks, now 2; the first that is another one is blocks\.1"),
-    (reorder, r"\(the first that is another one is blocks\.0\)"),
-    (swap_two_in_place, r"\(the first that is another one is blocks\.0\)"),
-    (replace, r"\(the first that is another one is blocks\.3\)"),
+    (remove, r"4 blocks, now 3; the first that differs is blocks\.1"),
+    (remove_the_teacher, r"4 blocks, now 3; the first that differs is blocks\.2"),
+    (prune, r"4 blocks, now 2; the first that differs is blocks\.1"),
+    (reorder, r"\(the first that differs is blocks\.0\)"),
+    (swap_two_in_place, r"\(the first that differs is blocks\.0\)"),
+    (replace, r"\(the first that differs is blocks\.3\)"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The main loss's own gradient shows which tokens are generated: what counts is compared with it."""
+"""The main loss's own gradient shows which tokens are generated: the tokens that count are compared with it."""
 
 # Shapes: B batch, S tokens, D channels
 
@@ -219,9 +219,9 @@ def test_a_number_of_generated_tokens_that_does_nothing_is_an_error(more: dict[s
         attach(model, on(**{"layersync_generated_tokens": 16, **more}))
 
 
-# What is told, once.
+# Messages, each printed once.
 def like_the_generated(inputs: dict[str, Any]) -> None:
-    """Give all tokens the first position id of the generated ones, which stand first."""
+    """Give all tokens the first position id of the generated ones, which come first."""
     ids = inputs["img_ids"]
     ids[..., 0] = ids.flatten(0, -2)[0, 0]
 
@@ -462,7 +462,7 @@ def test_padding_alone_is_an_error() -> None:
 def test_a_user_s_number_helps_where_the_adapter_finds_none() -> None:
     model, inputs = built("flux", references=1)
     inputs["img_ids"][:, 0] += 1
-    with attach(model, on()) as sync, pytest.raises(CaptureError, match="layersync_generated_tokens says how many"):
+    with attach(model, on()) as sync, pytest.raises(CaptureError, match="set layersync_generated_tokens to the number"):
         step(model, inputs, sync, first_half)
     with attach(model, on(layersync_generated_tokens=16)) as sync:
         step(model, inputs, sync, first_half)

@@ -1,4 +1,4 @@
-"""One training forward a step, whatever else runs, however it is run, and never nothing in silence."""
+"""One training forward per step, whatever else runs and however it is run; it never silently does nothing."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ from layersync_core import (
     get_adapter,
     load_tiny,
 )
+from layersync_core.capture.graph import SequenceFirst
 from layersync_core.testing import AdapterConformance, scatter_weights
+from layersync_core.testing.probe import raw_outputs
 from tests.capture.shorter import ROUTED, shortened
 from tests.models import (
     FluxTransformer2DModel,
@@ -56,13 +58,17 @@ def _kits() -> dict[str, type[AdapterConformance]]:
         spec.loader.exec_module(module)
         for name, value in vars(module).items():
             if isinstance(value, type) and issubclass(value, AdapterConformance) and value is not AdapterConformance:
-                found[f"{file.parts[-3]} {name}"] = value
+                found[f"{value.family} {name}"] = value
     return found
 
 
 KITS = _kits()
 # Neither an embedder nor the call tells how many tokens there are, or padding behind them is what is lost.
-UNCOUNTED = {"wan TestDiffSynthWan", "wan TestOriginalWanPadded", *(name for name in KITS if name.startswith("sdxl"))}
+UNCOUNTED = {
+    "wan TestDiffSynthWan",
+    "wan TestOriginalWanPadded",
+    *(name for name in KITS if name.startswith(("sdxl", "fibo TestFibo2"))),
+}
 
 
 class Subject:
@@ -76,18 +82,23 @@ class Subject:
         blocks = kit.adapter._layout(self.model).blocks(self.model)
         # Of the last stack, and of another where that is all there is.
         last = blocks[-1][0]
-        of_stack = [index for index, (stack, _, _) in enumerate(blocks) if stack.path == last.path]
+        of_stack = [index for index, (stack, _, _) in enumerate(blocks) if stack == last]
         of_stage = [index for index, (stack, _, _) in enumerate(blocks) if stack.stage == last.stage]
         self.pair = of_stack[:2] if len(of_stack) > 1 else of_stage[-2:]
         self.stacks = [blocks[index][0] for index in self.pair]
         self.modules = [blocks[index][2] for index in self.pair]
         self.joined = self.stacks[0].joined != "all"
+        self.first = bool(self.stacks[0].sequence_first)
+        if self.stacks[0].sequence_first is None:  # as the model's samples show it
+            with raw_outputs({0: self.modules[0]}) as returned, torch.no_grad():
+                self.model(**self.inputs)
+            self.first = returned[0][0].shape[0] != kit.batch_size
 
     def shortened(self, which: tuple[int, ...], by: int) -> Any:
         """Attach while some blocks of the pair return fewer tokens."""
         student, teacher = (index + 1 for index in self.pair)
         blocks = [(self.modules[at], self.stacks[at].element) for at in which]
-        return shortened(self.model, (student, teacher), blocks, by, self.kit.adapter)
+        return shortened(self.model, (student, teacher), blocks, by, self.kit.adapter, self.first)
 
 
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["student", "teacher", "both"])
@@ -107,7 +118,24 @@ JOINED = [name for name in KITS if Subject(KITS[name]).joined]
 
 def test_every_family_with_joined_sequences_is_among_them() -> None:
     families = {name.split()[0] for name in JOINED}
-    assert families == {"auraflow", "chroma", "flux", "flux2", "hidream", "hunyuan_video", "longcat", "z_image"}
+    assert families == {
+        "auraflow",
+        "chroma",
+        "ernie_image",
+        "fibo",
+        "flux",
+        "flux2",
+        "flux3",
+        "hidream",
+        "hunyuan_image",
+        "hunyuan_video",
+        "krea2",
+        "longcat",
+        "minimax_music",
+        "qwen_image",
+        "stable_audio",
+        "z_image",
+    }
 
 
 @pytest.mark.parametrize("name", JOINED)
@@ -120,9 +148,9 @@ def test_as_many_tokens_lost_as_stand_beside_the_image(name: str) -> None:
         sync._capture.collect(forward)
     hook.remove()
     span, element = forward.spans[subject.pair[0]], subject.stacks[0].element
-    beside = (returned[0] if isinstance(returned[0], Tensor) else returned[0][element]).shape[-2] - (
-        span.stop - span.start
-    )
+    whole = span.span if isinstance(span, SequenceFirst) else span
+    state = returned[0] if isinstance(returned[0], Tensor) else returned[0][element]
+    beside = state.shape[0 if subject.first else -2] - (whole.stop - whole.start)
     if not beside:
         pytest.skip("the image stands alone")
     # What is left is as long as the image alone, or has one token of text for each that is missing.

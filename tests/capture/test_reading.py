@@ -1,4 +1,4 @@
-"""From what blocks returned to tokens: which are images, and which of these are generated."""
+"""From the blocks' outputs to tokens: which are image tokens, and which of these are generated."""
 
 from __future__ import annotations
 

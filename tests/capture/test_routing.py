@@ -1,4 +1,4 @@
-"""Token routing as TREAD has it, in models as diffusers has them: refused where it reaches a pair, else left alone."""
+"""Token routing as in TREAD, in models like diffusers': refused if it affects a pair, otherwise left alone."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from layersync_core import CaptureError
+from layersync_core import BlockStack, BlockStackAdapter, CaptureError, attach
 from layersync_core.capture.lengths import refuse_sharded
-from tests.models import attached, toy, toy_input
+from tests.models import attached, settings, toy, toy_input
 from tests.run.processes import SCRIPTS, run
 
 
@@ -89,3 +89,21 @@ def test_tokens_that_are_sharded_over_ranks_are_refused(mesh: Any, shape: Any, p
             model(toy_input())
             with pytest.raises(CaptureError, match=said):
                 sync.loss()
+
+
+@pytest.mark.parametrize(("placement", "refused"), [(Shard(0), True), (Shard(1), False), (Replicate(), False)])
+def test_tokens_that_come_first_are_refused_where_they_are_sharded(mesh: Any, placement: Any, refused: bool) -> None:
+    mesh, as_if_two = mesh
+    said = BlockStackAdapter(family="toy", model_classes="Toy", stacks=BlockStack("blocks", sequence_first=True))
+    state = distribute_tensor(torch.randn(5, 2, 8), mesh, (Replicate(), placement))
+    model = toy()
+    as_if_two()
+    model.blocks[0].register_forward_hook(lambda module, args, output: state)
+    with attach(model, settings(), adapter=said) as sync:
+        for block in model.blocks[1:]:
+            block.register_forward_hook(lambda module, args, output: torch.randn(5, 2, 8))
+        model.blocks[1].forward = lambda state: state
+        model(toy_input())
+        # A sharded axis of samples passes here, and is then reported as not trainable.
+        with pytest.raises(CaptureError, match=r"DTensor whose tokens are sharded" if refused else "nothing trainable"):
+            sync.loss()

@@ -90,7 +90,7 @@ class Checkpointed(Toy):
 
 
 class Holder:
-    """Something callable that is no module."""
+    """A callable that isn't a module."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block

@@ -1,4 +1,4 @@
-"""The ways in which trainers run a model, and what a second training forward is told."""
+"""The ways in which trainers run a model, and the error for a second training forward."""
 
 from __future__ import annotations
 

@@ -157,4 +157,4 @@ class TestCheck:
     def test_without_settings_it_says_what_a_run_would(self, model: str, capsys: Capture) -> None:
         for command in (["check", model], ["run", "--", "true"]):
             assert main(command) == 2
-            assert "no settings are given" in capsys.readouterr().err
+            assert "no settings were given" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from layersync_core import __version__, list_families
 from layersync_core.cli import main
 from layersync_core.cli.list_supported import families, markdown
-from layersync_core.families.known import KNOWN
+from layersync_core.families.known import KNOWN, distribution_of
 from layersync_core.families.refusals import REFUSALS
 from tests import fakes
 from tests.cli.support import Capture
@@ -42,7 +42,8 @@ class TestListSupported:
             assert (rows[family]["state"], rows[family]["detail"]) == ("refused", refusal.reason)
         for family, row in rows.items():
             if row["state"] == "not installed":
-                assert row["detail"] == f"pip install layersync-adapter-{family.replace('_', '-')}"
+                assert row["detail"] == f"pip install {row['distribution']}"
+                assert row["distribution"] == distribution_of(family)
 
     def test_text_has_a_line_for_each(self, capsys: Capture) -> None:
         assert main(["list-supported"]) == 0

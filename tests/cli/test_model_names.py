@@ -83,7 +83,7 @@ class TestAFamily:
             ("flx", "did you mean flux"),
             ("Flux", "did you mean flux"),
             ("FLUX", "did you mean flux"),
-            ("z-image", "did you mean z_image?"),
+            ("z-image", "did you mean z_image"),
             ("FLUX.1-dev", "owner/name"),
             ("quite-another", ", ".join(sorted(KNOWN))),
         ],
@@ -94,7 +94,7 @@ class TestAFamily:
     ) -> None:
         options = ["--config", settings(**GOOD)] if command == "check" else []
         line = error_of(capsys, command, word, *options)
-        assert f"{word} is no local path and no family" in line
+        assert f"{word} is neither a local path nor a family" in line
         assert says in line
         assert hub == []
 

@@ -27,6 +27,17 @@ def layersync(*arguments: str, code: int = 0, **variables: str) -> subprocess.Co
 
 
 class TestTheProgram:
+    @pytest.mark.parametrize("command", ["list-supported", "config", "--help"])
+    def test_a_reader_that_has_enough(self, command: str) -> None:
+        import os
+
+        end, pipe = os.pipe()
+        os.close(end)  # as head does once it has its lines
+        words = [sys.executable, "-m", "layersync_core", command]
+        done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        os.close(pipe)
+        assert (done.stderr, done.returncode) == ("", 1)
+
     def test_version(self, capsys: Capture) -> None:
         assert main(["--version"]) == 0
         assert capsys.readouterr() == (f"{__version__}\n", "")

@@ -197,7 +197,7 @@ def test_image_tokens_are_counted_from_the_models_arguments() -> None:
     ("how", "whole", "said"),
     [
         ({"embedder": None}, True, "its adapter names no embedder, so they cannot be told apart"),
-        ({"embedder": None, "image_tokens": lambda call: 4}, False, "did not run, from which image_tokens counts"),
+        ({"embedder": None, "image_tokens": lambda call: 4}, False, "from which image_tokens counts, did not run"),
         ({"embedder": "pool"}, True, r"the embedder pool returned shape \(2, 8\) where \(batch, tokens, channels\)"),
     ],
 )
@@ -465,7 +465,7 @@ def test_the_class_of_the_first_block_tells_forks_apart() -> None:
 
     layout = ModelLayout(model_classes="Toy", stacks="blocks", block_class="Special")
     model = toy()
-    assert layout.misfit(model) == "blocks.0 is a ToyBlock and no Special"
+    assert layout.misfit(model) == "blocks.0 is a ToyBlock, not a Special"
     model.blocks[0] = Special(8)
     assert layout.misfit(model) == ""
     assert layout.fits(model)
@@ -483,3 +483,18 @@ def test_a_capture_begins_at_once_and_holds_what_was_asked_for() -> None:
     assert (len(handle.forwards), len(buffer)) == (0, 0)
     handle.remove()
     assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"gridded": "false"}, "has gridded 'false'; give True or False"),
+        ({"sequence_first": 2}, "has sequence_first 2; give True or False"),
+        ({"only": 3}, "has only 3; it takes a range of block numbers"),
+        ({"only": range(5, 0, -1)}, "it takes a range of block numbers from 0"),
+        ({"gridded": True, "sequence_first": None}, "is gridded and sets joined, sequence_first or batched"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused_when_it_is_made(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        BlockStack("blocks", **given)

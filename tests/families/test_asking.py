@@ -1,4 +1,4 @@
-"""What an installed adapter answers wrongly is told with its distribution."""
+"""A wrong answer from an installed adapter is reported with its distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A class that is derived from a known one is that model, or another that only looks like it: told at start-up."""
+"""A class derived from a known one is that model, or another that only looks like it: decided at start-up."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from layersync_core import (
     CaptureError,
     ConfigError,
     attach,
-    get_adapter,
-    list_families,
     load_tiny,
     resolve,
 )
 from layersync_core.capture.layout import ModelLayout
 from layersync_core.errors import MisfitError
 from tests import fakes
+from tests.discovery.configurations import configuration, names
 from tests.models import TOY, Toy, ToyBlock, hooks_on, settings, toy_input
 from tests.run.conftest import launch as launch
 from tests.run.inside import Launch, main_loss, sgd
@@ -83,7 +82,7 @@ def renamed_with_other_blocks() -> Toy:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (Other, "Other is derived from Toy, but is another model: blocks.0 is a OtherBlock and no ToyBlock"),
+        (Other, "Other is derived from Toy, but is another model: blocks.0 is a OtherBlock, not a ToyBlock"),
         (NeedsMore, "NeedsMore is derived from Toy, but is another model: its forward needs image_mask, scale"),
     ],
 )
@@ -132,23 +131,41 @@ def test_a_base_without_a_forward_says_nothing_of_arguments() -> None:
     assert ModelLayout(model_classes="Base", stacks="blocks").misfit(WithForward()) == ""
 
 
-@pytest.mark.parametrize("family", sorted({*list_families()} - {"sdxl"}))
-def test_every_family_refuses_a_derived_class_with_other_blocks(family: str) -> None:
-    model: Any = load_tiny(family).tiny_model()
-    base = type(model)
-    adapter = get_adapter(family)
-    layout = next(layout for layout in adapter.layouts if layout.fits(model))  # type: ignore[attr-defined]
+def test_the_nearest_class_decides_among_the_layouts_of_a_family() -> None:
+    fork = ModelLayout(model_classes="Other", stacks="blocks", derived_block="OtherBlock")
+    adapter = BlockStackAdapter(
+        family="toy", model_classes="Toy", stacks="blocks", derived_block="ToyBlock", forks=[fork]
+    )
+
+    class OthersWithTheBlocksOfToys(Other):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(ToyBlock(8) for _ in range(4))
+
+    assert all(map(adapter.supports_hidden_states, (Toy(), Other())))
+    model = OthersWithTheBlocksOfToys()
+    assert not adapter.supports_hidden_states(model)
+    with pytest.raises(MisfitError, match=r"is derived from Other, but is another model: .* not a OtherBlock"):
+        attach(model, settings(), adapter=adapter)
+
+
+@pytest.mark.parametrize(("family", "name"), names())
+def test_every_class_of_every_family_refuses_one_derived_from_it_with_other_blocks(family: str, name: str) -> None:
+    kit = configuration(family, name).kit
+    model: Any = kit.tiny_model()
+    base, adapter = type(model), kit.adapter
+    layout = next(layout for layout in adapter.layouts if layout.fits(model))
 
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
         raise AssertionError
 
     model.__class__ = type("Derived", (base,), {"__init__": make})
-    assert adapter.supports_hidden_states(model), "with the same blocks"
+    assert layout.fits(model), "with the same blocks"
     path = layout.blocks(model)[0][1]
     stack, _, index = path.rpartition(".")
     model.get_submodule(stack)[int(index)] = OtherBlock()
-    with pytest.raises(MisfitError, match=f"Derived is derived from {base.__name__}, but is another model: {path} is"):
-        attach(model, settings(), family=family)
+    with pytest.raises(MisfitError, match=rf"Derived.* {path} is a OtherBlock, not a "):
+        attach(model, settings(), family=adapter.family)
 
 
 def test_under_run_it_is_named(launch: Launch) -> None:

@@ -133,12 +133,12 @@ class TestWithoutAConfig:
             assert hub.asked == ["HEAD somebody/some-modle/config.json"]
         assert "no such model" in line
         assert "hf auth login" in line
-        assert "no local path" in line
+        assert "local path" in line
 
     @pytest.mark.parametrize("name", ["somebody/some--model", "some..body/model", "somebody/" + "x" * 200])
     def test_a_name_that_the_hub_does_not_allow(self, name: str, tmp_path: Path) -> None:
         with served(Hub()) as hub:
-            assert "no name that a model on the hub can have" in refused(tmp_path, hub.url, name)
+            assert "nor a possible name of a model on the hub" in refused(tmp_path, hub.url, name)
             assert hub.asked == []
 
     def test_a_gated_repository(self, tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ class TestWithoutAConfig:
         assert "check the network" in line
 
     def test_a_server_that_hangs(self, tmp_path: Path) -> None:
-        with served(Hub({NAME: {"config.json": "{}"}}, hangs=20.0)) as hub:
+        with served(Hub({NAME: {"config.json": "{}"}}, hangs=60.0)) as hub:
             began = time.monotonic()
             line = refused(tmp_path, hub.url, HF_HUB_ETAG_TIMEOUT="1")
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 40
             assert len(hub.asked) == 1
         assert "cannot be reached" in line
 

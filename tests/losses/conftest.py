@@ -39,7 +39,7 @@ def register() -> Iterator[Register]:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a distribution for one test, with plugins that are loaded anew."""
+    """Install a distribution for one test, and reload the plugins."""
     for loaded in (plugins, third_parties):
         loaded.cache_clear()
     yield lambda distribution: distribution.install(tmp_path, monkeypatch)

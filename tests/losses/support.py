@@ -13,7 +13,7 @@ from tests.models import TOY, settings, toy, toy_states
 
 
 class Other:
-    """A regularizer of somebody else; what it computes is given."""
+    """A third party's regularizer, which computes a given value."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 """`alignment_loss` against an fp64 reference: values, gradients, masks, memory, and what it must refuse."""
 
 from __future__ import annotations
@@ -422,6 +422,7 @@ def test_centered_similarity(shape: tuple[int, ...], masked: bool) -> None:
 
 # Dynamo itself instantiates the function, and warns that one should not.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="this Dynamo breaks the graph at is_autocast_available")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiles_into_one_graph(backend: str, masked: bool) -> None:

@@ -58,10 +58,13 @@ def model(field: str = "", models: str = "Config", name: str = "odd") -> str:
 
 # What is wrong with the models of a plugin -> its source, and what is said of it.
 UNUSABLE = {
-    "no pydantic model": (model(models="Config, dict"), "returned <class 'dict'>, which is no pydantic model"),
-    "an instance": (model(models="Config()"), "which is no pydantic model"),
+    "no pydantic model": (model(models="Config, dict"), "returned <class 'dict'>, which isn't a pydantic model"),
+    "an instance": (model(models="Config()"), "which isn't a pydantic model"),
     "no list": (model().replace("[Config]", "7"), "TypeError"),
-    "a key of ours": (model("layersync_lambda: float = 1"), "Config claims layersync_lambda, which is not a plugin's"),
+    "a key of ours": (
+        model("layersync_lambda: float = 1"),
+        "Config claims layersync_lambda, which a plugin may not use",
+    ),
     "a key like ours": (model("layersync_odd: float = 1"), "Config claims layersync_odd"),
     "a spelling of ours": (model("reg_weight: float = 1"), "Config claims reg_weight"),
     "a flag of a command": (model("config: str = ''"), "Config claims config"),
@@ -282,7 +285,7 @@ def test_a_command_of_two_is_the_first_s(
     install(fakes.plugin("a-plugin", COMMAND.format(word="a"), point="a"))
     assert main(["hello"]) == 0
     assert capsys.readouterr().out == "a\n"
-    assert caplog.messages == ["plugin b-plugin 9.8 (b): there is a command hello already, so its own is left out"]
+    assert caplog.messages == ["plugin b-plugin 9.8 (b): a command hello already exists, so the plugin's is left out"]
 
 
 @pytest.mark.parametrize("name", ["train", "check"])
@@ -293,7 +296,7 @@ def test_a_command_of_ours_stays_ours(
     assert main(["train", "--help"]) == 0
     assert "flow matching" in capsys.readouterr().out
     assert main(["--help"]) == 0  # which asks every plugin
-    assert f"plugin a-plugin 9.8 (a): there is a command {name} already" in caplog.text
+    assert f"plugin a-plugin 9.8 (a): a command {name} already exists" in caplog.text
 
 
 # What a plugin does to the application -> whether its own command is there in spite of it.

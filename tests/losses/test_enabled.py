@@ -1,4 +1,4 @@
-"""What a regularizer may say beside the protocol: it need not, and a slip of the pen is told."""
+"""Optional members of a regularizer: it need not have them, and a misspelt one is reported."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_parts_join_the_group_of_their_models_parameters_once() -> None:
     model, part, other = nn.Linear(2, 1), nn.Linear(3, 1), nn.Linear(4, 1)
     parts = TrainedParts(model, {"other": part})
     parts.place(OPTIMISERS["SGD"](other.parameters()))
-    with pytest.raises(CaptureError, match="in no optimiser"):
+    with pytest.raises(CaptureError, match="not in any optimiser"):
         parts.require_placed()
     optimiser = OPTIMISERS["SGD"]([{"params": list(other.parameters())}, {"params": list(model.parameters())}])
     for _ in range(2):

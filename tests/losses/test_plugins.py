@@ -248,6 +248,17 @@ class TestObjective:
         assert "objective nothing replaces the main loss" in line
         assert "layersync run" in line
 
+    def test_run_says_so_before_it_starts_anything(
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("layersync_core.run.settings.third_parties", load)
+        flags = [word for key, value in GOOD.items() for word in (f"--{key}", str(value))]
+        assert main(["run", *flags, "--nothing_enabled", "true", "--", "python", "-c", "print('it ran')"]) == 2
+        said = capfd.readouterr()
+        (line,) = said.err.splitlines()
+        assert "nothing_enabled is set, but objective nothing replaces the main loss" in line
+        assert "it ran" not in said.out
+
 
 @pytest.mark.parametrize("value", [True, "true", 1])
 def test_a_known_regularizer_that_is_not_installed(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 """A third party's losses on the same hidden states: order, shared layers, frames, and misbehaviour."""
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_a_layer_that_two_want_is_captured_once_and_only_asked_ones_are(register
         seen["tokens"] = [states.tokens(layer) for layer in (0, 2)]
         seen["mask"], seen["grid"], seen["weight"] = states.mask, states.grid, states.sample_weight
         for layer in (1, 3):
-            with pytest.raises(CaptureError, match=f"layer {layer} was not asked for"):
+            with pytest.raises(CaptureError, match=f"layer {layer} was not requested"):
                 states.tokens(layer)
         return Term(states.tokens(0).mean())
 
@@ -371,16 +371,18 @@ def test_two_may_not_have_a_metric_of_one_name(register: Register) -> None:
     model, sync = attached()
     with sync:
         model(toy_input())
-        with pytest.raises(LayerSyncError, match="regularizer two returned a metric 'score', which is a name of one"):
+        with pytest.raises(
+            LayerSyncError, match="regularizer two returned a metric 'score', a name that belongs to one"
+        ):
             sync.apply(torch.ones(()))
 
 
 def test_a_measured_gradient_may_not_have_a_name_of_ours(register: Register) -> None:
-    register(Other(lambda states, step: Term(states.measured_tokens(1, "layersync_grad_ratio").mean())))
+    register(Other(lambda states, step: Term(states.tokens_with_grad_ratio(1, "layersync_grad_ratio").mean())))
     model, sync = attached()
     with sync:
         model(toy_input())
-        with pytest.raises(LayerSyncError, match="a name of layersync"):
+        with pytest.raises(LayerSyncError, match="a name that belongs to layersync"):
             sync.apply(torch.ones(()))
 
 

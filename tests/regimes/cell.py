@@ -86,7 +86,7 @@ class Cell:
         self._sync: Attachment | None = None
 
     def expect(self, trained: nn.Module | None = None, around: Around = nullcontext, scale: float = 1.0) -> None:
-        """Say that the gradients are those of a copy of the model as it is now, without hooks of ours.
+        """Expect the gradients of a copy of the model in its current state, without LayerSync's hooks.
 
         Args:
             trained: What is trained; default: the model.

@@ -26,7 +26,7 @@ from tests.regimes.cell import FAMILIES, ROUNDED, WRONG, Cell, Outcome, Regime, 
 from tests.regimes.eager import Setup, checkpointed, reentrant
 
 WORLD = 2
-PARTS = 2  # backward passes of a step, where it accumulates
+PARTS = 2  # backward passes per step with accumulation
 BATCH = WORLD * PARTS
 
 
@@ -107,7 +107,7 @@ def _backward(cell: Cell, model: Any, part: int) -> None:
 
 
 def _expect_rounded(cell: Cell) -> None:
-    """Expect what one process has on the whole batch with bf16 weights."""
+    """Expect the gradients of one process on the whole batch with bf16 weights."""
     cell.tolerance = ROUNDED
     full, inputs = copy.deepcopy(cell.model), cell.inputs
     cell.model.to(torch.bfloat16)

@@ -44,7 +44,7 @@ def in_eval_mode(cell: Cell) -> None:
 
 
 def copying(run: Callable[..., Any], *args: Any) -> Any:
-    """Checkpoint with copies of what goes in and comes out, as kohya's offloading has them between devices."""
+    """Checkpoint with copied inputs and outputs, as in kohya's offloading between devices."""
 
     def body(*args: Any) -> Any:
         return _copied(run(*_copied(args)))
@@ -161,7 +161,7 @@ _EMBEDDERS = {
 
 
 def reentrant_with_grad(cell: Cell) -> None:
-    """Do what trainers do so that re-entrant checkpoints of a frozen model have gradients."""
+    """Make re-entrant checkpoints of a frozen model have gradients, as trainers do."""
     checkpointed(cell, reentrant)
     for path in _EMBEDDERS[cell.family]:
         embedder = cell.model.get_submodule(path)

@@ -28,14 +28,14 @@ _INTRO = """\
 
 How LayerSync behaves in every way of training that is tested, on tiny random models of five families.
 
-- **right**: the gradients of two steps are those of a plain run without hooks (a forward written by hand for flux and
+- **right**: the gradients of two steps equal those of a plain run without hooks (a forward written by hand for flux and
   wan, plain hooks on a copy of the model for the others and where values are rounded; the loss written out in plain
-  torch). Each parameter's differ by at most {tolerance:g} of their norm, {rounded:g} where bf16 or fp16 takes part,
-  1e-4 where they are read from a weight's movement (the optimiser that steps inside backward, one step); a norm below
-  {floor:g} of the largest counts as that. A run without the term would differ by more, which every cell checks.
+  torch). Each parameter's gradient differs by at most {tolerance:g} of its norm, {rounded:g} with bf16 or fp16, 1e-4 if
+  it is read from a weight's change (the optimiser that steps inside backward, one step); a norm below {floor:g} of the
+  largest counts as {floor:g} of it. A run without the term would differ by more, which every cell checks.
 - **refused**: an error before the first optimiser step, which the notes quote.
 - **not possible upstream**: the same run fails without LayerSync as well.
-- **needs a second device**: not run, because the machine that wrote this page has a CPU alone. For the same reason the
+- **needs a second device**: not run, because the machine that wrote this page only has a CPU. For the same reason the
   rows that keep or copy tensors elsewhere make their copies on the CPU.
 
 There is no other outcome. Written by `python -m tests.regimes --write` with torch {torch} and diffusers {diffusers};
@@ -43,10 +43,9 @@ the tests run every cell and compare it with this page.
 """
 _TITLES = {
     "One process": "",
-    "Weights of other packages": "One process. LyCORIS trains weights of its own outside of a frozen model; torchao "
-    "and quanto keep the frozen weights of linear layers as int8, beside which LoRA weights train. Where such weights "
-    "cannot be copied, the plain run is one of the model itself before attaching. torchao is 0.18.0, in "
-    "processes of its own.\n",
+    "Weights of other packages": "One process. LyCORIS trains its own weights outside of a frozen model; torchao and "
+    "quanto keep the frozen weights of linear layers as int8, next to which LoRA weights train. If such weights cannot "
+    "be copied, the plain run uses the model itself before attaching. torchao is 0.18.0, in separate processes.\n",
     "Compiled": "Models of two blocks. The backend is in brackets: `eager` traces, `aot_eager` makes graphs of forward "
     "and backward as well; the kernels are torch's own in both. Every model has run once before, uncompiled and "
     "without gradients.\n",

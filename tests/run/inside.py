@@ -16,7 +16,6 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 from torch.utils.data import DataLoader
@@ -84,8 +83,6 @@ def switched_on(folder: Path) -> Iterator[Launch]:
             of_process.training.cache_clear()
             optimizers._global_optimizer_pre_hooks.clear()
             optimizers._global_optimizer_pre_hooks.update(hooks)
-            for state in (AcceleratorState, GradientState):
-                state._reset_state()
 
 
 def main_loss(output: Any) -> Tensor:
@@ -121,7 +118,7 @@ def train(model: nn.Module, inputs: dict[str, Any], optimiser: torch.optim.Optim
 
 
 def attach_lora(model: Any) -> nn.Parameter:
-    """Train one weight that is no part of the model, as trainers with LoRA of their own do."""
+    """Train a weight that isn't part of the model, like trainers with their own LoRA."""
     model.requires_grad_(False)
     linear = model.blocks[0].attn1.to_q
     lora = nn.Parameter(0.1 * torch.randn(linear.out_features, linear.in_features))

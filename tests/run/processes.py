@@ -1,4 +1,4 @@
-"""What tests of ``layersync run`` as a process share: how it is started, and what it is told."""
+"""Shared by tests that run ``layersync run`` as a process: how it is started, and its settings."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 class Brief:
-    """Shown by what is not as usual, so that a program that fails is read at a glance."""
+    """Its repr shows only what differs from the defaults, so that a failing program is easy to read."""
 
     def __repr__(self) -> str:
         told = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ class Program(Brief):
         divide: What each loss is divided by.
         way: What runs backward: "plain"; a "gradient" that it begins with is the factor of the loss; a "scaler";
             "accelerate", which divides if it is asked to ("divides").
-        loss: "mean"; "sum", divided by its elements; "curved", with operations that are no constant factor.
+        loss: "mean"; "sum", divided by its elements; "curved", with operations other than a constant factor.
         extra: A further loss: of a "penalty" or of something "else" in a backward of its own before or after the
             others; "again" of the same output in a backward of its own; in the sum "+ penalty", "+ else", "+ second" of
             the same output, or "+ forward" of another one.

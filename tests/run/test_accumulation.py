@@ -232,7 +232,7 @@ def test_a_factor_is_asked_about_at_the_first_step_that_shows_one(launch: Launch
         for inputs in batches:
             (weight * main_loss(model(**inputs)) / 2).backward()
         if weight:
-            with pytest.raises(CaptureError, match=r"the loss is multiplied with 0\.5, but 3 losses"):
+            with pytest.raises(CaptureError, match=r"the loss is multiplied by 0\.5, but 3 losses"):
                 optimiser.step()
         else:
             optimiser.step()
@@ -314,8 +314,9 @@ def test_two_backwards_through_one_forward_are_counted_as_two_losses_of_one_forw
     optimiser = sgd(model)
     two_backwards(model, inputs, 0.5)
     told = (
-        "2 losses came before the first optimiser step, 1 of them a further backward through a forward that had its "
-        "term already, .* multiplied with 0.5, .*layersync_accumulation_steps N, the number of forwards .*: 1 without"
+        "2 losses came before the first optimiser step, 1 of them a further backward through a forward that "
+        "already had its term, .* multiplied by 0.5, .*layersync_accumulation_steps N, the number of forwards .*: 1 "
+        "without"
     )
     with pytest.raises(CaptureError, match=told):
         optimiser.step()

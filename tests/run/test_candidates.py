@@ -77,13 +77,15 @@ def test_a_family_that_no_model_is_of(launch: Launch) -> None:
     model, inputs = build("dit")
     optimiser = sgd(model)
     main_loss(model(**inputs)).backward()
-    with pytest.raises(CaptureError, match="DiTTransformer2DModel#1: DiTTransformer2DModel is no model of family flux"):
+    with pytest.raises(
+        CaptureError, match="DiTTransformer2DModel#1: DiTTransformer2DModel isn't a model of family flux"
+    ):
         optimiser.step()
 
 
 def test_a_model_of_no_family_is_named(launch: Launch) -> None:
     launch()
-    model = nn.Sequential(nn.Linear(3, 300_000))  # larger than what other tests may have left in this process
+    model = nn.Sequential(nn.Linear(3, 300_000))  # larger than anything that other tests may have left in this process
     optimiser = sgd(model)
     model(torch.randn(2, 3)).mean().backward()
     with pytest.raises(CaptureError, match=r"no model of a known family was built; models of this program: .*Seq"):

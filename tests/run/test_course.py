@@ -216,7 +216,7 @@ def test_a_replaced_step_is_checked_before_it_is_taken(launch: Launch) -> None:
     optimiser.step = MethodType(plain_step, optimiser)  # type: ignore[method-assign]
     before = copy.deepcopy(model.state_dict())
     (main_loss(model(**inputs)) / 3).backward()
-    with pytest.raises(CaptureError, match="the loss is multiplied with"):
+    with pytest.raises(CaptureError, match="the loss is multiplied by"):
         optimiser.step()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -237,5 +237,5 @@ def test_a_generator_behind_a_critic_of_its_family_gets_the_term(
         main_loss(critic(**{**inputs, "hidden_states": fake.detach()})).backward()
         optimisers[1].step()
     said = capsys.readouterr().err
-    assert said.count("stands between WanTransformer3DModel#1 and the loss, and gets no term of it") == 1
+    assert said.count("is between WanTransformer3DModel#1 and the loss, and gets no term from this loss") == 1
     assert {course.steps for course in training.courses.all} == {2}

@@ -247,5 +247,5 @@ def test_a_pipeline_of_several_stages_is_refused(launch: Launch, monkeypatch: py
     if stages == 1:
         assert PipelineEngine(1).num_stages == 1
     else:
-        with pytest.raises(CaptureError, match="a DeepSpeed pipeline of 2 stages"):
+        with pytest.raises(CaptureError, match="a DeepSpeed pipeline with 2 stages"):
             PipelineEngine(2)

@@ -1,4 +1,4 @@
-"""Programs that end suddenly, fork, or lose their terminal are told of as they are, and go on as without us."""
+"""Programs that end suddenly, fork, or lose their terminal are reported correctly, and run as without LayerSync."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_more_gradients_than_losses_are_left_to_torch(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("divides", ["accelerate", "script"])
-def test_accelerate(launch: Launch, divides: str) -> None:
+def test_accelerate(launch: Launch, divides: str, capsys: pytest.CaptureFixture[str]) -> None:
     training = launch()
     model, batches, expected = micro_batches()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4 if divides == "accelerate" else 1)
@@ -70,6 +70,8 @@ def test_accelerate(launch: Launch, divides: str) -> None:
                 optimiser.step()
     assert_same_gradients(gradients(model), expected)
     assert (training.journal.status.terms, training.journal.status.steps) == (4, 1)
+    said = {"accelerate": "4 (divided by accelerate)", "script": "read from the loss: 1/4"}
+    assert f", gradient accumulation {said[divides]}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["lightning", "lightning_fabric"])

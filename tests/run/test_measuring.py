@@ -77,10 +77,10 @@ def test_a_program_is_measured_without_the_term_and_stopped(
     assert done.stdout.splitlines() == printed
     told = done.stderr.splitlines()
     assert told[0] == (
-        "layersync: DiT#1 (family dit, 6 blocks) is measured for 3 steps without the term, then the program is stopped"
+        "layersync: measuring DiT#1 (family dit, 6 blocks) for 3 steps without the term, then the program is stopped"
     )
     assert told[1].startswith("layersync: DiT: 6 blocks, 3 forwards, noise levels ")
-    assert any("does it speak for LayerSync?" in line for line in told)
+    assert any("does it favour LayerSync?" in line for line in told)
     assert "suggest.json, suggest.html" in told[-1]
     assert all(line.startswith("layersync: ") for line in told)
 
@@ -120,14 +120,14 @@ def test_a_program_that_catches_everything(script: Script, tmp_path: Path) -> No
     done = run([*SUGGEST, "2", "--", script(loop(4, end))], cwd=tmp_path)
     assert done.stdout.count("SystemExit(0)") == 3
     assert content(tmp_path / "layersync-suggest")["forwards"] == 2
-    assert done.stderr.count("does it speak for LayerSync?") == 1
-    assert done.stderr.count("the program caught the end of its measurement and goes on") == 1
+    assert done.stderr.count("does it favour LayerSync?") == 1
+    assert done.stderr.count("the program caught the end of the measurement and goes on") == 1
 
 
 @pytest.mark.slow
 def test_of_several_ranks_the_first_tells(tmp_path: Path) -> None:
     done = run([*SUGGEST, "1", "--", *TORCHRUN, TWO_RANKS, "env", str(tmp_path / "gradients.pt")], cwd=tmp_path)
-    assert done.stderr.count("does it speak for LayerSync?") == 1
+    assert done.stderr.count("does it favour LayerSync?") == 1
     assert content(tmp_path / "layersync-suggest")["forwards"] == 1
 
 
@@ -182,7 +182,7 @@ def test_forwards_without_gradients_are_none(steps: int, script: Script, tmp_pat
 def test_a_model_that_never_runs_is_told(script: Script, tmp_path: Path) -> None:
     text = loop(20).replace("loss = loss_of(model, *batch(4, seed=step))", "loss = model.final_layer.weight.sum()")
     done = refused([*SUGGEST, "5", "--", script(text.replace("loss_of(model, *batch(4, seed=99))", "pass"))], tmp_path)
-    assert "no forward was measured in 10 steps: DiT#1: no forward of it ran since" in done.stderr
+    assert "no forward was measured in 10 steps: DiT#1: it has not run since" in done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(script: Script, tmp_path: Path) -> None:
@@ -304,5 +304,5 @@ def test_a_family_that_the_model_is_not_of(launch: Launch) -> None:
     launch(layersync_suggest=1, layersync_family="flux")
     model, inputs = build("dit")
     optimiser = sgd(model)
-    with pytest.raises(CaptureError, match="is no model of family flux"):
+    with pytest.raises(CaptureError, match="isn't a model of family flux"):
         train(model, inputs, optimiser, steps=10)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import pytest
@@ -13,45 +11,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from layersync_core import LayerSyncConfig, Term, save_states
+from layersync_core import save_states
 from layersync_core.errors import CaptureError, ConfigError
-from layersync_core.losses.hookspecs import hookimpl
-from layersync_core.session import plugins
 from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd, states_by_hand
+from tests.probe import Probe
+from tests.probe import probe as probe
 from tests.run.inside import Launch, attach_lora, by_hand, main_loss, sgd, train
-
-
-class Probe:
-    """A regularizer with a trainable part: a linear map of the first block's tokens."""
-
-    name, order = "probe", 100
-
-    def __init__(self) -> None:
-        self.module = nn.Linear(48, 1)
-
-    def layers(self, blocks: Sequence[Any]) -> set[int]:
-        self.module = nn.Linear(blocks[0].width, 1)
-        return {0}
-
-    def compute(self, states: Any, step: int) -> Term:
-        loss = self.module(states.tokens(0)).square().mean()
-        return Term(loss, {"probe_loss": loss})
-
-
-@pytest.fixture
-def probe() -> Iterator[list[Probe]]:
-    """A plugin of a third party that brings a new probe for every attached model."""
-    made: list[Probe] = []
-
-    class Plugin:
-        @hookimpl
-        def layersync_regularizers(self, config: LayerSyncConfig) -> Sequence[Any]:
-            made.append(Probe())
-            return made[-1:]
-
-    plugins().manager.register(Plugin(), name="probe of a test")
-    yield made
-    plugins().manager.unregister(name="probe of a test")
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora outside"])
@@ -117,7 +82,7 @@ def test_trainable_parts_that_no_optimiser_has_are_an_error(launch: Launch, prob
     optimiser = torch.optim.AdamW(nn.Linear(2, 2).parameters())
     model, inputs = build("dit")
     optimiser.add_param_group({"params": list(model.parameters())})
-    with pytest.raises(CaptureError, match="they are in no optimiser"):
+    with pytest.raises(CaptureError, match="they are not in any optimiser"):
         train(model, inputs, optimiser)
     assert probe
 

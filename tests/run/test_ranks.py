@@ -86,7 +86,7 @@ def test_ranks_with_different_models_disagree(tmp_path: Path) -> None:
     assert "block 2 of 5" in error
 
 
-# Starts two ranks by hand; what stands between the words of one is replaced by the test.
+# Starts two ranks by hand; the test replaces the placeholders.
 BY_HAND = """
 import json, os, socket, subprocess, sys, time
 with socket.socket() as free:

@@ -8,7 +8,7 @@ from pathlib import Path
 import accelerate
 import pytest
 
-from layersync_core import save_states
+from layersync_core import __version__, load_states, save_states
 from layersync_core.errors import ConfigError
 from tests.models import assert_same_gradients, build, gradients, gradients_by_autograd
 from tests.run.inside import Launch, by_hand, main_loss, sgd, train
@@ -85,3 +85,25 @@ def test_a_damaged_state_is_refused(launch: Launch, tmp_path: Path, content: byt
     (folder / "layersync_state.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match=r"layersync_state\.safetensors cannot be read"):
         accelerator.load_state(str(folder))
+
+
+def test_a_checkpoint_says_whose_code_wrote_it_and_another_version_is_told(
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch()
+    model, inputs = build("dit")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimiser = accelerator.prepare(model, sgd(model))
+    train(model, inputs, optimiser)
+    accelerator.save_state(str(tmp_path))
+    states = load_states(tmp_path)
+    assert states is not None
+    ((name, state),) = states.items()
+    assert [record["name"] for record in state["distributions"]] == ["layersync-core", "layersync-adapter-dit"]
+    accelerator.load_state(str(tmp_path))
+    assert "written with" not in capsys.readouterr().err
+    core, adapter = state["distributions"]
+    save_states(tmp_path, {name: {**state, "distributions": [core, {**adapter, "version": "0.0.1"}]}})
+    accelerator.load_state(str(tmp_path))
+    told = [line for line in capsys.readouterr().err.splitlines() if "written with" in line]
+    assert told == [f"layersync: the checkpoint was written with layersync-adapter-dit 0.0.1 (now {__version__})"]

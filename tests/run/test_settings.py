@@ -1,4 +1,4 @@
-"""What a run is told: mistakes start nothing, and what is right travels to every process, or by hand."""
+"""The settings of a run: mistakes start nothing, and valid settings reach every process, or are passed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from layersync_core.run.settings import STARTUP, from_environment, read, variabl
 from tests.run.processes import FLAGS, LAYERSYNC, SETTINGS, SUMMARY, Script, python, run
 
 MISTAKES = {
-    "no settings": ([], "no settings are given"),
+    "no settings": ([], "no settings were given"),
     "no student": (["--layersync_enabled", "true"], "layersync_student_block"),
     "unknown flag": ([*FLAGS, "--layersync_lamda", "2"], "--layersync_lamda"),
     "weight of zero": ([*FLAGS[:4], "--layersync_lambda", "0"], "layersync_lambda"),
@@ -61,7 +61,7 @@ def test_auto_switches_it_on(form: str, script: Script, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "LAYERSYNC_RUN is not set"), ("", "LAYERSYNC_RUN is not set"), ("{", "no valid JSON"), ("none.json", "")],
+    [(None, "LAYERSYNC_RUN is not set"), ("", "LAYERSYNC_RUN is not set"), ("{", "valid JSON"), ("none.json", "")],
 )
 def test_auto_needs_settings(value: str | None, said: str) -> None:
     variables = {} if value is None else {"LAYERSYNC_RUN": value}

@@ -38,7 +38,7 @@ def test_a_warning_of_ours_is_said_on_one_rank_and_others_are_shown(
 
 
 def through_us(error: Exception) -> Exception:
-    """Return an error that was raised through a frame of ours."""
+    """Return an error that was raised through one of LayerSync's frames."""
 
     def fail() -> None:
         raise error
@@ -66,7 +66,7 @@ def test_frames_of_ours_are_left_out_of_an_error_and_of_what_it_came_from(link: 
     assert all(ours in files_of(it) for it in (error, origin))
     show_as_without_us(error)
     for it in (error, origin):
-        # Who called, who called on and who raised, and nothing of ours between them.
+        # The program's own frames, and none of LayerSync's between them.
         assert files_of(it) == [__file__] * 3
 
 
@@ -120,7 +120,7 @@ def test_errors_inside_torch_show_nothing_of_ours(script: Script) -> None:
     assert "layersync_core" not in done.stdout
 
 
-# In a call of ours that the program waits for, its errors pass through a frame of ours, which is not shown.
+# When the program calls through LayerSync, its errors pass through one of LayerSync's frames, which isn't shown.
 RAISE_IN_CALL = """
 import torch, tiny_dit
 

@@ -57,7 +57,7 @@ def test_both_at_once_are_refused_by_name_before_the_first_step(theirs: tuple[st
     module, program = theirs
     done = run([*OURS[module], *python(program, f"--{module}_enabled=true")], code=2)
     loss = {"layersync": "LayerSync", "crepa": "CREPA"}[module]
-    said = f"layersync: error: SimpleTuner has {loss} of its own, and {module}_enabled is on in its configuration"
+    said = f"layersync: error: SimpleTuner has its own {loss}, and {module}_enabled is on in its configuration"
     assert done.stderr.count(said) == 1
     assert "ended" not in done.stdout
 

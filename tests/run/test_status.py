@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def test_a_folder_for_status_files_loses_nothing_of_the_users(script: Script, tm
 
 
 NOTHING = {
-    "no Python": (["true"], "no Python of this command read the start-up hook"),
+    "no Python": (["true"], "no Python of this command ran the start-up hook"),
     "isolated": ([sys.executable, "-I", "-c", "pass"], "python -I"),
     "no torch": ([sys.executable, "-c", "pass"], "no process of this command imported torch"),
     "no training": (
@@ -74,11 +75,17 @@ def test_links_in_a_status_folder_are_not_followed(script: Script, tmp_path: Pat
         (Status(terms=1, steps=1, idle=1), "1 of 2 steps with the term, 1 rank"),
         (Status(terms=1), "1 loss with the term, 1 rank"),
         (Status(terms=2, first=0.5), "2 losses with the term, 1 rank, similarity 0.5000 -> 0.5000"),
+        (
+            Status(terms=6, steps=6, first=0.9, last=math.nan),
+            "6 steps with the term, 1 rank, similarity 0.9000 -> not finite",
+        ),
         (Status(terms=1, steps=1, tracker="logged to wandb"), "1 step with the term, 1 rank; logged to wandb"),
     ],
 )
-def test_the_summary_is_of_a_process_that_trained(status: Status, line: str) -> None:
+def test_the_summary_is_of_a_process_that_trained(status: Status, line: str, tmp_path: Path) -> None:
     assert summary([Status(), status]) == line
+    status.write(tmp_path)
+    assert summary(read_all(tmp_path)) == line
 
 
 def test_the_summary_counts_the_ranks_that_trained() -> None:

@@ -1,4 +1,4 @@
-"""Train a step of a family under diffusers' context parallelism on two ranks, and write what LayerSync says to it.
+"""Train a step of a family under diffusers' context parallelism on two ranks, and write LayerSync's response.
 
 Usage: split_sequence.py FOLDER FAMILY …
 

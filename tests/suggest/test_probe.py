@@ -211,7 +211,7 @@ def test_an_own_capture_is_refused_by_name():
             return Handle()
 
     removed: list[bool] = []
-    with pytest.raises(ConfigError, match="adapter mine has a capture of its own"):
+    with pytest.raises(ConfigError, match="adapter mine has its own capture"):
         Probe(model, Own())
     assert removed
 
@@ -253,7 +253,7 @@ def test_tokens_that_are_too_few_speak_for_nothing(tmp_path):
         model(**inputs[0])
     found = probe.findings()
     assert found.content()["verdict"]["answer"] == "unknown"
-    assert "of 1 forward alone; more may say something else" in found.lines()
+    assert "from only 1 forward; more may change the result" in found.lines()
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
@@ -276,7 +276,7 @@ class Residual(nn.Module):
 
 
 class Shared(nn.Module):
-    """A model of which a block runs twice where it is told to."""
+    """A model that can run one of its blocks twice."""
 
     def __init__(self, depth: int = 3) -> None:
         super().__init__()

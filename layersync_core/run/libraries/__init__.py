@@ -1,1 +1,1 @@
-"""What a run takes hold of, a file each: which imports it waits for, where losses and models pass, where it logs."""
+"""The libraries that a run patches, one file each: imports to watch, where losses and models pass, where it logs."""

@@ -17,7 +17,7 @@ WATCHES = ("accelerate",)
 
 
 def take_hold() -> None:
-    """Take hold of its Accelerator."""
+    """Patch its Accelerator."""
     accelerator: Any = sys.modules["accelerate"].Accelerator
     wrap_once(accelerator, "__init__", _accelerating)
     wrap_once(accelerator, "prepare", _preparing)
@@ -44,7 +44,7 @@ def _accelerated(original: Callable[..., Any], accelerator: Any, loss: Any, **kw
     if kind == "DEEPSPEED":
         return original(accelerator, loss, **kwargs)  # DeepSpeed's engine knows how it divides
     if not is_inside():
-        loss = training().add_terms(loss, divides=accelerator.gradient_accumulation_steps)
+        loss = training().add_terms(loss, divides=accelerator.gradient_accumulation_steps, library="accelerate")
     with inside():
         return original(accelerator, loss, **kwargs)
 

@@ -1,7 +1,7 @@
 """DeepSpeed: its engine runs backward, and a pipeline of several stages cannot be trained.
 
-Under accumulation it divides by the number of losses, but not always the loss: from 0.18.3 on an engine divides the
-gradient of what its model returned, which a term does not pass, and 0.19.8 does so where backward is called directly.
+Under accumulation it divides by the number of losses, but not always the loss itself: from 0.18.3 on an engine divides
+the gradient of its model's output, which a term bypasses; 0.19.8 does so where backward is called directly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from layersync_core.run.nesting import inside, is_inside
 from layersync_core.run.process import training
 
 WATCHES = ("deepspeed",)
-_NEAR = 1e-3  # of a gradient in bfloat16
+_NEAR = 1e-3  # tolerance for a bfloat16 gradient
 
 
 def take_hold() -> None:
-    """Take hold of its engines."""
+    """Patch its engines."""
     engine: Any = sys.modules["deepspeed"].DeepSpeedEngine
     wrap_once(engine, "backward", _running_backward)
     for name, wrapper in (("scale", _scaling), ("_backward_prologue", _beginning)):
@@ -42,7 +42,8 @@ def _running_backward(original: Callable[..., Any], engine: Any, loss: Any, *arg
             loss = training().add_terms(loss)
         else:
             results = hasattr(engine, "_scale_wrt_gas")
-            with_term = training().add_terms(loss, divides=losses, past=losses if results else 1)
+            past = losses if results else 1
+            with_term = training().add_terms(loss, divides=losses, past=past, library="DeepSpeed")
             if losses > 1 and with_term is not loss and engine not in _checked:
                 _checked.add(engine)
                 with_term.register_hook(_Expected(losses, divided=not results))
@@ -55,19 +56,19 @@ _checked: WeakSet[Any] = WeakSet()
 
 
 class _Expected:
-    """Compares, in the first backward of an engine, how its loss was divided with how this version is known to."""
+    """Checks, in the first backward of an engine, that its loss was divided as this version is known to do."""
 
     def __init__(self, losses: int, divided: bool) -> None:
         self._losses, self._divided = losses, divided
 
     def __call__(self, gradient: Tensor) -> None:
-        # A scale for float16 is far above both.
+        # A loss scale for float16 is far above both.
         other = 1.0 if self._divided else 1 / self._losses
         if abs(float(gradient) / other - 1) < _NEAR:
             training().journal.fail(
                 CaptureError(
                     f"this version of DeepSpeed divides by its {self._losses} accumulation steps in a place not yet "
-                    "known, so the term would not be scaled as the loss; train with 1, or with DeepSpeed 0.19.8"
+                    "known, so the term would not be scaled like the loss; train with 1, or with DeepSpeed 0.19.8"
                 )
             )
 
@@ -77,7 +78,7 @@ def _scaling(original: Callable[..., Any], engine: Any, loss: Any) -> Any:
         return original(engine, loss)
     losses = int(engine.gradient_accumulation_steps())
     with inside():
-        scaled = original(engine, training().add_terms(loss, divides=losses, past=losses))
+        scaled = original(engine, training().add_terms(loss, divides=losses, past=losses, library="DeepSpeed"))
     for result in tensors_in(scaled):
         training().terms.note_made(result)
     return scaled
@@ -90,8 +91,8 @@ def _beginning(original: Callable[..., Any], engine: Any) -> Any:
     if direct and losses > 1 and training().terms.targets and training().courses.accumulation_steps is None:
         training().journal.fail(
             CaptureError(
-                f"loss.backward() was called beside a DeepSpeed engine of {losses} accumulation steps, which divides "
-                "where the term does not pass; call engine.backward(loss), or give "
+                f"loss.backward() was called beside a DeepSpeed engine with {losses} accumulation steps, which divides "
+                "in a place that the term bypasses; call engine.backward(loss), or give "
                 f"--layersync_accumulation_steps {losses}"
             )
         )
@@ -103,7 +104,7 @@ def _pipeline(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: A
     if engine.num_stages > 1:
         training().journal.fail(
             CaptureError(
-                f"a DeepSpeed pipeline of {engine.num_stages} stages has student and teacher in different processes: "
-                "layersync run refuses it; train with one stage"
+                f"a DeepSpeed pipeline with {engine.num_stages} stages has student and teacher in different processes, "
+                "which layersync run refuses; train with one stage"
             )
         )

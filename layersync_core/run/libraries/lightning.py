@@ -1,4 +1,4 @@
-"""Lightning: its Fabric runs backward, and its Trainer through that or through torch."""
+"""Lightning: Fabric runs backward itself, and the Trainer does so through Fabric or torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WATCHES = ("lightning", "lightning_fabric")
 
 
 def take_hold() -> None:
-    """Take hold of Fabric, in whichever of its two distributions."""
+    """Patch Fabric, in either of its two distributions."""
     for name in ("lightning.fabric", "lightning_fabric"):
         module: Any = sys.modules.get(name)
         fabric = getattr(module, "Fabric", None)
@@ -26,6 +26,6 @@ def _backward(original: Callable[..., Any], fabric: Any, loss: Any, *args: Any, 
     if type(getattr(fabric, "strategy", None)).__name__ == "DeepSpeedStrategy":
         return original(fabric, loss, *args, **kwargs)  # DeepSpeed's engine knows how it divides
     if not is_inside():
-        loss = training().add_terms(loss, divides=1)
+        loss = training().add_terms(loss, divides=1, library="Fabric")
     with inside():
         return original(fabric, loss, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""SimpleTuner, which has LayerSync and CREPA of its own: with ours beside them a term would count twice."""
+"""SimpleTuner, which has its own LayerSync and CREPA: with both implementations on, a term would count twice."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from layersync_core import spelling
+from layersync_core.documentation import docs_page
 from layersync_core.errors import ConfigError
 from layersync_core.replacing import wrap_once
 from layersync_core.run.process import training
 from layersync_core.run.settings import from_environment
 
 _PLACE = "simpletuner.helpers.training"
-# Module -> class of the regularizer in it, the switch that both have, and the name of the loss.
+# Module -> class of its regularizer, the switch that both implementations share, and the name of the loss.
 _THEIRS = {
     f"{_PLACE}.layersync": ("LayerSyncRegularizer", "layersync_enabled", "LayerSync"),
     f"{_PLACE}.crepa": ("CrepaRegularizer", "crepa_enabled", "CREPA"),
@@ -23,9 +24,9 @@ WATCHES = tuple(_THEIRS)
 
 
 def take_hold() -> None:
-    """Refuse regularizers of its own that are switched on here as well; it makes them before it trains."""
+    """Refuse SimpleTuner's own regularizers if they are switched on here as well; it creates them before it trains."""
     settings = from_environment()
-    if settings.launch.layersync_suggest is not None:  # nothing of ours is trained
+    if settings.launch.layersync_suggest is not None:  # LayerSync only measures
         return
     for module, (name, switch, loss) in _THEIRS.items():
         kind = getattr(sys.modules.get(module), name, None)
@@ -41,8 +42,8 @@ def _refuse_enabled(
         prefix = switch.removesuffix("enabled")
         training().journal.fail(
             ConfigError(
-                f"SimpleTuner has {loss} of its own, and {switch} is on in its configuration, so the term would count "
+                f"SimpleTuner has its own {loss}, and {switch} is on in its configuration, so the term would count "
                 f"twice; start it without layersync run, or take the {prefix}* keys out of what SimpleTuner reads and "
-                "give them to layersync run alone (docs/simpletuner.md)"
+                f"give them to layersync run alone ({docs_page('simpletuner')})"
             )
         )

@@ -1,4 +1,4 @@
-"""tensorboard without accelerate: metrics stand beside the program's own scalars."""
+"""tensorboard without accelerate: metrics are logged beside the program's own scalars."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WATCHES = ("torch.utils.tensorboard",)
 
 
 def take_hold() -> None:
-    """Take hold of its writer."""
+    """Patch its writer."""
     follow(training().journal.log)
 
 
 def follow(log: MetricsLog) -> None:
-    """Log where a writer that is there by now logs."""
+    """Log with a writer that the program has created by now."""
     tensorboard: Any = sys.modules.get("torch.utils.tensorboard.writer")
     if tensorboard is not None:
         wrap_once(tensorboard.SummaryWriter, "add_scalar", partial(_add_scalar, log))

@@ -1,4 +1,4 @@
-"""torch: models that are built or compiled, optimisers and their steps, and every loss that nobody else takes."""
+"""torch: models that are built or compiled, optimisers and their steps, and every loss that no other library takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCHES = ("torch",)
 
 
 def take_hold() -> None:
-    """Take hold of what every training passes."""
+    """Patch what every training uses."""
     exception_hook()
     say_logs()
     training()
@@ -45,7 +45,7 @@ def _building(original: Callable[..., Any], module: nn.Module, *args: Any, **kwa
 
 
 def _compiling(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    # A graph that is compiled before the hooks are there would never run them.
+    # A graph compiled before the hooks are registered would never run them.
     training().prepare()
     return original(*args, **kwargs)
 
@@ -78,7 +78,7 @@ def _backward(original: Callable[..., Any], tensors: Any, grad_tensors: Any = No
 
 
 def _scaled_with_term(loss: Any, factor: Any) -> tuple[Any, Any]:
-    """Return a loss with its term, and what its gradient begins with."""
+    """Return a loss with its term, and the gradient to start backward with."""
     if not isinstance(factor, Tensor) or factor.numel() != 1 or loss.numel() != 1:
         return training().add_terms(loss), factor
     total = training().add_terms(loss, factor=factor)
@@ -92,7 +92,7 @@ def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
         outputs = training().add_terms(outputs)
     else:
         outputs = [training().add_terms(output) for output in outputs]
-    with inside():  # a list is scaled one by one
+    with inside():  # a list is scaled element by element
         scaled = original(scaler, outputs)
     for loss in tensors_in(scaled):
         training().terms.note_made(loss)
@@ -125,7 +125,7 @@ def _stepping(optimiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     counted = False
 
     def before_update() -> Any:
-        # The closure runs forward and backward, in Lightning for the last loss of the step, elsewhere for all.
+        # The closure runs forward and backward: in Lightning for the last loss of the step, elsewhere for all of them.
         nonlocal counted
         loss = closure()
         if not counted:

@@ -1,4 +1,4 @@
-"""wandb without accelerate: metrics stand beside what the program logs to its run."""
+"""wandb without accelerate: metrics are logged beside what the program logs to its run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from layersync_core.replacing import wrap_once
 from layersync_core.run.metrics_log import MetricsLog, with_metrics
 
-WATCHES = ()  # a program may begin a run when it pleases, so this is asked for at each step
+WATCHES = ()  # a program may begin a run at any time, so this is checked at each step
 
 
 def follow(log: MetricsLog) -> None:
-    """Log where a run that has begun by now logs."""
+    """Log to a run that has begun by now."""
     run: Any = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
         wrap_once(type(run), "log", partial(_log_to_wandb, log))

@@ -1,7 +1,7 @@
-"""Start-up hook: prepare for torch and the libraries around it, then let the user's own ``sitecustomize`` run.
+"""Start-up hook: watch for torch and the libraries around it, then run the user's own ``sitecustomize``.
 
-It runs in every Python process below ``layersync run``, most of which never train anything, so it imports nothing of
-ours, nor anything heavy, until one of the watched libraries is imported.
+It runs in every Python process below ``layersync run``, most of which never train anything, so it imports nothing from
+layersync, and nothing heavy, until one of the watched libraries is imported.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # that of typing would cost every Python process its import
+TYPE_CHECKING = False  # importing typing for it would slow down every Python process
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 VARIABLE = "LAYERSYNC_RUN"
 REACHED = "LAYERSYNC_RUN_REACHED"
+DOCTOR = "LAYERSYNC_RUN_DOCTOR"
+"""Variable naming a file: write into it what is there when torch is imported, and exit instead of training."""
 _INSTALL = ("layersync_core.run.patches", "install")
 WATCHED = frozenset(
     {
@@ -39,7 +41,7 @@ class Watch:
         self._busy: set[str] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find a watched library as the other finders do, with a loader that tells when it is done."""
+        """Find a watched library with the other finders, wrapping its loader to learn when the import is done."""
         if name not in WATCHED or name in self._busy:
             return None
         from importlib.util import find_spec
@@ -56,7 +58,7 @@ class Watch:
 
 
 class _Loader:
-    """A loader that steps back once the module has run, so that nobody meets it afterwards."""
+    """A loader that removes itself once the module has run, so that nothing sees it afterwards."""
 
     def __init__(self, loader: Any, after: Callable[[], None]) -> None:
         self._loader, self._done = loader, after
@@ -74,16 +76,18 @@ class _Loader:
 
 
 def watch(after: Callable[[str], None]) -> None:
-    """Call a function with the name of each watched library: now if it is imported already, else once it is."""
+    """Call a function with the name of each watched library: now if it is already imported, else once it is."""
     sys.meta_path.insert(0, Watch(after))
     for name in sorted(WATCHED & sys.modules.keys(), key=lambda name: name != "torch"):
         after(name)
 
 
 def imported(name: str) -> None:
-    """Hand a library over to layersync."""
-    # A module of ours that is importing torch right now cannot be used yet. Where it is needed it is imported anew, and
-    # that one is what the import in progress returns in the end.
+    """Let layersync patch a library."""
+    if name == "torch" and os.environ.get(DOCTOR):
+        _tell_the_doctor(os.environ[DOCTOR])
+    # A layersync module that is just importing torch cannot be used yet. Where needed it is imported again, and the
+    # import in progress then returns that second module.
     ours = {key: module for key, module in sys.modules.items() if key.startswith("layersync_core.")}
     unready = {key: module for key, module in ours.items() if getattr(module.__spec__, "_initializing", False)}
     for key in unready:
@@ -103,16 +107,36 @@ def imported(name: str) -> None:
     install(name)
 
 
+def _tell_the_doctor(path: str) -> None:
+    from json import dumps
+
+    said = {"python": sys.executable, "torch": str(sys.modules["torch"].__version__)}
+    try:
+        from layersync_core import __version__
+
+        said["layersync"] = __version__
+    except ImportError as error:
+        said["error"] = f"{sys.executable} has torch and cannot import layersync_core ({error}); pip install it there"
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(dumps(said))
+    os.replace(f"{path}.part", path)
+    # Neither the program nor a script around it may go on; the doctor ends all of them within this time.
+    from time import sleep
+
+    sleep(10)
+    os._exit(1)
+
+
 def _touch(path: str) -> None:
-    # So that the parent can tell a program that never trained from one that this hook did not reach.
-    try:  # noqa: SIM105 - contextlib would cost every Python process its import
+    # Lets the parent distinguish a program that never trained from one that this hook did not reach.
+    try:  # noqa: SIM105 - importing contextlib would slow down every Python process
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o644))
     except OSError:
         pass
 
 
 def _chain() -> None:
-    """Import the ``sitecustomize`` that would have been imported without us."""
+    """Import the ``sitecustomize`` that would have been imported without this one."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or os.curdir) != here]
     ours = sys.modules.pop("sitecustomize", None)

@@ -1,1 +1,1 @@
-"""Empty: transformers imports it and uses it for videos alone."""
+"""Empty: transformers imports it, and uses it only for videos."""

@@ -54,8 +54,8 @@ class _Reference:
     """The term of one pair of blocks.
 
     Args:
-        blocks: For each class of blocks, which element of what it returns has the image or video tokens, None where it
-            is no tuple, and the place of the first generated one in it.
+        blocks: For each class of blocks, which element of its output has the image or video tokens (None if the output
+            isn't a tuple), and the position of the first generated one in it.
         student: The student's place in the order of the first calls, from 1, without those ahead.
         teacher: The teacher's.
         weight: The term is minus ``weight`` times the mean cosine.

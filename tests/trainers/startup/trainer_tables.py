@@ -153,13 +153,13 @@ def _diffusion_pipe(cli_args: ModuleType) -> None:
 
     import torch
 
-    if sys.version_info < (3, 12):  # its own is 3.12, whose sqlite3 begins a transaction when it is told to
+    if sys.version_info < (3, 12):  # it expects 3.12, whose sqlite3.connect takes autocommit
         connect: Any = sqlite3.connect
         sqlite3.connect = lambda path, autocommit=True: connect(path)  # type: ignore[misc]
 
     torch.manual_seed(1)  # it has no setting for that
     cli_args.args.cpu = True  # ComfyUI's own flag, which diffusion-pipe does not pass on
-    # It names the device outright, where a CPU must stand in.
+    # It names the device outright, which a CPU must replace.
     torch.cuda.set_device = lambda device: None
     for owner in (torch.Tensor, torch.nn.Module):
         owner.to = _to_cpu(owner.to)

@@ -1,0 +1,11 @@
+"""LayerSync as a callback of ``pytorch_lightning``."""
+
+from __future__ import annotations
+
+from pytorch_lightning import Callback
+
+from layersync_core.integrations.callback import CallbackBase
+
+
+class LayerSyncCallback(CallbackBase, Callback):  # type: ignore[misc]
+    """Train one model of a LightningModule with LayerSync; arguments and errors are those of ``CallbackBase``."""

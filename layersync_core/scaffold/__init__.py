@@ -1,0 +1,1 @@
+"""New packages, as ``layersync new-adapter`` and ``layersync new-regularizer`` write them."""
