@@ -1,7 +1,7 @@
 """LayerSync adapter for ACE-Step 1.5 and 1.0: audio, one row of tokens in time.
 
-Version 1.5 makes a token of two frames, and pads an odd length by one frame of zeros: the last token counts, though
-half of it is padding. Positions that the caller's attention mask leaves out do not count.
+Version 1.5 makes one token of two frames, and pads an odd length by one frame of zeros: the last token counts, though
+half of it is padding. Positions that the caller's attention mask excludes do not count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _real(call: ForwardCall) -> Tensor | None:
     mask = call.arguments["attention_mask"]
     if mask is None:
         return None
-    frames = -(-mask.shape[1] // call.tokens)  # of a token
+    frames = -(-mask.shape[1] // call.tokens)  # per token
     mask = pad(mask > 0, (0, call.tokens * frames - mask.shape[1]))
     return mask.unflatten(1, (call.tokens, frames)).any(dim=-1)  # type: ignore[no-any-return]
 
@@ -43,6 +43,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # 1.5's own repository and DiffSynth-Studio
             model_classes="AceStepDiTModel",
+            derived_block="AceStepDiTLayer",
             stacks=[BlockStack("layers", element=0)],
             embedder="proj_in",
             width="condition_embedder.out_features",
@@ -59,8 +60,9 @@ adapter = BlockStackAdapter(
             grid=_grid("x"),
             video=True,
         ),
-        ModelLayout(  # 1.0; latents (B, C, 16, T), of which a token is one column
+        ModelLayout(  # 1.0; latents (B, C, 16, T), one token per column
             model_classes="ACEStepTransformer2DModel",
+            derived_block="LinearTransformerBlock",
             stacks="transformer_blocks",
             embedder="proj_in",
             width="inner_dim",

@@ -34,7 +34,7 @@ class TestAceStepOdd(TestAceStep):
 
 
 def losses(model, blocks, inputs, real):
-    """Return LayerSync's loss, and the same by hand over the real tokens of each sample."""
+    """Return LayerSync's loss, and the same computed by hand over the real tokens of each sample."""
     with attach(model, SETTINGS, adapter=adapter) as sync, raw_outputs(dict(enumerate(blocks))) as outputs:
         model(**inputs)
         loss = sync.loss()
@@ -58,7 +58,7 @@ def test_a_partly_filled_last_token_counts(length, tokens):
             torch.testing.assert_close(*losses(model, model.layers, inputs, [tokens - 1] * 2))
 
 
-# Stand-ins: the names, signatures and outputs of the other classes.
+# Stand-ins with the names, signatures and outputs of the other classes.
 
 
 class Layer(nn.Module):

@@ -6,7 +6,7 @@ from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, latent_gr
 
 
 def _joined(call: ForwardCall) -> int | None:
-    """Return the length of a joined sequence without joint blocks, whose text has the registers in it already."""
+    """Return the length of a joined sequence without joint blocks, whose text already includes the registers."""
     text = call.arguments.get("encoder_hidden_states")
     if text is None or call.model.joint_transformer_blocks:
         return None

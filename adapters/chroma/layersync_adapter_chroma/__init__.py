@@ -1,7 +1,7 @@
 """LayerSync adapter for Chroma.
 
-A ControlNet's residuals are added after a block. Dual-stream blocks are captured before it; diffusers adds it to what a
-single-stream block returned in place, so that of those the sum is captured.
+A ControlNet's residuals are added after a block. Dual-stream blocks are captured without them; for single-stream blocks
+diffusers adds them in place to the block's output, so the sum is captured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _radiance(model: Any) -> Sequence[BlockStack]:
 
 
 def _pixel_patches(call: ForwardCall) -> int:
-    """Return how many patches Radiance's convolution makes of its pixels."""
+    """Return how many patches Radiance's convolution makes from its pixels."""
     rows, columns = call.arguments["img"].shape[-2:]
     size = call.model.params.patch_size
     return int((rows // size) * (columns // size))
@@ -44,9 +44,27 @@ adapter = BlockStackAdapter(
     width="inner_dim",
     joined_tokens=joined_text("encoder_hidden_states", "transformer_blocks"),
     forks=[
-        ModelLayout(model_classes="Chroma", stacks=_text_last, embedder="img_in", width="hidden_size"),
-        ModelLayout(model_classes="Chroma", stacks=_radiance, image_tokens=_pixel_patches, width="hidden_size"),
+        ModelLayout(
+            model_classes="Chroma",
+            derived_block="DoubleStreamBlock",
+            stacks=_text_last,
+            embedder="img_in",
+            width="hidden_size",
+        ),
+        ModelLayout(
+            model_classes="Chroma",
+            derived_block="DoubleStreamBlock",
+            stacks=_radiance,
+            image_tokens=_pixel_patches,
+            width="hidden_size",
+        ),
         # the original repository, ai-toolkit
-        ModelLayout(model_classes="Chroma", stacks=_TEXT_FIRST, embedder="img_in", width="hidden_size"),
+        ModelLayout(
+            model_classes="Chroma",
+            derived_block="DoubleStreamBlock",
+            stacks=_TEXT_FIRST,
+            embedder="img_in",
+            width="hidden_size",
+        ),
     ],
 )

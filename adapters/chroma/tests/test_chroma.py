@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from layersync_adapter_chroma import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance, lively
+from layersync_core.testing import AdapterConformance, randomise_weights
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -26,8 +26,8 @@ class TestChroma(AdapterConformance):
 
 
 def losses(student: int, teacher: int, checkpointed: bool = False, **more: Any) -> tuple[Tensor, Tensor]:
-    """Return the attached loss, and the same written down by hand from what the blocks returned in that forward."""
-    model = lively(tiny.tiny_model())
+    """Return the attached loss, and the same computed by hand from the blocks' outputs in that forward."""
+    model = randomise_weights(tiny.tiny_model())
     if checkpointed:
         model.enable_gradient_checkpointing()
     seen: list[Any] = []
@@ -143,7 +143,7 @@ class Flux(nn.Module):
 
 
 class Chroma(Flux):
-    """Stands in for the class of sd-scripts: [image, text], the text cut to the longest of the batch."""
+    """Stands in for the class of sd-scripts: [image, text], the text cut to the longest in the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,5 +226,5 @@ class TestChromaOfSdScripts(TestOriginalChroma):
     longer_text = partial(longer_txt, mask="txt_attention_mask")
 
 
-def test_a_flux_is_no_chroma() -> None:
+def test_a_flux_is_not_a_chroma() -> None:
     assert not adapter.supports_hidden_states(Flux())

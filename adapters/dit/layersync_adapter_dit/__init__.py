@@ -15,6 +15,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # the original repositories
             model_classes=("SiT", "DiT"),
+            derived_block=("SiTBlock", "DiTBlock"),
             stacks="blocks",
             embedder="x_embedder",
             width="x_embedder.proj.out_channels",

@@ -1,4 +1,4 @@
-"""DiT: diffusers' class, and stand-ins for the SiT and DiT of the original repositories, which are known by name."""
+"""DiT: diffusers' class, and stand-ins for the original SiT and DiT, which are recognised by their names."""
 
 import pytest
 import torch

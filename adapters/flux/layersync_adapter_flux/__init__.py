@@ -24,12 +24,12 @@ def _generated(call: ForwardCall) -> Tensor | None:
 
 
 def _generated_by_rotation(call: ForwardCall) -> Tensor | None:
-    """Return (S,) bool from the rotations of text and image: by no angle at all where the first position id is 0."""
+    """Return (S,) bool from the rotations of text and image: the angle is 0 where the first position id is 0."""
     return call.block["image_rotary_emb"][0, 0, -call.tokens :, 0, 0, 0] == 1  # type: ignore[no-any-return]
 
 
 def _generated_by_angles(call: ForwardCall) -> Tensor | None:
-    """Return (S,) bool from the cosines and sines of text and image: the sine is 0 where the first position id is."""
+    """Return (S,) bool from the cosines and sines of text and image: the sine is 0 where the first position id is 0."""
     _, sines = call.block["image_rotary_emb"]
     return sines[-call.tokens :, 0] == 0  # type: ignore[no-any-return]
 
@@ -59,6 +59,7 @@ adapter = BlockStackAdapter(
         # the original repository, sd-scripts, musubi-tuner
         ModelLayout(
             model_classes="Flux",
+            derived_block="DoubleStreamBlock",
             stacks=_original,
             embedder="img_in",
             width="hidden_size",
@@ -67,6 +68,7 @@ adapter = BlockStackAdapter(
         ),
         ModelLayout(  # DiffSynth-Studio, which calls the blocks itself
             model_classes="FluxDiT",
+            derived_block="FluxJointTransformerBlock",
             # (image, text); ([text, image], text)
             stacks=[BlockStack("blocks", element=0), BlockStack("single_blocks", element=0, joined="last", whole=True)],
             embedder="x_embedder",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def _generated(argument: str) -> Callable[[ForwardCall], Tensor | None]:
     """Return a ``target`` function: the first of the four position ids is 0 for generated tokens, 10, 20, … for
-    references, whether these follow or, in a pass that fills a cache of them, stand first.
+    references, whether these follow or, in a pass that fills a cache with them, come first.
     """
 
     def target(call: ForwardCall) -> Tensor | None:
@@ -39,6 +39,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # the original repository, musubi-tuner, ai-toolkit
             model_classes="Flux2",
+            derived_block="DoubleStreamBlock",
             stacks=[
                 BlockStack("double_blocks", element=0),  # (image, text)
                 BlockStack("single_blocks", joined="last"),

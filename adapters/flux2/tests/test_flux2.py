@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from layersync_adapter_flux2 import adapter, tiny
 from layersync_core import CaptureError, attach
-from layersync_core.testing import AdapterConformance, lively
+from layersync_core.testing import AdapterConformance, randomise_weights
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def attached_loss(model: nn.Module, inputs: dict[str, Any], tokens: str, **more:
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(16)), ("all", slice(None))])
 @pytest.mark.parametrize("batched_ids", [False, True])
 def test_references_follow_and_count_only_when_asked(tokens: str, counted: slice, batched_ids: bool) -> None:
-    model = lively(tiny.tiny_model())
+    model = randomise_weights(tiny.tiny_model())
     inputs = tiny.example_inputs(model, 2, references=2)
     if batched_ids:
         inputs["img_ids"] = inputs["img_ids"].expand(2, -1, -1)
@@ -54,7 +54,7 @@ def test_references_follow_and_count_only_when_asked(tokens: str, counted: slice
 
 
 def test_references_that_stand_first_are_left_out() -> None:
-    model = lively(tiny.tiny_model())
+    model = randomise_weights(tiny.tiny_model())
     inputs = tiny.example_inputs(model, 2, references=1)
     inputs["img_ids"] = inputs["img_ids"].flip(0)
     cached = {"kv_cache_mode": "extract", "num_ref_tokens": 16}
@@ -143,7 +143,7 @@ class TestFlux2OfOtherTrainersWithReferences(TestFlux2OfOtherTrainers):
     example_inputs = partial(flux2_inputs, references=2)
 
     def test_references_are_no_targets(self) -> None:
-        model = lively(Flux2())
+        model = randomise_weights(Flux2())
         inputs = flux2_inputs(model, 2, references=2)
         loss = attached_loss(model, inputs, "target")
         for name in ("x", "x_ids"):
@@ -153,10 +153,10 @@ class TestFlux2OfOtherTrainersWithReferences(TestFlux2OfOtherTrainers):
 
 
 def test_lost_tokens_are_noticed_where_no_block_of_two_streams_shows_the_text() -> None:
-    """The blocks of the pair drop one before the attachment sees it, which comes back before the model goes on."""
-    model, whole = lively(Flux2()), {}
+    """The pair's blocks drop a token before the attachment sees them, which is put back before the model goes on."""
+    model, whole = randomise_weights(Flux2()), {}
     model.double_blocks = nn.ModuleList()
-    model.single_blocks = nn.ModuleList(lively(SingleStreamBlock(16)) for _ in range(4))
+    model.single_blocks = nn.ModuleList(randomise_weights(SingleStreamBlock(16)) for _ in range(4))
     pair = [model.single_blocks[0], model.single_blocks[-1]]
 
     def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""LayerSync adapter for HiDream. The image stands first: in the tuples and in the joined sequences.
+"""LayerSync adapter for HiDream. The image comes first, in the tuples and in the joined sequences.
 
-HiDream-E1's reference stands beside the image in one latent, which the call does not tell: its tokens count.
+HiDream-E1's reference is next to the image in one latent, which the call does not reveal: its tokens count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _patches(call: ForwardCall) -> tuple[int, int] | None:
-    """Return (rows, columns) of latents (B, C, H, W); None where the caller has cut and padded them itself."""
+    """Return (rows, columns) of latents (B, C, H, W); None if the caller has patched and padded them itself."""
     latents, patch = call.arguments["hidden_states"], call.model.config.patch_size
     if latents.ndim == 3 or call.arguments["img_sizes"] is not None:
         return None
@@ -42,9 +42,9 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
 
 
 def _joined(call: ForwardCall) -> int | None:
-    """Return the length of a joined sequence without dual-stream blocks: T5's text and twice Llama's are beside."""
+    """Return the length of a joined sequence without dual-stream blocks: the image, T5's text and Llama's twice."""
     if call.model.double_stream_blocks:
-        return None  # their output has Llama's text of the block in it, too
+        return None  # their output also contains the block's own Llama text
     t5, llama = (call.arguments.get(f"encoder_hidden_states_{name}") for name in ("t5", "llama3"))
     return None if t5 is None or llama is None else call.tokens + t5.shape[-2] + 2 * llama[0].shape[-2]
 
@@ -52,7 +52,7 @@ def _joined(call: ForwardCall) -> int | None:
 adapter = BlockStackAdapter(
     family="hidream",
     model_classes="HiDreamImageTransformer2DModel",
-    derived_block="HiDreamBlock",
+    derived_block=("HiDreamBlock", "HiDreamImageBlock"),
     stacks=[
         BlockStack("double_stream_blocks", element=0),  # (image, text)
         BlockStack("single_stream_blocks", joined="first"),  # one tensor [image, text, Llama's text of this block]

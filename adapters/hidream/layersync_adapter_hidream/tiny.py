@@ -31,7 +31,7 @@ def tiny_model() -> nn.Module:
         axes_dims_rope=(4, 2, 2),
         max_resolution=(8, 8),
         llama_layers=[0, 1, 1, 0, 1],
-        # Else a model in training mode returns patches.
+        # Otherwise a model in training mode returns patches.
         force_inference_output=True,
     )
     return model

@@ -38,7 +38,7 @@ class TestHiDreamNotSquare(TestHiDream):
 
 
 def losses(model, inputs, real):
-    """Return LayerSync's loss of a dual-stream and a single-stream block, and the same by hand over given tokens."""
+    """Return LayerSync's loss of a dual-stream and a single-stream block, and the same by hand over chosen tokens."""
     blocks = {"student": model.double_stream_blocks[0], "teacher": model.single_stream_blocks[1]}
     with attach(model, DUAL_TO_SINGLE, adapter=adapter) as sync, raw_outputs(blocks) as outputs:
         model(**inputs)

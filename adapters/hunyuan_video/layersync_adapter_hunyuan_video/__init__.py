@@ -1,7 +1,7 @@
 """LayerSync adapter for HunyuanVideo 1.0, 1.5 and FramePack.
 
 The frames that an image-to-video model replaces or concatenates by channel are in the video's own grid and count like
-the others. FramePack's clean frames are references: their tokens stand before the generated ones.
+the others. FramePack's clean frames are references: their tokens come before the generated ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from layersync_core import BlockStack, BlockStackAdapter, ForwardCall, ModelLayo
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Clean frames, their positions, and by how much they are shrunk; in diffusers and in musubi-tuner.
+# Clean frames, their positions, and their downscaling factor; in diffusers and in musubi-tuner.
 _CLEAN = (
     ("latents_clean", "indices_latents_clean", 1),
     ("latents_history_2x", "indices_latents_history_2x", 2),
@@ -39,7 +39,7 @@ def _generated_count(call: ForwardCall) -> int:
 
 
 def _packed_count(call: ForwardCall) -> int:
-    """Return the number of FramePack's video tokens: its patch embedder sees the generated ones alone."""
+    """Return the number of FramePack's video tokens: its patch embedder sees only the generated ones."""
     count = _generated_count(call)
     for name, positions, shrunk in _CLEAN:
         latents = call.arguments.get(name)
@@ -72,6 +72,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(
             model_classes="HunyuanVideo15Transformer3DModel",
+            derived_block="HunyuanVideo15TransformerBlock",
             stacks=[BlockStack("transformer_blocks", element=0)],
             embedder="x_embedder",
             width="x_embedder.proj.out_channels",
@@ -80,6 +81,7 @@ adapter = BlockStackAdapter(
         ),
         ModelLayout(  # FramePack: diffusers, musubi-tuner
             model_classes=("HunyuanVideoFramepackTransformer3DModel", "HunyuanVideoTransformer3DModelPacked"),
+            derived_block="HunyuanVideoTransformerBlock",
             stacks=[BlockStack("transformer_blocks", element=0), BlockStack("single_transformer_blocks", element=0)],
             width="x_embedder.proj.out_channels",
             image_tokens=_packed_count,
@@ -89,6 +91,7 @@ adapter = BlockStackAdapter(
         ),
         ModelLayout(  # 1.0: the original repository, musubi-tuner
             model_classes="HYVideoDiffusionTransformer",
+            derived_block="MMDoubleStreamBlock",
             # (video, text), then one tensor [video, text].
             stacks=[BlockStack("double_blocks", element=0), BlockStack("single_blocks", joined="first")],
             embedder="img_in",
@@ -99,6 +102,7 @@ adapter = BlockStackAdapter(
         ),
         ModelLayout(  # 1.5: musubi-tuner
             model_classes="HunyuanVideo_1_5_DiffusionTransformer",
+            derived_block="MMDoubleStreamBlock",
             stacks=[BlockStack("double_blocks", element=0)],
             embedder="img_in",
             width="hidden_size",

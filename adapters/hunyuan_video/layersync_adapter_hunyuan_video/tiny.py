@@ -85,14 +85,14 @@ def example_inputs(model: nn.Module, batch_size: int, text: int = 5, image: bool
         model: A model that this module made.
         batch_size: Samples.
         text: Text tokens, one of them padding.
-        image: Whether HunyuanVideo 1.5 is given an image; without one its embedding is zero.
+        image: Whether HunyuanVideo 1.5 gets an image; without one its embedding is zero.
     """
     kind = type(model).__name__
     mask = torch.ones(batch_size, text, dtype=torch.long)
     mask[:, -1] = 0
     inputs: dict[str, Any] = {
         "hidden_states": torch.randn(batch_size, _CHANNELS, 3, 4, 6),
-        "timestep": torch.randint(0, 1000, (batch_size,)).float(),  # 1.5 takes its type
+        "timestep": torch.randint(0, 1000, (batch_size,)).float(),  # 1.5 uses its dtype
         "encoder_hidden_states": torch.randn(batch_size, text, _TEXT),
         "encoder_attention_mask": mask,
     }

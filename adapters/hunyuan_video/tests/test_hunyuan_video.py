@@ -300,7 +300,7 @@ def test_framepack_aligns_the_generated_tokens(
     generated = 3 * 2 * 3
     cosine = torch.cosine_similarity(student, teacher, dim=-1)
     assert student.shape[1] > generated
-    # The clean frames stand first: other ones change the tokens there more than the generated ones.
+    # The clean frames come first: changing them changes the tokens there more than the generated ones.
     other = look(adapter, model, perturbed(inputs, clean)).states[0]
     change = (other - states[0]).norm(dim=-1)
     assert change[:, :-generated].min() > change[:, -generated:].max()

@@ -1,8 +1,8 @@
 """LayerSync adapter for Kandinsky 5 Video Lite and Pro.
 
-The model takes its latents with channels last. With nabla attention the tokens of a frame stand in tiles of 8x8, which
-no grid describes. The image model of the same class is refused before this adapter is asked. musubi-tuner calls its
-model once for each sample, without a batch axis.
+The model takes its latents with channels last. With nabla attention the tokens of a frame are in tiles of 8x8, which no
+grid describes. The image model of the same class is refused before this adapter is asked. musubi-tuner calls its model
+once per sample, without a batch axis.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # the original repository, musubi-tuner
             model_classes="DiffusionTransformer3D",
+            derived_block="TransformerDecoderBlock",
             stacks=[BlockStack("visual_transformer_blocks", batched=False)],
             width="model_dim",
             grid=_grid,

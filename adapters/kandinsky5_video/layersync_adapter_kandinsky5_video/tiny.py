@@ -19,7 +19,7 @@ channels = 4  # of 9; the conditioning latents and their mask follow
 def tiny_model() -> nn.Module:
     """Return a Kandinsky 5 of 4 visual and 1 text blocks for latents of 4 channels.
 
-    The modulations are zero when new, so that every block is the identity: here they are random.
+    Freshly built modulations are zero, which makes every block the identity; here they are random.
     """
     model: nn.Module = Kandinsky5Transformer3DModel(
         in_visual_dim=channels,

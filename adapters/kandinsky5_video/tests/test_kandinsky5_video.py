@@ -159,7 +159,7 @@ def test_nabla_attention_leaves_the_grid_unknown(monkeypatch: pytest.MonkeyPatch
     assert raster.tokens.grid == (3, 8, 16)
     assert tiles.tokens.grid is None
     assert tiles.tokens.video
-    # Frame by frame: of each 8x16 tokens the left 8x8 first.
+    # Frame by frame: in each 8x16 tokens the left 8x8 come first.
     ordered = raster.states[3].reshape(1, 3, 8, 2, 8, -1).permute(0, 1, 3, 2, 4, 5).reshape(1, 384, -1)
     torch.testing.assert_close(tiles.states[3], ordered, atol=1e-2, rtol=1e-2)
     assert not torch.allclose(tiles.states[3], raster.states[3], atol=1e-2)

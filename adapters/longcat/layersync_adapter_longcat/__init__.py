@@ -31,6 +31,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # the original repository, DiffSynth-Studio
             model_classes="LongCatVideoTransformer3DModel",
+            derived_block="LongCatSingleStreamBlock",
             stacks=[BlockStack("blocks", element=0, joined="first")],  # video, or (video, keys and values)
             embedder="x_embedder",
             width="x_embedder.proj.out_channels",

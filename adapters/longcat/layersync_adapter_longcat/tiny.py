@@ -1,4 +1,4 @@
-"""A LongCat Image of a few thousand weights, and inputs for it. The video model's class is in no package."""
+"""A LongCat Image of a few thousand weights, and inputs for it. No package has the video model's class."""
 
 from __future__ import annotations
 

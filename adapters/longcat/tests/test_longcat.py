@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from layersync_adapter_longcat import adapter, tiny
 from layersync_core import attach
-from layersync_core.testing import AdapterConformance, lively
+from layersync_core.testing import AdapterConformance, randomise_weights
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ class TestLongCatImageEdit(TestLongCatImage):
 
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(16)), ("all", slice(None))])
 def test_references_count_only_when_asked(tokens: str, counted: slice) -> None:
-    model = lively(tiny.tiny_model())
+    model = randomise_weights(tiny.tiny_model())
     inputs = tiny.example_inputs(model, 2, references=1)
     seen: list[Tensor] = []
     for block in (model.transformer_blocks[0], model.single_transformer_blocks[-1]):

@@ -1,9 +1,9 @@
 """LayerSync adapter for LTX-Video and LTX-2.
 
 LTX-2 generates video and audio side by side; the video tokens are aligned. Reference videos have tokens in the same
-sequence: before the generated ones in LTX-Video, after them in LTX-2, unless timesteps of single tokens show that only
-those at the other end are clean. Where the call does not say how many frames are generated (LTX-Video's condition
-pipeline, the original LTX-2), every token counts.
+sequence: before the generated ones in LTX-Video, after them in LTX-2, unless per-token timesteps show that only those
+at the other end are clean. If the call does not say how many frames are generated (LTX-Video's condition pipeline, the
+original LTX-2), every token counts.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(
             model_classes="LTX2VideoTransformer3DModel",
+            derived_block="LTX2VideoTransformerBlock",
             stacks=[BlockStack("transformer_blocks", element=0)],  # (video, audio)
             embedder="proj_in",
             width="proj_in.out_features",
@@ -98,6 +99,7 @@ adapter = BlockStackAdapter(
         ),
         ModelLayout(  # LTX-2: the original repository, DiffSynth-Studio
             model_classes="LTXModel",
+            derived_block="BasicAVTransformerBlock",
             stacks=[BlockStack("transformer_blocks", element=(0, "x"))],  # (video, audio), each an object
             embedder="patchify_proj",
             width="inner_dim",

@@ -62,7 +62,7 @@ def example_inputs(model: nn.Module, batch_size: int, text: int = 5, references:
         model: A model that this module made.
         batch_size: Samples.
         text: Text tokens.
-        references: Reference videos of the same size; their tokens stand first in LTX-Video, last in LTX-2.
+        references: Reference videos of the same size; their tokens come first in LTX-Video, last in LTX-2.
     """
     frames, rows, columns = grid
     inputs: dict[str, Any] = {

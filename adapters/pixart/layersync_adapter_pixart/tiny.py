@@ -21,7 +21,7 @@ def tiny_model() -> nn.Module:
 
 
 def tiny_alpha() -> nn.Module:
-    """Return a PixArt Alpha, which is told resolution and aspect ratio."""
+    """Return a PixArt Alpha, which takes resolution and aspect ratio."""
     return _pixart(use_additional_conditions=True)
 
 

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync_adapter_qwen_image import adapter, tiny
-from layersync_core import attach
-from layersync_core.testing import AdapterConformance, lively, look
+from layersync_core import ConfigError, attach, resolve
+from layersync_core.testing import AdapterConformance, look, randomise_weights
 
 
 def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +37,25 @@ class TestQwenImageLayered(TestQwenImage):
     tiny_model = tiny.tiny_layered
 
 
+def longer_text_21(inputs: dict[str, Any], text: int = 9) -> dict[str, Any]:
+    references = len(inputs["img_shapes"][0]) - 1
+    longer = tiny.example_inputs(tiny.tiny_21(), 2, references=references, text=text)
+    return inputs | {name: longer[name] for name in ("encoder_hidden_states", "img_mask")}
+
+
+class TestQwenImage21(AdapterConformance):
+    family = "qwen_image"
+    tiny_model = tiny.tiny_21
+    depth = 4
+    longer_text = longer_text_21
+
+
+class TestQwenImage21WithReferences(TestQwenImage21):
+    example_inputs = partial(tiny.example_inputs, references=2)
+    longer_text = None  # the references are inside the text, so all of it is used
+    text = ("encoder_hidden_states",)
+
+
 def attached_loss(model: nn.Module, inputs: dict[str, Any], tokens: str) -> Tensor:
     settings = {"enabled": True, "student_block": 1, "teacher_block": 4, "lambda": 1, "tokens": tokens}
     with attach(model, {f"layersync_{key}": value for key, value in settings.items()}, adapter=adapter) as sync:
@@ -57,20 +77,20 @@ def cosine(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(16)), ("all", slice(None))])
 @pytest.mark.parametrize("tiny_model", [tiny.tiny_model, tiny.tiny_edit])
 def test_references_count_only_when_asked(tiny_model: Any, tokens: str, counted: slice) -> None:
-    model = lively(tiny_model())
+    model = randomise_weights(tiny_model())
     inputs = tiny.example_inputs(model, 2, references=2)
     torch.testing.assert_close(attached_loss(model, inputs, tokens), -cosine(model, inputs)[:, counted].mean())
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [("target", slice(48)), ("all", slice(None))])
 def test_the_last_of_a_layered_models_images_is_the_reference(tokens: str, counted: slice) -> None:
-    model = lively(tiny.tiny_layered())
+    model = randomise_weights(tiny.tiny_layered())
     inputs = tiny.example_inputs(model, 2, images=3)
     torch.testing.assert_close(attached_loss(model, inputs, tokens), -cosine(model, inputs)[:, counted].mean())
 
 
 def test_shapes_of_one_sample_stand_for_the_batch() -> None:
-    model = lively(tiny.tiny_model())
+    model = randomise_weights(tiny.tiny_model())
     inputs = tiny.example_inputs(model, 2, references=1)
     inputs["img_shapes"] = inputs["img_shapes"][:1]
     torch.testing.assert_close(attached_loss(model, inputs, "target"), -cosine(model, inputs)[:, :16].mean())
@@ -78,7 +98,7 @@ def test_shapes_of_one_sample_stand_for_the_batch() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the model's own rotary embedding is that of the first sample
 def test_samples_may_divide_their_tokens_differently() -> None:
-    model = lively(tiny.tiny_model())
+    model = randomise_weights(tiny.tiny_model())
     inputs = tiny.example_inputs(model, 2, references=1)
     inputs["img_shapes"] = [[(1, 4, 4), (1, 2, 4)], [(1, 2, 4), (1, 4, 4)]]
     cosine_BS = cosine(model, inputs)
@@ -169,7 +189,7 @@ class TestQwenImageOfMusubiWithReferences(TestQwenImageOfMusubi):
     example_inputs = partial(musubi_inputs, references=1)
 
     def test_references_are_no_targets(self) -> None:
-        model = lively(QwenImageTransformer2DModel())
+        model = randomise_weights(QwenImageTransformer2DModel())
         inputs = musubi_inputs(model, 2, references=1)
         torch.testing.assert_close(attached_loss(model, inputs, "target"), -cosine(model, inputs)[:, :8].mean())
 
@@ -251,7 +271,7 @@ class TestQwenImageDiT(AdapterConformance):
     def longer_text(inputs):
         return inputs | {"prompt_emb": torch.randn(2, 9, 12)}
 
-    # Re-entrant, the first block would run without gradients, so that nothing tells training from validation.
+    # With re-entrant checkpoints the first block would run without gradients, indistinguishable from validation.
     @pytest.mark.parametrize("mode", ["non-reentrant", "no early stop"])
     def test_checkpointing_keeps_the_gradient(self, model: nn.Module, inputs: dict[str, Any], mode: str) -> None:
         super().test_checkpointing_keeps_the_gradient(model, inputs, mode)
@@ -265,6 +285,159 @@ class TestQwenImageDiTWithReferences(TestQwenImageDiT):
         [(False, "target", slice(8)), (True, "target", slice(16)), (False, "all", slice(None))],
     )
     def test_references_count_only_when_asked(self, layered: bool, tokens: str, counted: slice) -> None:
-        model = lively(QwenImageDiT(layered))
+        model = randomise_weights(QwenImageDiT(layered))
         inputs = diffsynth_inputs(model, 2, references=2)
         torch.testing.assert_close(attached_loss(model, inputs, tokens), -cosine(model, inputs)[:, counted].mean())
+
+
+def cosine_21(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Return the (B, S) cosine of the first block's whole sequence with the last block's."""
+    seen: list[Tensor] = []
+    blocks = (model.transformer_blocks[0], model.transformer_blocks[-1])
+    handles = [block.register_forward_hook(lambda module, args, output: seen.append(output)) for block in blocks]
+    model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return torch.cosine_similarity(*seen, dim=-1)
+
+
+@pytest.mark.parametrize("tokens", ["target", "all"])
+@pytest.mark.parametrize("references", [0, 1, 3])
+def test_references_of_21_stand_in_the_text(references: int, tokens: str) -> None:
+    model = randomise_weights(tiny.tiny_21())
+    inputs = tiny.example_inputs(model, 2, references=references)
+    # [text, reference, text, reference, text, ..., generated]: 5 of text, 8 of each reference, 16 generated.
+    image = torch.tensor([False, *([True] * 8 + [False]) * references, *[False] * (4 - references), *[True] * 16])
+    counted = image if tokens == "all" else torch.arange(len(image)) >= len(image) - 16
+    by_hand = -cosine_21(model, inputs)[:, counted].mean()
+    torch.testing.assert_close(attached_loss(model, inputs, tokens), by_hand)
+
+
+class QwenImage21TransformerBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.img_mlp = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, modulation: Tensor, rope: Any, segments: Any, target_mask: Tensor) -> Tensor:
+        real = torch.tensor([runs[-1][1] for runs in segments])
+        kept = torch.arange(x.shape[1]) < real[:, None]
+        mean = (x * kept[..., None]).sum(1, keepdim=True) / real[:, None, None]
+        return x + torch.tanh(self.img_mlp(x + 0.3 * mean + modulation[:, None] * target_mask[..., None]))
+
+
+class QwenImage21Transformer2DModel(QwenImageTransformer2DModel):
+    """Stands in for musubi-tuner's class of 2.1, which is derived from its class of the other models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(QwenImage21TransformerBlock(16) for _ in range(4))
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        img_shapes: list[Any],
+        txt_seq_lens: list[int] | None = None,
+        reference_latents: list[Tensor] | None = None,
+        image_slots: list[list[int]] | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+    ) -> Tensor:
+        call = self.checkpoint or (lambda block, *args: block(*args))
+        lengths = txt_seq_lens or encoder_hidden_states_mask.sum(1).tolist()
+        target, text = self.img_in(hidden_states), self.txt_in(encoder_hidden_states)
+        images = [*map(self.img_in, reference_latents or ()), target]
+        rows, runs = [], []
+        for sample, length in enumerate(lengths):
+            slots = [0, *(image_slots[sample] if image_slots else ()), length]
+            parts = [
+                part
+                for (start, stop), image in zip(pairwise(slots), images, strict=True)
+                for part in (text[sample, start:stop], image[sample])
+            ]
+            rows.append(torch.cat(parts))
+            runs.append([(len(rows[-1]) - target.shape[1], len(rows[-1]), False)])
+        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        starts = torch.tensor([run[-1][0] for run in runs])[:, None]
+        places = torch.arange(x.shape[1])
+        target_mask = (places >= starts) & (places < starts + target.shape[1])
+        modulation = self.time_text_embed(timestep[:, None])
+        for block in self.transformer_blocks:
+            x = call(block, x, modulation, None, runs, target_mask)
+        return self.proj_out(x[target_mask].unflatten(0, (len(x), -1)))
+
+
+def musubi_21_inputs(
+    model: nn.Module, batch_size: int, references: int = 0, text: int = 5, lengths: bool = False
+) -> dict[str, Any]:
+    """Return arguments of its forward.
+
+    Args:
+        model: The model.
+        batch_size: Samples.
+        references: Reference images, after the first text tokens.
+        text: Text tokens of the longest sample.
+        lengths: Whether the second sample has fewer.
+    """
+    texts = [text - (sample if lengths else 0) for sample in range(batch_size)]
+    found = {
+        "hidden_states": torch.randn(batch_size, 8, 16),
+        "encoder_hidden_states": torch.randn(batch_size, text, 12),
+        "timestep": torch.rand(batch_size),
+        "img_shapes": [[(1, 2, 3)] * references + [(1, 2, 4)]],
+        "txt_seq_lens": texts,
+    }
+    if references:
+        found["reference_latents"] = [torch.randn(batch_size, 6, 16) for _ in range(references)]
+        found["image_slots"] = [list(range(1, 1 + references))] * batch_size
+    return found
+
+
+class TestQwenImage21OfMusubi(AdapterConformance):
+    family = "qwen_image"
+    tiny_model = QwenImage21Transformer2DModel
+    example_inputs = musubi_21_inputs
+    depth = 4
+
+    @staticmethod
+    def longer_text(inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs | {"encoder_hidden_states": torch.randn(2, 9, 12), "txt_seq_lens": [9, 9]}
+
+
+class TestQwenImage21OfMusubiWithReferences(TestQwenImage21OfMusubi):
+    example_inputs = partial(musubi_21_inputs, references=2, lengths=True)
+    longer_text = None
+    text = ("encoder_hidden_states",)
+
+
+def test_musubis_21_is_none_of_the_models_that_its_class_is_derived_from() -> None:
+    model = QwenImage21Transformer2DModel()
+    assert resolve(model).family == "qwen_image"
+    assert next(layout for layout in adapter.layouts if layout.fits(model)).image_tokens
+
+
+class Derived(QwenImage21Transformer2DModel):
+    """A third party's model with the blocks of the other models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(QwenImageTransformerBlock(16) for _ in range(4))
+
+
+def test_a_class_derived_from_21_with_the_blocks_of_the_others_is_refused() -> None:
+    settings = {"layersync_enabled": True, "layersync_student_block": 1, "layersync_teacher_block": 4}
+    with pytest.raises(ConfigError, match="QwenImageTransformerBlock, not a QwenImage21TransformerBlock"):
+        attach(Derived(), settings)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("references", [0, 2])
+def test_generated_tokens_of_musubis_21_stand_behind_each_samples_own_text(references: int, mask: bool) -> None:
+    model = randomise_weights(QwenImage21Transformer2DModel())
+    inputs = musubi_21_inputs(model, 2, references=references, lengths=True)
+    if mask:
+        lengths = torch.tensor(inputs.pop("txt_seq_lens"))
+        inputs["encoder_hidden_states_mask"] = torch.arange(5) < lengths[:, None]
+    cosine_BS, first = cosine_21(model, inputs), 5 + 6 * references
+    expected = torch.stack([cosine_BS[0, first : first + 8], cosine_BS[1, first - 1 : first + 7]]).mean()
+    torch.testing.assert_close(attached_loss(model, inputs, "target"), -expected)

@@ -18,6 +18,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(
             model_classes="SanaVideoTransformer3DModel",
+            derived_block="SanaVideoTransformerBlock",
             stacks="transformer_blocks",
             width="patch_embedding.out_channels",
             grid=latent_grid("hidden_states", lambda model: model.config.patch_size),

@@ -18,6 +18,7 @@ adapter = BlockStackAdapter(
     forks=[
         ModelLayout(  # sd-scripts, and the original repository's 3.5
             model_classes=("MMDiT", "MMDiTX"),
+            derived_block=("MMDiTBlock", "JointBlock"),
             stacks=[BlockStack("joint_blocks", element=1)],
             embedder="x_embedder",
             width="x_embedder.proj.out_channels",

@@ -12,7 +12,7 @@ from layersync_core import BlockStack, BlockStackAdapter, ModelLayout
 
 
 def _unet(model: Any) -> list[BlockStack]:
-    # Other UNets of diffusers have the same class and the same blocks; only SDXL has this embedding.
+    # Other diffusers UNets have the same class and the same blocks; only SDXL has this embedding.
     is_sdxl = model.config.addition_embed_type == "text_time"
     return _stacks(model, "down_blocks", "mid_block", "up_blocks") if is_sdxl else []
 
@@ -22,7 +22,7 @@ def _sd_scripts_unet(model: Any) -> list[BlockStack]:
 
 
 def _stacks(model: Any, *parts: str) -> list[BlockStack]:
-    """Return every transformer's blocks; a stage is a resolution, as a part of the latents'."""
+    """Return every transformer's blocks; a stage is a resolution, as a fraction of the latents'."""
     level, stacks = 0, []
     for part in parts:  # by name: named_modules() of the whole model lists the middle last
         whole = getattr(model, part)
@@ -42,7 +42,15 @@ def _width(model: Any, block: Any) -> int:
 adapter = BlockStackAdapter(
     family="sdxl",
     model_classes="UNet2DConditionModel",
+    derived_block="BasicTransformerBlock",
     stacks=_unet,
     width=_width,
-    forks=[ModelLayout(model_classes="SdxlUNet2DConditionModel", stacks=_sd_scripts_unet, width=_width)],
+    forks=[
+        ModelLayout(
+            model_classes="SdxlUNet2DConditionModel",
+            derived_block="BasicTransformerBlock",
+            stacks=_sd_scripts_unet,
+            width=_width,
+        )
+    ],
 )

@@ -72,7 +72,7 @@ def test_a_pair_shares_a_stage():
     settings = {"layersync_enabled": True, "layersync_student_block": 1, "layersync_teacher_block": 3}
     with pytest.raises(ConfigError, match=r"(?s)down_blocks\.1\..*mid_block\."):
         attach(tiny.tiny_model(), settings, adapter=adapter)
-    settings["layersync_teacher_block"] = 7  # on the way up, at the student's resolution
+    settings["layersync_teacher_block"] = 7  # on the way up, with the student's resolution
     model = tiny.tiny_model()
     with attach(model, settings, adapter=adapter) as sync:
         model(**tiny.example_inputs(model, 2))

@@ -28,7 +28,7 @@ def _grid(call: ForwardCall) -> tuple[int, int, int] | None:
     grids = set(_grids(call))
     largest = max(grids, key=prod)
     alone = len(grids) == 1 and prod(largest) == call.tokens
-    # Of a sequence with fewer tokens than its largest video the grid says so.
+    # A sequence with fewer tokens than its largest video is reported by the grid check.
     return largest if alone or prod(largest) > call.tokens else None
 
 

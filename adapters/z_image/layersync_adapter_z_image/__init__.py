@@ -1,7 +1,7 @@
-"""LayerSync adapter for Z-Image. The image stands first in a block's output, then the caption.
+"""LayerSync adapter for Z-Image. In a block's output the image comes first, then the caption.
 
 A sample's image is padded to a multiple of 32 tokens, and the batch to its longest sequence, so the tokens of images
-of different sizes are told apart by a mask. A ControlNet's residuals are added after a block, so the block's output is
+of different sizes are found by a mask. A ControlNet's residuals are added after a block, so the block's output is
 what it was before them.
 """
 
@@ -20,8 +20,8 @@ def _grids(call: ForwardCall) -> list[tuple[int, int, int]]:
     images, patch, frames = (call.arguments[name] for name in ("x", "patch_size", "f_patch_size"))
     if isinstance(images[0], list):
         raise CaptureError(
-            "Z-Image's omni form joins several images with text between them, where LayerSync cannot tell the "
-            "generated image's tokens; train it with one image a sample"
+            "Z-Image's omni form joins several images with text between them, where LayerSync cannot identify the "
+            "generated image's tokens; train it with one image per sample"
         )
     return [(image.shape[1] // frames, image.shape[2] // patch, image.shape[3] // patch) for image in images]
 
@@ -31,18 +31,18 @@ def _lengths(call: ForwardCall) -> list[int]:
 
 
 def _joined(call: ForwardCall) -> int | None:
-    """Return the length of a batch's longest image and caption, which diffusers pads to multiples of 32 each."""
+    """Return the length of a batch's longest image plus caption, each of which diffusers pads to multiples of 32."""
     if call.block:
         return int(call.block["freqs_cis"].shape[1])
     captions = [len(caption) for caption in call.arguments["cap_feats"]]
-    multiple = 1 if "cap_mask" in call.arguments else 32  # musubi-tuner's pads nothing
+    multiple = 1 if "cap_mask" in call.arguments else 32  # musubi-tuner doesn't pad
     return max(
         sum(-(-length // multiple) * multiple for length in pair) for pair in zip(_lengths(call), captions, strict=True)
     )
 
 
 def _real(call: ForwardCall) -> Tensor | None:
-    """Return (B, S) bool: behind a smaller image stand its padding and its caption."""
+    """Return (B, S) bool: a smaller image is followed by its padding and its caption."""
     import torch
 
     lengths = _lengths(call)
@@ -53,7 +53,7 @@ def _real(call: ForwardCall) -> Tensor | None:
 
 
 def _block_real(call: ForwardCall) -> Tensor:
-    """Return (B, S) bool from the first block's rotary frequencies: padding stands at position 0, images do not."""
+    """Return (B, S) bool from the first block's rotary frequencies: padding is at position 0, images are not."""
     return (call.block["freqs_cis"][:, : call.tokens] != 1).any(dim=-1)  # type: ignore[no-any-return]
 
 

@@ -34,7 +34,7 @@ class TestZImageTwoSizes(TestZImage):
 
 
 class TestZImageLongerThanItsPadding(TestZImage):
-    """The larger image fills more than one piece of 32, so that the smaller one's caption is among the image tokens."""
+    """The larger image has more than 32 tokens, so the smaller one's caption lies at positions of image tokens."""
 
     @staticmethod
     def example_inputs(model, batch_size):
@@ -42,7 +42,7 @@ class TestZImageLongerThanItsPadding(TestZImage):
 
 
 def losses(model, inputs, real):
-    """Return LayerSync's loss, and the same by hand over the real tokens of each sample."""
+    """Return LayerSync's loss, and the same computed by hand over the real tokens of each sample."""
     blocks = {"student": model.layers[1], "teacher": model.layers[2]}
     with attach(model, SETTINGS, adapter=adapter) as sync, raw_outputs(blocks) as outputs:
         model(**inputs)
@@ -178,7 +178,7 @@ def run_blocks(model, latents, caption):
 
 
 def _frequencies(length):
-    """Return (1, S, 3) rotary frequencies of a padded run of tokens: 1 at padding, which stands at position 0."""
+    """Return (1, S, 3) rotary frequencies of a padded run of tokens: 1 at padding, which is at position 0."""
     padded = torch.ones(1, length + -length % 32, 3, dtype=torch.complex64)
     padded[:, :length] = torch.polar(torch.ones(length, 3), torch.rand(length, 3) + 0.1)
     return padded
