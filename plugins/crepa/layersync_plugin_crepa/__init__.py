@@ -1,6 +1,6 @@
 """CREPA, cross-frame representation alignment (arXiv 2506.09229), on the states that LayerSync captures.
 
-Nothing heavy is imported here: every ``layersync`` command reads this module.
+Nothing heavy is imported here, since every ``layersync`` command imports this module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CREPA's settings, by the names and defaults of SimpleTuner's documentation."""
+"""CREPA's settings, with the names and defaults of SimpleTuner's documentation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from layersync_core import BlockNumber, Steps, Weight, not_boolean
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
 Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
 
-# SimpleTuner's other words for a feature source.
+# SimpleTuner's synonyms for a feature source.
 _SOURCES = {"external": "encoder", "internal": "backbone", "selfflow": "self_flow"}
 
-# What SimpleTuner's users switch on there, and why it is not for this plugin.
+# Settings that SimpleTuner's users may have, and why this plugin refuses them.
 _THEIRS = {
     "crepa_self_flow_mask_ratio": "is for Self-Flow, which is not supported; use feature source encoder or backbone",
     "crepa_use_tae": "decodes latents with a tiny autoencoder in SimpleTuner; here nothing is decoded, and "
@@ -26,7 +26,9 @@ _THEIRS = {
 
 
 def _source(value: Any) -> Any:
-    word = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    word = value.strip().lower()
     return _SOURCES.get(word, word)
 
 
@@ -37,19 +39,23 @@ class CrepaConfig(BaseModel):
 
     crepa_enabled: bool = Field(False, description="switch CREPA on or off")
     crepa_block_index: BlockNumber | None = Field(
-        None, description="block whose frames are aligned; 0 is the first, unlike LayerSync's numbers"
+        None, examples=[8], description="block whose frames are aligned; 0 is the first, unlike LayerSync's numbers"
     )
     crepa_feature_source: Annotated[Literal["encoder", "backbone", "self_flow"] | None, BeforeValidator(_source)] = (
-        Field(None, description="what it is aligned with: encoder (a frozen vision encoder; the default) or backbone")
+        Field(
+            None,
+            examples=["backbone"],
+            description="what it is aligned with: encoder (a frozen vision encoder; the default) or backbone",
+        )
     )
     crepa_use_backbone_features: bool = Field(False, description="older spelling of crepa_feature_source backbone")
     crepa_teacher_block_index: BlockNumber | None = Field(
-        None, description="block that backbone features come from; default: crepa_block_index"
+        None, examples=[16], description="block that backbone features come from; default: crepa_block_index"
     )
     crepa_model: str = Field(
         "dinov2_vitg14", description="vision encoder: dinov2_vitg14, _vitl14, _vitb14, _vits14, a folder or a hub name"
     )
-    crepa_encoder: str | None = Field(None, description="older spelling of crepa_model")
+    crepa_encoder: str | None = Field(None, examples=["dinov2_vitg14"], description="older spelling of crepa_model")
     crepa_trust_remote_code: bool = Field(
         False, description="let crepa_model run code that its folder or the hub brings along"
     )
@@ -58,13 +64,15 @@ class CrepaConfig(BaseModel):
         -1, description="frames the encoder takes at once; 0 or less: all"
     )
     crepa_pixels: Any = Field(
-        None, description="where the clean clip's pixels are: a key of the batch, or module:function of the batch"
+        None,
+        examples=["pixel_values"],
+        description="where the clean clip's pixels are: a key of the batch, or module:function of the batch",
     )
     crepa_pixels_range: Literal["-1,1", "0,1", "0,255"] = Field("-1,1", description="range of those pixels")
     crepa_spatial_align: bool = Field(
         True,
-        description="where states and features have different numbers of tokens: interpolate to the smaller; false: "
-        "compare the mean tokens of frames there",
+        description="if states and features have different numbers of tokens: interpolate to the smaller; false: "
+        "compare the frames' mean tokens instead",
     )
     crepa_adjacent_distance: Steps = Field(1, description="distance of the neighbouring frames; 0: no neighbours")
     crepa_adjacent_tau: Positive = Field(1.0, description="temperature of the neighbours' weight exp(-distance/tau)")
@@ -85,7 +93,7 @@ class CrepaConfig(BaseModel):
     crepa_power: Positive = Field(1.0, description="power of the polynomial decay")
     crepa_cutoff_step: Steps = Field(0, description="optimiser step from which CREPA is off; 0: never")
     crepa_similarity_threshold: Annotated[Weight, Field(allow_inf_nan=False)] | None = Field(
-        None, description="cut CREPA off when the moving mean of crepa_alignment_score gets here"
+        None, examples=[0.9], description="cut CREPA off when the moving mean of crepa_alignment_score reaches this"
     )
     crepa_similarity_ema_decay: Annotated[float, BeforeValidator(not_boolean), Field(ge=0, lt=1)] = Field(
         0.99, description="decay of that moving mean"
@@ -94,9 +102,13 @@ class CrepaConfig(BaseModel):
         "permanent", description="stay off, or come back when the similarity falls"
     )
     crepa_self_flow: bool = Field(False, description="older spelling of crepa_feature_source self_flow; refused")
-    crepa_self_flow_mask_ratio: float | None = Field(None, description="SimpleTuner's, for Self-Flow; refused")
-    crepa_use_tae: bool = Field(False, description="SimpleTuner's; refused where true: no latents are decoded here")
-    crepa_drop_vae_encoder: bool = Field(False, description="SimpleTuner's; refused where true: the VAE is not ours")
+    crepa_self_flow_mask_ratio: float | None = Field(
+        None, examples=[], description="SimpleTuner's, for Self-Flow; refused"
+    )
+    crepa_use_tae: bool = Field(False, description="SimpleTuner's; refused if true: no latents are decoded here")
+    crepa_drop_vae_encoder: bool = Field(
+        False, description="SimpleTuner's; refused if true: CREPA does not touch the VAE"
+    )
 
     @property
     def source(self) -> str:
@@ -106,7 +118,7 @@ class CrepaConfig(BaseModel):
 
     @property
     def encoder(self) -> str:
-        """The vision encoder, by either spelling."""
+        """The vision encoder, from either spelling of the key."""
         return self.crepa_encoder or self.crepa_model
 
     @property
@@ -183,13 +195,13 @@ class CrepaConfig(BaseModel):
     def _check_threshold(self) -> None:
         farthest = self.crepa_adjacent_distance
         distances = range(1 if self.crepa_cumulative_neighbors else max(farthest, 1), farthest + 1)
-        # Each frame has two neighbours at a distance, at most, and distances beyond the first few weigh nothing.
+        # Each frame has at most two neighbours at each distance, and large distances have almost no weight.
         weights = 2 * sum(math.exp(-distance / self.crepa_adjacent_tau) for distance in distances[:1000])
         highest = 1 + (0 if self.crepa_normalize_neighbour_sum else weights)
         if self.crepa_similarity_threshold is not None and abs(self.crepa_similarity_threshold) > highest:
             raise ValueError(
                 f"crepa_similarity_threshold is {self.crepa_similarity_threshold:g}, and with these neighbours "
-                f"crepa_alignment_score is from {-highest:.4g} to {highest:.4g}, so that it would never get there, or "
+                f"crepa_alignment_score is from {-highest:.4g} to {highest:.4g}, so it would be reached never or "
                 "at once"
             )
 

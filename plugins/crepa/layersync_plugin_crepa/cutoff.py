@@ -1,4 +1,4 @@
-"""Switch a term off when a moving mean of its score gets to a threshold, without waiting for the device."""
+"""Switch a term off when the moving mean of its score reaches a threshold, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from layersync_core import several_ranks
 
 
 def _lag(device: torch.device) -> int:
-    """Return the losses between a figure's computation and its reading: by then it has long arrived."""
+    """Return how many losses to wait before reading a value on the host: by then it has long been computed."""
     return 0 if device.type == "cpu" else 8
 
 
 class SimilarityCutoff(nn.Module):
     """The moving mean and the decision, kept on the device and saved with the run.
 
-    The term is switched off by a factor on the device, at the very step. The host learns of it some losses later, and
-    then stops the capture too: after a fixed number of losses, since all ranks must stop at the same one.
+    A factor on the device switches the term off in that very step. The host learns of it after a fixed number of
+    losses, the same on all ranks, and then stops the capture too.
 
     Args:
-        threshold: None never cuts off.
-        decay: Of the moving mean.
-        permanent: Stay off; else come back when the mean falls below the threshold again.
+        threshold: None: never cut off.
+        decay: The moving mean's decay.
+        permanent: Stay off; otherwise come back when the mean falls below the threshold again.
     """
 
     ema: Tensor
@@ -44,7 +44,7 @@ class SimilarityCutoff(nn.Module):
 
     @torch.no_grad()
     def forward(self, score: Tensor) -> Tensor:
-        """Take the score of one loss, and return 1 where the term is cut off, else 0."""
+        """Take the score of one loss; return 1 if the term is cut off, else 0."""
         if self._threshold is None:
             return self.cut.clone()
         value = score.detach().to(self.ema)

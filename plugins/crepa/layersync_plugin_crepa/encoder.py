@@ -1,6 +1,6 @@
-"""A frozen vision encoder of transformers: frames in, patch tokens out."""
+"""A frozen vision encoder from transformers: frames in, patch tokens out."""
 
-# Shapes: B batch, T frames, N patch tokens of a frame, D channels
+# Shapes: B batch, T frames, N patch tokens per frame, D channels
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 from layersync_core import ConfigError
 
 HUB_NAMES = {f"dinov2_vit{size[0]}14": f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")}
-"""SimpleTuner's names, which are those of torch hub."""
+"""SimpleTuner's names, the same as torch hub's."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class Encoder:
-    """An encoder, of which the configuration is read at once and the weights at its first use.
+    """An encoder whose configuration is read at once, and whose weights are loaded at the first use.
 
     Args:
         name: SimpleTuner's name, a local folder, or a name on the hub.
         image_size: Frames are resized to this.
-        frames_at_once: 0 or less takes all.
-        trust_code: Whether code may run that the model brings along; never asked for on standard input.
+        frames_at_once: Frames per forward; 0 or less: all.
+        trust_code: Whether the model's own code may run; never asked for on standard input.
 
     Raises:
-        ConfigError: There is no such model, or it is no vision transformer.
+        ConfigError: There is no such model, or it is not a vision transformer.
     """
 
     def __init__(self, name: str, image_size: int, frames_at_once: int, trust_code: bool = False) -> None:
@@ -39,7 +39,7 @@ class Encoder:
         width, patch = getattr(config, "hidden_size", None), getattr(config, "patch_size", None)
         if not isinstance(width, int) or not isinstance(patch, int) or min(width, patch) < 1:
             raise ConfigError(
-                f"crepa_model {self.name} is no vision transformer of one width and one patch size "
+                f"crepa_model {self.name} is not a vision transformer of one width and one patch size "
                 f"(model type {getattr(config, 'model_type', 'unknown')}); use one such as facebook/dinov2-base"
             )
         if image_size < patch:
@@ -56,7 +56,7 @@ class Encoder:
         frames = pixels_BTCHW.flatten(0, 1)
         at_once = self._frames_at_once if self._frames_at_once > 0 else len(frames)
         tokens = [
-            # The class token and registers stand before the patches.
+            # The class token and registers come before the patches.
             model(pixel_values=self._prepare(chunk).to(model.dtype), **more).last_hidden_state[:, -self._tokens :]
             for chunk in frames.split(at_once)
         ]
@@ -80,18 +80,18 @@ def _read_config(name: str, trust_code: bool) -> Any:
 
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_code)
-    except Exception as error:  # whatever a configuration that somebody wrote makes transformers raise
+    except Exception as error:  # a third-party configuration may make transformers raise anything
         raise _cannot_load(name, error) from None
 
 
 @cache
 def _load(name: str, trust_code: bool) -> tuple[Any, bool]:
-    """Return the frozen model, one for all attachments, and whether it must be told of images of other sizes."""
+    """Return the frozen model, shared by all attachments, and whether other image sizes need a flag in its forward."""
     from transformers import AutoModel
 
     try:
         model = AutoModel.from_pretrained(name, trust_remote_code=trust_code).eval().requires_grad_(False)
-    except Exception as error:  # whatever weights that somebody wrote make transformers raise
+    except Exception as error:  # third-party weights may make transformers raise anything
         raise _cannot_load(name, error) from None
     return model, "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
@@ -99,11 +99,11 @@ def _load(name: str, trust_code: bool) -> tuple[Any, bool]:
 def _cannot_load(name: str, error: BaseException) -> ConfigError:
     if "trust_remote_code" in str(error):
         return ConfigError(
-            f"crepa_model {name} brings code of its own, which would run here; read it and set "
+            f"crepa_model {name} brings its own code, which would run here; read it and set "
             "crepa_trust_remote_code: true, or use a model that transformers knows, such as facebook/dinov2-base"
         )
     reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
     return ConfigError(
-        f"crepa_model {name} cannot be loaded: {reason}; give a folder of a vision model of transformers, or a "
+        f"crepa_model {name} cannot be loaded: {reason}; give the folder of a transformers vision model, or a "
         "name on the hub that is in the cache or can be fetched"
     )

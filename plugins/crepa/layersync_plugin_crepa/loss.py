@@ -1,6 +1,6 @@
 """CREPA's score (arXiv 2506.09229, equation 6): each frame's tokens against its own and its neighbours' features."""
 
-# Shapes: B batch, T frames, P tokens a frame of the states, N of the features, D channels of either
+# Shapes: B batch, T frames, P tokens per frame of the states, N of the features, D channels of either
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Projector = Callable[[Tensor], Tensor]
 
 
 class Rule(NamedTuple):
-    """How frames are scored; see ``crepa_loss``."""
+    """The options of the score; see ``crepa_loss``."""
 
     adjacent_distance: int = 1
     tau: float = 1.0
@@ -29,10 +29,10 @@ class Rule(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a batch scores.
+    """The scores of a batch.
 
     Args:
-        alignment: (B,) Σ_f S_f of each sample, divided by T where asked for; differentiable.
+        alignment: (B,) Σ_f S_f of each sample, divided by T if the rule says so; differentiable.
         score: Mean S_f over samples and frames, detached.
         similarity: Mean c(f, f), a true cosine, detached.
     """
@@ -54,28 +54,36 @@ def crepa_loss(
     normalize_neighbour_sum: bool = False,
     spatial_align: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return CREPA's unweighted loss, and what to log.
+    """Return CREPA's unweighted loss and metrics to log.
 
     Args:
-        student_BTPD: Hidden states by frame, (B, T, P, D), or (B, T, D) as one token a frame.
-        target_BTND: Features, (B, T', N, D') or (B, T', D'); no gradient reaches them. Frames and tokens may be of
-            other numbers than the states'.
-        projector: Maps the states to the features' channels; None where these are the same.
+        student_BTPD: Hidden states by frame, (B, T, P, D), or (B, T, D) as one token per frame.
+        target_BTND: Features, (B, T', N, D') or (B, T', D'); no gradient reaches them. The numbers of frames and tokens
+            may differ from the states'.
+        projector: Maps the states to the features' channels; None if these are the same.
         adjacent_distance: Distance of the neighbouring frames, at most T - 1; 0 takes no neighbours.
         tau: Temperature of the neighbours' weight exp(-distance/τ).
         cumulative: Take all distances from 1 on.
         normalize_by_frames: Divide the sum over frames by their number.
         normalize_neighbour_sum: Divide each frame's score by 1 + the sum of its neighbours' weights.
-        spatial_align: Where the numbers of tokens differ, interpolate both to the smaller; False compares the mean
-            tokens of frames there.
+        spatial_align: If the numbers of tokens differ, interpolate both to the smaller; False compares the frames' mean
+            tokens instead.
 
     Returns:
-        The loss, an fp32 scalar; and ``crepa_alignment_score`` (the mean score of a frame: minus the loss where that is
-        divided by the frames; may exceed 1 unless neighbours are normalised) and ``crepa_similarity_self`` (the mean
-        cosine of each frame with its own features), detached.
+        The loss, an fp32 scalar; and ``crepa_alignment_score`` (the mean score per frame, which is minus the loss if
+        that is divided by the frames; may exceed 1 unless neighbours are normalised) and ``crepa_similarity_self`` (the
+        mean cosine of each frame with its own features), detached.
 
     Raises:
         ConfigError: The shapes do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from layersync_plugin_crepa import crepa_loss
+        >>> frames = torch.eye(4).reshape(1, 2, 2, 4)  # (B, T, P, D): two frames of two tokens
+        >>> loss, metrics = crepa_loss(frames, frames, adjacent_distance=0)
+        >>> loss.item(), metrics["crepa_similarity_self"].item()
+        (-1.0, 1.0)
     """
     rule = Rule(adjacent_distance, tau, cumulative, normalize_by_frames, normalize_neighbour_sum, spatial_align)
     scores = frame_scores(student_BTPD, target_BTND, rule, projector)
@@ -95,7 +103,7 @@ def frame_scores(
     Args:
         student_BTPD: As for ``crepa_loss``.
         target_BTND: As for ``crepa_loss``.
-        rule: How frames are scored.
+        rule: The options of the score.
         projector: As for ``crepa_loss``.
         mask_BTP: True for the tokens that count; for features with the same frames and tokens as the states.
     """
@@ -142,7 +150,7 @@ def frame_scores(
 
 
 def some_frames(states: Tensor, count: int) -> Tensor:
-    """Return (B, count, …) of (B, T, …): frames spread evenly, first and last among them; all where there are fewer."""
+    """Return (B, count, …) of (B, T, …): evenly spread frames including the first and last, or all if T is smaller."""
     length = states.shape[1]
     if length <= count:
         return states
@@ -166,7 +174,7 @@ def _same_tokens(one: Tensor, other: Tensor, spatial_align: bool) -> tuple[Tenso
 
 
 def _interpolate(states_BTPD: Tensor, tokens: int) -> Tensor:
-    """Return states of fewer tokens; what has as few already is left alone."""
+    """Return states reduced to fewer tokens, unchanged if they have that few already."""
     batch, frames, own, channels = states_BTPD.shape
     if own <= tokens:
         return states_BTPD

@@ -1,4 +1,4 @@
-"""Where the clean clip's pixels come from: the batch that a data loader gave last, or a function of it."""
+"""Where the clean clip's pixels come from: the last batch of a data loader, or a function of it."""
 
 # Shapes: B batch, T frames, C channels, H rows, W columns
 
@@ -50,10 +50,10 @@ class Pixels:
 
         Args:
             samples: How many there must be.
-            frames: Frames of the states; pixels without frames are for a single one.
+            frames: Frames of the states; pixels without a frame axis must match a single frame.
 
         Raises:
-            CaptureError: There was no batch, it has no such key, or what it has are no pixels of it.
+            CaptureError: There was no batch, it has no such key, or the value cannot be the pixels of this batch.
         """
         pixels = self._read()
         where = f"crepa_pixels {self.source}"
@@ -99,7 +99,7 @@ class Pixels:
 
 
 class _Noting:
-    """An iterator that remembers each batch as it gives it."""
+    """An iterator that remembers each batch that it yields."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -110,7 +110,7 @@ class _Noting:
     def __next__(self) -> Any:
         global _latest
         batch = next(self._inner)
-        # A loader around others gives its batch last, also when it has asked them for the next one already.
+        # A loader that wraps others yields its batch last, even if it has already fetched the next one from them.
         _latest = batch
         return batch
 
@@ -122,7 +122,7 @@ class _Noting:
 
 
 def _watch_loaders() -> None:
-    # accelerate's loaders become loaders of torch only as instances.
+    # accelerate's loaders become torch loaders only as instances.
     accelerate = vars(sys.modules.get("accelerate.data_loader", object))
     loaders = [kind for name, kind in accelerate.items() if "DataLoader" in name]
     for kind in (DataLoader, *DataLoader.__subclasses__(), *loaders):
@@ -137,5 +137,5 @@ def _import(path: str) -> Callable[[Any], Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"crepa_pixels is {path}, which cannot be imported: {error}") from None
     if not callable(function):
-        raise ConfigError(f"crepa_pixels is {path}, which is a {type(function).__name__} and no function")
+        raise ConfigError(f"crepa_pixels is {path}, which is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """CREPA as a regularizer (arXiv 2506.09229)."""
 
-# Shapes: B batch, S tokens, T frames, P tokens a frame of the states, N of the features, D channels
+# Shapes: B batch, S tokens, T frames, P tokens per frame of the states, N of the features, D channels
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from layersync_plugin_crepa.schedule import schedule_of
 
 
 class Part(nn.Module):
-    """What is trained and saved with the run: the projector Linear(LayerNorm(H)), fp32, and the state of the cut-off.
+    """The parts saved with the run: the trained projector Linear(LayerNorm(H)), fp32, and the state of the cut-off.
 
     Args:
         width: Channels of the states.
         features: Channels of the features.
-        cutoff: By similarity.
+        cutoff: The cut-off by similarity.
     """
 
     def __init__(self, width: int, features: int, cutoff: SimilarityCutoff) -> None:
@@ -41,16 +41,16 @@ class Part(nn.Module):
 
 
 class Crepa(RegularizerBase):
-    """Align the frames of a block with the features of their own and their neighbours' frames.
+    """Align the frames of a block with the features of the same and of neighbouring frames.
 
     ``loss = -weight · mean over samples of Σ_f S_f / T``; see ``loss.py``.
 
     Args:
         config: Enabled settings.
-        run_steps: The run's number of optimiser steps, where the user gave it.
+        run_steps: The run's number of optimiser steps, if the user gave it.
 
     Raises:
-        ConfigError: The schedule, the encoder or the pixels cannot be had.
+        ConfigError: The schedule, the encoder or the source of the pixels cannot be set up.
     """
 
     name = "crepa"
@@ -81,7 +81,7 @@ class Crepa(RegularizerBase):
         self.module: Part | None = None
 
     def active(self, step: int) -> bool:
-        """Return whether there is still a weight to come."""
+        """Return whether the term still has, or will have, a weight."""
         return self._weights.active(step) and not (self.module is not None and self.module.cutoff.over)
 
     def layers(self, blocks: Sequence[Block]) -> set[int]:
@@ -111,7 +111,7 @@ class Crepa(RegularizerBase):
         return {self.student.index, *([self.teacher.index] if self.teacher else [])}
 
     def describe(self) -> list[str]:
-        """Return the resolved block, what it is aligned with, and the weight."""
+        """Return lines that name the resolved block, its target and the weight."""
         if self._encoder is None or self._pixels is None:
             features = f"{self.teacher}"
         else:
@@ -156,7 +156,7 @@ class Crepa(RegularizerBase):
         assert self._encoder is not None
         assert self._pixels is not None
         pixels_BTCHW = self._pixels(samples, frames)
-        # Frames that would be left out afterwards need not be encoded.
+        # Don't encode frames that would be dropped afterwards.
         return self._encoder(some_frames(pixels_BTCHW, frames).to(student_BTPD.device, non_blocking=True))
 
     def _mask(self, states: States, student_BTPD: Tensor, target_BTND: Tensor) -> Tensor | None:
@@ -184,6 +184,6 @@ def _find(key: str, index: int | None, blocks: Sequence[Block]) -> Block:
 def _width(block: Block) -> int:
     if block.width is None:
         raise ConfigError(
-            f"the width of {block} is unknown, and CREPA's projector needs it; its adapter must say it (width=…)"
+            f"the width of {block} is unknown, and CREPA's projector needs it; its adapter must declare it (width=…)"
         )
     return block.width

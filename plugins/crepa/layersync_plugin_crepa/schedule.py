@@ -15,13 +15,13 @@ class WeightSchedule:
     """Linear warm-up from 0 to the weight, then one of four ways to another weight, and a hard stop.
 
     Attributes:
-        weight: At the end of the warm-up.
+        weight: Weight at the end of the warm-up.
         kind: constant, linear, cosine or polynomial.
         warmup_steps: Steps over which it rises from 0.
         end_step: Step at which ``end_weight`` is reached.
-        end_weight: From ``end_step`` on.
-        power: Of the polynomial.
-        cutoff_step: First step without the term; 0 is never.
+        end_weight: Weight from ``end_step`` on.
+        power: Power of the polynomial.
+        cutoff_step: First step without the term; 0: never.
     """
 
     weight: float
@@ -59,11 +59,11 @@ class WeightSchedule:
 
 
 def schedule_of(config: CrepaConfig, run_steps: Any) -> WeightSchedule:
-    """Return the schedule that the settings ask for.
+    """Return the schedule for the settings.
 
     Args:
         config: Enabled settings.
-        run_steps: The run's number of optimiser steps, as the user gave it; None where it is not known.
+        run_steps: The run's number of optimiser steps, as the user gave it; None if it is not known.
 
     Raises:
         ConfigError: The decay ends with a run of unknown length, or before the warm-up does.
@@ -78,7 +78,7 @@ def schedule_of(config: CrepaConfig, run_steps: Any) -> WeightSchedule:
             )
         if end <= config.crepa_warmup_steps:
             raise ConfigError(
-                f"crepa_warmup_steps is {config.crepa_warmup_steps} and the run ends at step {end}, so that nothing "
+                f"crepa_warmup_steps is {config.crepa_warmup_steps} and the run ends at step {end}, so nothing "
                 f"is left for crepa_scheduler {config.crepa_scheduler}; shorten the warm-up"
             )
     return WeightSchedule(

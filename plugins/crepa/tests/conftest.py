@@ -1,12 +1,10 @@
-"""A small encoder, and loaders that are as before after every test."""
+"""A small encoder, and data loaders that are restored after every test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import DataLoader
 from transformers import Dinov2Config, Dinov2Model
 
@@ -14,17 +12,14 @@ from layersync_plugin_crepa import pixels
 
 
 @pytest.fixture(autouse=True)
-def loaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what watching the data loaders changes."""
+def loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo the changes that watching data loaders makes."""
     import accelerate.data_loader as library
 
     for kind in (DataLoader, *DataLoader.__subclasses__(), library.DataLoaderShard, library.DataLoaderDispatcher):
         if "__iter__" in vars(kind):
             monkeypatch.setattr(kind, "__iter__", vars(kind)["__iter__"])
     monkeypatch.setattr(pixels, "_latest", pixels._MISSING)
-    yield
-    for state in (AcceleratorState, GradientState):
-        state._reset_state(*([True] if state is AcceleratorState else []))
 
 
 @pytest.fixture

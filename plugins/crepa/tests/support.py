@@ -1,5 +1,5 @@
-# Shapes: B batch, T frames, P tokens a frame, C channels, H rows, W columns, N patch tokens, D channels
-"""Settings, clips and states that several tests of CREPA use."""
+# Shapes: B batch, T frames, P tokens per frame, C channels, H rows, W columns, N patch tokens, D channels
+"""Settings, clips and states shared by CREPA's tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layersync_core import Attachment, attach
 from tests.models import build
 
 BACKBONE = {"crepa_enabled": True, "crepa_block_index": 0, "crepa_feature_source": "backbone"}
-GRID = (3, 16)  # frames and tokens a frame of the small Wan
+GRID = (3, 16)  # frames and tokens per frame of the small Wan
 
 
 def by_frame(state_BSD: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def clip(samples: int = 2, frames: int = 5) -> Tensor:
 
 
 def wan_loss(config: dict[str, Any], batch: Any = None) -> Tensor:
-    """Return the term of one step with a batch that a loader has just given."""
+    """Return the term of one step with a batch that a loader has just yielded."""
     model, inputs = build("wan")
     torch.manual_seed(1)
     with attach(model, config) as sync:

@@ -31,6 +31,7 @@ def test_the_older_spelling_of_backbone_features() -> None:
         (BACKBONE | {"crepa_feature_source": "encoder", "crepa_teacher_block_index": 2}, "is for backbone features"),
         (BACKBONE | {"crepa_pixels": "pixels"}, "crepa_pixels is for the encoder"),
         (BACKBONE | {"crepa_feature_source": "self_flow"}, "self_flow is not supported: .* EMA teacher"),
+        (BACKBONE | {"crepa_feature_source": ["dino"]}, r"crepa_feature_source is \['dino'\]: input should be"),
         (BACKBONE | {"crepa_feature_source": "dino"}, "crepa_feature_source is 'dino'"),
         ({"crepa_enabled": True, "crepa_block_index": 1}, r"crepa_pixels is missing: .*module:function"),
         (BACKBONE | {"crepa_blok_index": 1}, r"unknown setting crepa_blok_index; did you mean crepa_block_index"),

@@ -1,5 +1,5 @@
-# Shapes: B batch, T frames, P tokens a frame, C channels, H rows, W columns, N patch tokens, D channels
-"""The vision encoder: its features, and what it may not do."""
+# Shapes: B batch, T frames, P tokens per frame, C channels, H rows, W columns, N patch tokens, D channels
+"""The vision encoder: its features, and what it must not do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.models import TOY, Toy, assert_same_gradients, build, gradients, grad
 
 @pytest.fixture(scope="module", params=["dinov2", "registers"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, int]:
-    """A small random vision encoder in a folder, itself, and how many tokens stand before its patches."""
+    """A small random vision encoder: its folder, the model, and how many tokens come before its patches."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
     sizes |= {"image_size": 16, "mlp_ratio": 2}
@@ -75,7 +75,7 @@ def test_the_encoder_needs_frames(folder: str) -> None:
 
 
 class TestCodeOfAModel:
-    """A folder may bring code along; it runs only where a setting says so, and nobody is asked on standard input."""
+    """A folder may contain code; it runs only if a setting allows it, and nothing is asked on standard input."""
 
     @pytest.fixture
     def with_code(self, folder: str, tmp_path: Path) -> Iterator[tuple[str, Path]]:
@@ -95,7 +95,7 @@ class TestCodeOfAModel:
     def test_does_not_run(self, with_code: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         folder, ran = with_code
         monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
-        with pytest.raises(ConfigError, match=r"brings code of its own.*crepa_trust_remote_code: true") as error:
+        with pytest.raises(ConfigError, match=r"brings its own code.*crepa_trust_remote_code: true") as error:
             attach(build("wan")[0], encoding(folder))
         assert "\n" not in str(error.value)
         assert not ran.exists()
@@ -116,7 +116,7 @@ class TestCodeOfAModel:
         ({"crepa_model": "/nowhere/at/all"}, "crepa_model /nowhere/at/all cannot be loaded"),
         ({"crepa_encoder_image_size": 3}, "less than the encoder's patch of 4"),
         ({"crepa_pixels": "no_such_module:pixels"}, "no_such_module:pixels, which cannot be imported"),
-        ({"crepa_pixels": "math:pi"}, "math:pi, which is a float and no function"),
+        ({"crepa_pixels": "math:pi"}, "math:pi, which is a float, not a function"),
         ({"crepa_pixels": 7}, "crepa_pixels is 7; it takes a key"),
     ],
 )

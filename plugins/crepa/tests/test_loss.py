@@ -1,4 +1,4 @@
-# Shapes: B batch, T frames, P tokens a frame of the states, N of the features, D channels
+# Shapes: B batch, T frames, P tokens per frame of the states, N of the features, D channels
 """CREPA's score against numbers worked out by hand, and against a plain double loop over frames."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ E = math.exp(-1)
 
 
 def same_everywhere(frames: int = 4, tokens: int = 3) -> Tensor:
-    """Return (2, T, P, 8) whose tokens of one place are the same in every frame."""
+    """Return (2, T, P, 8) with the same tokens in every frame."""
     return torch.randn(2, 1, tokens, 8, generator=torch.Generator().manual_seed(0)).expand(2, frames, tokens, 8)
 
 
@@ -37,7 +37,7 @@ def score(*args: Any, **more: Any) -> float:
 
 
 def by_loop(student_BTPD: Tensor, target_BTPD: Tensor, weights: dict[int, float], normalise: bool) -> float:
-    """Return the mean over samples and frames of S_f, written as the formula is."""
+    """Return the mean of S_f over samples and frames, written as in the formula."""
     batch, frames = student_BTPD.shape[:2]
     total = 0.0
     for sample in range(batch):
@@ -62,7 +62,7 @@ def by_loop(student_BTPD: Tensor, target_BTPD: Tensor, weights: dict[int, float]
         ({"adjacent_distance": 0}, 1),
         ({"adjacent_distance": 0, "cumulative": True, "normalize_neighbour_sum": True}, 1),
         ({"adjacent_distance": 2}, 1 + math.exp(-2)),
-        ({"adjacent_distance": 9}, 1 + 0.5 * math.exp(-3)),  # as far as there are frames
+        ({"adjacent_distance": 9}, 1 + 0.5 * math.exp(-3)),  # limited by the number of frames
         ({"adjacent_distance": 2, "cumulative": True}, 1 + 1.5 * E + math.exp(-2)),
         ({"adjacent_distance": 2, "cumulative": True, "normalize_neighbour_sum": True}, 1),
         ({"spatial_align": False}, 1 + 1.5 * E),

@@ -1,4 +1,4 @@
-# Shapes: B batch, T frames, P tokens a frame, C channels, H rows, W columns, N patch tokens, D channels
+# Shapes: B batch, T frames, P tokens per frame, C channels, H rows, W columns, N patch tokens, D channels
 """CREPA on models: the term and its gradients, beside LayerSync, the cut-off, and checkpoints."""
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def test_the_weight_follows_the_schedule() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device."""
+    """Counts operations that make the host wait for a device."""
 
     NAMES = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::equal", "aten::is_nonzero")
 
@@ -190,7 +190,7 @@ class Waits(TorchDispatchMode):
 def test_a_step_waits_for_nothing(folder: str, source: str) -> None:
     model, inputs = build("wan")
     config = encoding(folder) if source == "encoder" else BACKBONE | {"crepa_teacher_block_index": 2}
-    # On CPU a cut-off for good is read at once, since that costs nothing there.
+    # On CPU a permanent cut-off is read at once, since that costs nothing there.
     config |= {"crepa_similarity_threshold": 0.9, "crepa_threshold_mode": "recoverable"}
     with attach(model, config) as sync:
         for _ in range(3):

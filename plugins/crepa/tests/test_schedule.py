@@ -105,7 +105,7 @@ def test_without_a_threshold_nothing_is_cut_off() -> None:
     assert not any(bool(cutoff(torch.tensor(1.0))) for _ in range(5))
 
 
-def test_a_similarity_that_is_no_number_leaves_the_mean_alone() -> None:
+def test_a_similarity_that_is_not_a_number_leaves_the_mean_alone() -> None:
     cutoff = SimilarityCutoff(0.7, 0.5, True)
     for value in (math.nan, 0.5, math.inf, 0.7):
         cutoff(torch.tensor(value))

@@ -20,7 +20,7 @@ CREPA = {"crepa_enabled": True, "crepa_block_index": 0, "crepa_teacher_block_ind
 CREPA |= {"crepa_feature_source": "backbone"}
 LAYERSYNC = settings(1, 3)
 Gradients = dict[str, Tensor]
-# Kandinsky rounds queries and keys to bf16, and so their gradients, which then no longer add up to the last digit.
+# Kandinsky rounds queries and keys, and so their gradients, to bf16, so the gradients don't add up exactly.
 TOLERANCES = {"wan": 1e-5, "kandinsky5_video": 2e-2, "ltx_video": 1e-5}
 
 
@@ -42,7 +42,7 @@ def sample_of(output: Any) -> Tensor:
 def backward(
     family: str, model: nn.Module, inputs: dict[str, Any], config: dict[str, Any], averaged: bool = True
 ) -> Any:
-    """Do one step, and return the gradients of the model's weights and of the projector's, and the projector."""
+    """Do one step, and return the gradients of the model's and the projector's weights, and the projector."""
     torch.manual_seed(dist.get_rank())  # projectors that differ until the ranks agree on one
     with attach(model, config, family=family) as sync:
         if not averaged:
@@ -83,13 +83,13 @@ def check(family: str) -> None:
         backward(family, wrapped, inputs, config) for config in ({}, CREPA, LAYERSYNC, CREPA | LAYERSYNC)
     )
 
-    # Sums, since a difference of gradients has few digits of its own.
+    # Sums, since the difference of two gradients has few significant digits.
     assert_same_gradients(added(both, main), added(crepa, layersync), TOLERANCES[family])
     for found in (crepa, layersync):
         assert norm({name: gradient - main[name] for name, gradient in found.items()}) > 0.1 * norm(main)
     assert_same_gradients(part_of_both, part)
 
-    # Against each rank's own gradients, without wrapper, checkpointing and our averages.
+    # Compared with each rank's own gradients, without wrapper, checkpointing and averaging.
     local, local_part, _ = backward(family, plain, inputs, CREPA | LAYERSYNC, averaged=False)
     assert_same_gradients(of_module(both), mean_over_ranks(local), TOLERANCES[family])
     before = {name: gradient.clone() for name, gradient in local_part.items()}
@@ -102,7 +102,7 @@ def check(family: str) -> None:
         assert torch.equal(theirs[0], theirs[1]), name
         assert torch.equal(value, weights[name]), name
 
-    # The user may put the part into the wrapper, which averages it once more.
+    # The user may put the part into the wrapper, which averages it a second time.
     torch.manual_seed(dist.get_rank())
     with attach(plain, CREPA | LAYERSYNC, family=family) as sync:
         inside = DistributedDataParallel(Inside(plain, sync.modules()))

@@ -1,4 +1,4 @@
-"""One arm of a run: build a model, attach, train, and say what came out."""
+"""One arm of a run: build a model, attach, train, and report the outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layersync_core import ConfigError, Objective, attach
+from layersync_core import ConfigError, Objective, attach, completed
 from layersync_plugin_trainer import checkpoint as checkpoints
 from layersync_plugin_trainer import data, models, objective
 from layersync_plugin_trainer.config import Settings, TrainerConfig
@@ -35,7 +35,7 @@ SAMPLES = {"image": 40, "video": 4, "audio": 8}
 
 
 def make_accelerator(config: TrainerConfig, folder: Path) -> Accelerator:
-    """Return an accelerator; trackers write into ``folder``/logs.
+    """Return an accelerator whose trackers write into ``folder``/logs.
 
     Raises:
         ConfigError: The precision does not work here, or the tracker is not installed.
@@ -50,7 +50,7 @@ def make_accelerator(config: TrainerConfig, folder: Path) -> Accelerator:
     try:
         return Accelerator(
             mixed_precision=config.mixed_precision,
-            # As a plugin, since the plain argument gives way to accelerate's environment variable.
+            # As a plugin, since accelerate's environment variable overrides the plain argument.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
@@ -80,16 +80,16 @@ def train_arm(
         name: ``layersync`` or ``vanilla``.
         settings: The run's settings.
         regularizers: The arm's own regularizers' settings.
-        main: What the main loss is computed by.
+        main: The objective that computes the main loss.
         source: Where the model comes from.
         folder: The arm's output folder.
-        resume: Whole checkpoint to continue from.
-        accelerator: Of this arm.
-        resume_line: How to continue after a stop.
-        started: Called when nothing more can be refused, before anything is written.
+        resume: Complete checkpoint to continue from.
+        accelerator: This arm's accelerator.
+        resume_line: The command that continues the run after a stop.
+        started: Called once every start-up check has passed, before anything is written.
 
     Raises:
-        ConfigError: The checkpoint is of another run, or the model cannot be trained as asked.
+        ConfigError: The checkpoint belongs to another run, or the model cannot be trained as asked.
         SystemExit: The run was stopped by a signal, after its checkpoint was written.
     """
     config, device = settings.trainer, accelerator.device
@@ -97,10 +97,13 @@ def train_arm(
     model = source.build(config).to(device)
     feed = Feed(source.tiny, model, config.seed)
     dataset = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
+    own = completed(main)
+    own.begin(model, guided=feed.null_label is not None)
+    feed.check_batch(config.batch_size)
     check_forward(feed, model)
     if config.guidance_scale is not None and feed.null_label is None:
         raise ConfigError(f"guidance_scale has no effect: {type(model).__name__} has no null class here; leave it out")
-    identity = _identity(source, model, config, accelerator.num_processes)
+    identity = _identity(source, model, config, accelerator.num_processes, main)
     if config.compare:
         identity["arm"] = name
     if resume is not None:
@@ -127,7 +130,7 @@ def train_arm(
     with attach(model, scheduled, family=source.family, objective=main) as sync:
         outcome.blocks = [{"student": str(pair.student), "teacher": str(pair.teacher)} for pair in sync.pairs]
         outcome.pairs = [(pair.student.index, pair.teacher.index) for pair in sync.pairs]
-        _announce(accelerator, outcome, sync.describe(), config)
+        _announce(accelerator, outcome, [*own.describe(), *sync.describe()], config)
         trainer = prepare(accelerator, model, sync, feed, config, main)
         if resume is not None:
             with together(accelerator):
@@ -160,7 +163,7 @@ def train_arm(
                 initial=first,
                 desc=name,
                 unit="step",
-                mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line where values are logged
+                mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets one line per logged step
                 disable=not accelerator.is_main_process,
             ) as bar,
         ):
@@ -182,7 +185,7 @@ def train_arm(
                 of_step, config.max_train_steps, stop, config.logging_steps, config.checkpointing_steps, save, show
             )
         outcome.seconds, outcome.steps = time.perf_counter() - began, trainer.global_step - first
-        outcome.history = trainer.history
+        outcome.history, outcome.distributions = trainer.history, sync.distributions()
         with writing(folder / "logs"):
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -190,7 +193,7 @@ def train_arm(
         accelerator.print(f"stopped at step {trainer.global_step}; to resume: {resume_line}")
         raise SystemExit(stop.exit_code)
     if accelerator.is_main_process:
-        _finish(outcome, model.eval(), source, feed, config, device, folder)
+        _finish(outcome, model.eval(), main, source, feed, config, device, folder)
     accelerator.wait_for_everyone()
     return outcome
 
@@ -198,6 +201,7 @@ def train_arm(
 def _finish(
     outcome: Outcome,
     model: nn.Module,
+    main: Objective,
     source: models.Source,
     feed: Feed,
     config: TrainerConfig,
@@ -210,11 +214,16 @@ def _finish(
     outcome.samples = objective.sample(
         model, feed, outcome.sample_labels, config.num_sampling_steps, config.seed, device, guidance
     )
+    noise = objective.sample_noise(feed, len(outcome.sample_labels), config.seed).to(device)
+    with torch.no_grad():
+        further = completed(main).draw(objective.Trained(model, feed), noise, outcome.sample_labels.to(device))
+    outcome.further_samples = {title: samples.float().cpu() for title, samples in further.items()}
     outcome.held_out = objective.held_out_loss(model, feed, outcome.data, config.seed, device)
     if config.compare:
         outcome.similarity["after"] = layer_similarity(model, source.adapter, feed, outcome.data, config.seed, device)
-    # Mixed precision wraps the forward; the exported model has its own again.
+    # Mixed precision wraps the forward; the exported model gets its own back.
     with whole(folder / "model") as place:
+        completed(main).export(model, place)
         models.export(model, place, config.rank is not None)
 
 
@@ -226,10 +235,10 @@ def prepare(
     config: TrainerConfig,
     main: Objective | None = None,
 ) -> Trainer:
-    """Return a trainer with optimiser and schedule, everything prepared by accelerate; flow matching by default."""
+    """Return a trainer with optimiser and schedule, all prepared by accelerate; ``main`` defaults to flow matching."""
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     parameters += [weight for weight in sync.modules().parameters() if weight.requires_grad]
-    # The fused update reads no step count back to the host.
+    # The fused update doesn't copy the step count back to the host.
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(
         parameters, lr=config.peak_rate, weight_decay=config.adam_weight_decay, fused=fused or None
@@ -258,9 +267,12 @@ def _only_trained(parameters: list[nn.Parameter]) -> Any:
     return keep
 
 
-def _identity(source: models.Source, model: nn.Module, config: TrainerConfig, processes: int) -> dict[str, Any]:
+def _identity(
+    source: models.Source, model: nn.Module, config: TrainerConfig, processes: int, main: Objective
+) -> dict[str, Any]:
     shapes = "".join(f"{name}{tuple(weight.shape)}" for name, weight in model.named_parameters())
     return {
+        "objective": main.name,
         "family": source.family,
         "model class": type(model).__name__,
         "rank": config.rank,

@@ -14,27 +14,28 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from layersync_core import PROCESS_FILE, ConfigError, replace_file
+from layersync_core import ASKED_FILE, LOG_FILE, PROCESS_FILE, ConfigError, replace_file
 
 LOCK, HOLDER = ".layersync.lock", ".layersync.holder"
-"""The locked file, and beside it who holds it, since a lock that is tried may empty its own file."""
+"""The locked file, and a second one that says who holds it, since trying a lock may empty the locked file."""
 
-# A holder's file is written beside its place; the process's record alone says of a run that left nothing else.
-_OURS = (LOCK, HOLDER, ".layersync.tmp", PROCESS_FILE)
+# Files that do not count as a run's output; the holder's file is written under a temporary name first.
+_OURS = (LOCK, HOLDER, ".layersync.tmp", PROCESS_FILE, LOG_FILE, ASKED_FILE)
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder if need be and keep other runs off it; the system frees it when this process dies.
+    """Make the folder if need be and keep other runs out of it; the system releases it when this process dies.
 
-    What was made here is taken away again where the run leaves nothing else in it.
+    Folders that were made here are removed again if the run leaves nothing else in them.
 
     Raises:
-        ConfigError: It cannot be written, or another run holds it: who that is.
+        ConfigError: The folder cannot be written, or another run holds it; the error says which.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; give a folder")
     _refuse_part_of_another(folder)
+    has_log = (folder / LOG_FILE).exists()  # written by whoever started this run, to show its output
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def claimed(folder: Path) -> Iterator[None]:
             f"output_dir {folder} is in use by {_holder(folder)}; wait for it, or give another output_dir"
         ) from None
     except NotImplementedError:  # a file system without locks
-        print(f"{folder} cannot be locked: a second run in it would write over this one's files", file=sys.stderr)
+        print(f"{folder} cannot be locked: a second run in it would overwrite this one's files", file=sys.stderr)
         yield
         return
     except OSError as error:
@@ -55,9 +56,9 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            ours = [HOLDER, LOCK]
-            with suppress(OSError):
-                ours += [PROCESS_FILE] if is_empty(folder) else []  # a run that left nothing has nothing to say
+            ours = [HOLDER, LOCK, ASKED_FILE]
+            with suppress(OSError):  # a run that left nothing needs no record
+                ours += [PROCESS_FILE, LOG_FILE] if is_empty(folder) and not has_log else []
             for path in (folder / name for name in ours):
                 with suppress(OSError):
                     path.unlink()
@@ -67,7 +68,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def _refuse_part_of_another(folder: Path) -> None:
-    """Refuse the folder of an arm whose comparison runs, and of a comparison one of whose arms runs by itself."""
+    """Refuse an arm's folder while its comparison is running, and a comparison's while one of its arms is."""
     arms = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     for beside in (folder.absolute().parent, *arms):
         if not (beside / LOCK).is_file():
@@ -85,7 +86,7 @@ def _refuse_part_of_another(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Return whether a folder holds nothing but the files of its lock, and what a run that left no more said."""
+    """Return whether a folder holds only lock files and the record and log of a run that left nothing else."""
     return all(path.name in _OURS for path in folder.iterdir())
 
 
@@ -100,7 +101,7 @@ def _own() -> dict[str, str | int]:
 
 def _holder(folder: Path) -> str:
     try:
-        told = json.loads((folder / HOLDER).read_text())
-        return f"process {told['pid']} on {told['host']} since {told['since']} ({told['command']})"
+        holder = json.loads((folder / HOLDER).read_text())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command']})"
     except (OSError, ValueError, KeyError, TypeError):  # it is just starting
         return "another run"

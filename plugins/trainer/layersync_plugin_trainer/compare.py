@@ -1,7 +1,8 @@
-"""The report of ``--compare``: LayerSync beside a vanilla arm with the same seed, data order, noise and weights."""
+"""The report of ``--compare``: LayerSync against a vanilla arm with the same seed, data order, noise and weights."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,18 @@ LAST = 0.1
 """Share of the logged rows over which the table's final values are averaged."""
 
 
-def write_comparison(folder: Path, layersync: Outcome, vanilla: Outcome, settings: Settings) -> None:
-    """Write compare.png (curves and layer similarity), compare_samples.png and report.md."""
+NOTE = (
+    "One run of each arm at one seed: small differences are noise. Held-out loss uses the same noise and times in both "
+    "arms."
+)
+
+
+def write_comparison(folder: Path, layersync: Outcome, vanilla: Outcome, settings: Settings) -> dict[str, Any]:
+    """Write compare.png (curves and layer similarity), compare_samples.png, report.md and compare.json.
+
+    Returns:
+        The content of compare.json: ``arms``, ``rows`` of a name and a text for each arm, and a ``note``.
+    """
     arms = [layersync, vanilla]
     with whole(folder / "compare.png") as file:
         _figure(file, arms)
@@ -34,13 +45,17 @@ def write_comparison(folder: Path, layersync: Outcome, vanilla: Outcome, setting
     with whole(folder / "compare_samples.png") as file:
         draw_samples(file, layersync.layout_modality, panels, layersync.sample_labels, title)
     with whole(folder / "report.md") as file:
-        file.write_text(_text(layersync, vanilla, settings))
+        file.write_text(_text(layersync, vanilla, settings, rows := _rows(layersync, vanilla)))
+    comparison = {"arms": [arm.name for arm in arms], "rows": rows, "note": NOTE}
+    with whole(folder / "compare.json") as file:
+        file.write_text(json.dumps(comparison, indent=2) + "\n")
+    return comparison
 
 
 def recognised(outcome: Outcome) -> float:
-    """Return the share of drawn samples that their three nearest real neighbours take for the class that was asked for.
+    """Return the share of drawn samples whose three nearest real neighbours agree with the requested class.
 
-    NaN where the model is not told classes.
+    NaN if the model is not conditioned on classes.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -105,18 +120,22 @@ def _lowest(arms: list[Outcome]) -> float:
     return min(0.9, math.floor(10 * lowest) / 10)
 
 
-def _text(layersync: Outcome, vanilla: Outcome, settings: Settings) -> str:
+def _rows(layersync: Outcome, vanilla: Outcome) -> list[list[str]]:
+    arms = layersync, vanilla
+    return [
+        ["training loss, mean of the last tenth", *(_number(_last(arm, "loss")) for arm in arms)],
+        ["loss on held-out data", *(_number(arm.held_out) for arm in arms)],
+        ["drawn samples recognised as their class", *(_share(arm) for arm in arms)],
+        ["similarity of the pair, before", *(_number(_pair(arm, layersync, "before")) for arm in arms)],
+        ["similarity of the pair, after", *(_number(_pair(arm, layersync, "after")) for arm in arms)],
+        ["mean similarity of all blocks, after", *(_number(_off_diagonal(arm)) for arm in arms)],
+        ["time per step", *(_time(arm) for arm in arms)],
+    ]
+
+
+def _text(layersync: Outcome, vanilla: Outcome, settings: Settings, rows: list[list[str]]) -> str:
     config = settings.trainer
     pairs = "; ".join(f"student {pair['student']}, teacher {pair['teacher']}" for pair in layersync.blocks)
-    rows = [
-        ("training loss, mean of the last tenth", *(_number(_last(arm, "loss")) for arm in (layersync, vanilla))),
-        ("loss on held-out data", *(_number(arm.held_out) for arm in (layersync, vanilla))),
-        ("drawn samples recognised as their class", *(_share(arm) for arm in (layersync, vanilla))),
-        ("similarity of the pair, before", *(_number(_pair(arm, layersync, "before")) for arm in (layersync, vanilla))),
-        ("similarity of the pair, after", *(_number(_pair(arm, layersync, "after")) for arm in (layersync, vanilla))),
-        ("mean similarity of all blocks, after", *(_number(_off_diagonal(arm)) for arm in (layersync, vanilla))),
-        ("time a step", *(_time(arm) for arm in (layersync, vanilla))),
-    ]
     table = "\n".join(f"| {name} | {one} | {other} |" for name, one, other in rows)
     batch = config.batch_size * config.gradient_accumulation_steps * layersync.processes
     return f"""# LayerSync and vanilla
@@ -131,7 +150,7 @@ LayerSync: {pairs}.
 |---|---|---|
 {table}
 
-One run of each arm at one seed: small differences are noise. Held-out loss uses the same noise and times in both arms.
+{NOTE}
 
 ![Curves and layer similarity](compare.png)
 

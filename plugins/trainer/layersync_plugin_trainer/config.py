@@ -12,7 +12,6 @@ from layersync_core import (
     LayerSyncConfig,
     canonical,
     overlay,
-    plugins,
     taken_for_the_hosts,
     unknown_key,
     validate,
@@ -20,7 +19,7 @@ from layersync_core import (
 
 
 def _number(value: Any) -> Any:
-    # Python takes True for 1; in a settings file it is a mistake.
+    # Python treats True as 1; in a settings file it is a mistake.
     if isinstance(value, bool):
         raise ValueError("a boolean is not a number")
     return value
@@ -28,26 +27,31 @@ def _number(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Steps = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]  # numpy's limit
 Real = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 
 
 class TrainerConfig(BaseModel):
-    """The trainer's own keys; they stand beside the ``layersync_*`` keys in one JSON file or on one command line."""
+    """The trainer's own keys, given beside the ``layersync_*`` keys in one JSON file or on one command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     output_dir: str = Field("./layersync-output", description="folder for everything written; must be empty or absent")
     family: str | None = Field(
-        None, description="installed family to train, as its tiny model (default: dit, a small DiT for digits)"
+        None,
+        examples=["wan"],
+        description="installed family to train, as its tiny model (default: dit, a small DiT for digits)",
     )
-    model: str | None = Field(None, description="local diffusers folder (model or pipeline) to start from")
+    model: str | None = Field(
+        None, examples=["./my-dit"], description="local diffusers folder (model or pipeline) to start from"
+    )
     compare: bool = Field(False, description="also train a vanilla arm with the same data and noise, and compare")
     max_train_steps: Count = Field(400, description="optimiser steps")
     train_batch_size: Count | None = Field(
-        None, description="samples a device and forward (default 64; 4 with --model)"
+        None, examples=[64], description="samples per device and forward (default 64; 4 with --model)"
     )
     learning_rate: Real | None = Field(
-        None, description="peak learning rate of AdamW (default 0.002; 0.0001 with --model or --rank)"
+        None, examples=[0.002], description="peak learning rate of AdamW (default 0.002; 0.0001 with --model or --rank)"
     )
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
@@ -57,20 +61,24 @@ class TrainerConfig(BaseModel):
     max_grad_norm: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="gradients are clipped to this norm"
     )
-    gradient_accumulation_steps: Count = Field(1, description="forwards an optimiser step")
+    gradient_accumulation_steps: Count = Field(1, description="forwards per optimiser step")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="no, bf16 or fp16 (default: what accelerate was launched with, else no)"
+        None, examples=["bf16"], description="no, bf16 or fp16 (default: what accelerate was launched with, else no)"
     )
-    rank: Count | None = Field(None, description="train LoRA weights of this rank only (default: all weights)")
-    seed: Steps = Field(0, description="seed of weights, data order, noise and samples")
+    rank: Count | None = Field(
+        None, examples=[8], description="train LoRA weights of this rank only (default: all weights)"
+    )
+    seed: Seed = Field(0, description="seed of weights, data order, noise and samples")
     report_to: str = Field("tensorboard", description="tracker: tensorboard, wandb, another of accelerate's, or none")
     logging_steps: Count = Field(10, description="optimiser steps between readings of the metrics")
     checkpointing_steps: Count = Field(200, description="optimiser steps between checkpoints; the last step has one")
-    checkpoints_total_limit: Count | None = Field(None, description="checkpoints to keep (default: all)")
-    resume_from_checkpoint: str | None = Field(None, description="checkpoint folder, or latest")
+    checkpoints_total_limit: Count | None = Field(None, examples=[3], description="checkpoints to keep (default: all)")
+    resume_from_checkpoint: str | None = Field(None, examples=["latest"], description="checkpoint folder, or latest")
     guidance_scale: Real | None = Field(
-        None, description="classifier-free guidance of the samples, for models with a null class (default 2; 1 is off)"
+        None,
+        examples=[2.0],
+        description="classifier-free guidance of the samples, for models with a null class (default 2; 1 is off)",
     )
     num_sampling_steps: Count = Field(40, description="Euler steps of the samples that are drawn at the end")
 
@@ -84,7 +92,7 @@ class TrainerConfig(BaseModel):
 
     @property
     def batch_size(self) -> int:
-        """Samples a device and forward."""
+        """Samples per device and forward."""
         return self.train_batch_size or (4 if self.model else 64)
 
     @property
@@ -105,23 +113,26 @@ class SuggestConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output_dir: str = Field("./layersync-suggest", description="folder for suggest.json, suggest.html and suggest.png")
-    batches: Count = Field(16, description="batches of each noise level")
-    batch_size: Count = Field(16, description="samples of a batch")
+    batches: Count = Field(16, description="batches per noise level")
+    batch_size: Count = Field(16, description="samples per batch")
     noise_levels: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_levels), Field(min_length=1)
     ] = Field((0.2, 0.5, 0.8), description="shares of noise in the samples, such as 0.2,0.5,0.8")
     data: str | None = Field(
         None,
+        examples=["my-batches"],
         description="safetensors file, or a folder of them, each with the arguments of one forward by name, and labels "
         "(B,) if they are known; default: embedded data",
     )
-    tokens: Count = Field(64, description="tokens of each forward that are compared")
-    skip: Steps = Field(0, description="forwards to spend on how much the loss rises without a block; 0 spends none")
-    seed: Steps = Field(0, description="seed of samples, noise and sub-samples")
+    tokens: Count = Field(64, description="tokens to compare per forward")
+    skip: Steps = Field(
+        0, description="forwards to spend on measuring how much the loss rises without a block; 0: skip this"
+    )
+    seed: Seed = Field(0, description="seed of samples, noise and sub-samples")
 
 
 RESERVED = "layersync train"
-"""What plugins are told that claim one of these keys."""
+"""The owner that is named to plugins that claim one of these keys."""
 
 
 class Settings:
@@ -135,28 +146,30 @@ class Settings:
     """
 
     def __init__(self, mapping: Mapping[str, Any]) -> None:
+        from layersync_core import plugins  # needs torch, which the keys alone do not
+
         self.given = canonical(mapping)
         own = TrainerConfig.model_fields
         plugins().reserve(RESERVED, TrainerConfig)
         claimed = {name for model in plugins().config_models() for name in model.model_fields}
         claimed.update(LayerSyncConfig.model_fields)
         plugins().check_spelling(self.given)
-        # What belongs to a plugin that is not loaded is judged where the regularizers are asked for.
+        # Keys of a plugin that is not loaded are checked when the regularizers are requested.
         absent = tuple(plugins().absent_prefixes())
         for key in self.given:
             if key not in own and key not in claimed and not key.startswith(absent):
                 raise ConfigError(unknown_key(key, sorted({*own, *claimed})) + taken_for_the_hosts(self.given))
         self.trainer = validate(TrainerConfig, {key: value for key, value in self.given.items() if key in own})
         self.regularizers = {key: value for key, value in self.given.items() if key not in own}
-        # Which pair this trainer would take is not known before its model; any will do to check what was given.
+        # The default pair is unknown before the model is; any pair will do to check the user's settings.
         self.enabled = LayerSyncConfig.from_mapping(self.over_default(1, 1)).layersync_enabled
         if self.trainer.compare and not self.enabled:
             raise ConfigError("compare sets LayerSync against a vanilla arm, but layersync_enabled is false")
 
     def over_default(self, student: int, teacher: int) -> dict[str, Any]:
-        """Return the regularizers' settings: LayerSync with a default pair, and what the user gave in its place.
+        """Return the regularizers' settings: LayerSync with a default pair, overridden by what the user gave.
 
-        A user who gives ``layersync_enabled`` gives all of them, as everywhere.
+        A user who sets ``layersync_enabled`` sets all of them, as everywhere else.
 
         Args:
             student: The default student, as users number blocks.

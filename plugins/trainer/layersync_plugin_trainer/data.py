@@ -1,4 +1,4 @@
-"""Embedded data, nothing to download: handwritten digits, moving shapes, tones; and the order they are seen in."""
+"""Embedded data that needs no download (handwritten digits, moving shapes, tones), and the order of its samples."""
 
 # Shapes: N samples, C channels, T frames, H height, W width, L audio positions
 
@@ -41,7 +41,7 @@ def load(modality: str, shape: tuple[int, ...], classes: int | None = None) -> D
     Args:
         modality: image, video or audio.
         shape: Of one sample: (C, H, W), (C, T, H, W) or (C, L).
-        classes: Keep only samples of the first so many classes; None keeps all.
+        classes: Keep only samples of this many classes, the first ones; None keeps all.
     """
     name, samples, labels = SOURCES[modality](shape)
     if classes is not None:
@@ -51,7 +51,7 @@ def load(modality: str, shape: tuple[int, ...], classes: int | None = None) -> D
 
 
 def split(name: str, samples: Tensor, labels: Tensor, held_out: float) -> Dataset:
-    """Return samples as data to train on, and a share of them, drawn once and for all, to evaluate on."""
+    """Split samples into training data and a fixed held-out share."""
     order = torch.randperm(len(samples), generator=generator(0, "split"))
     cut = len(samples) - max(1, int(len(samples) * held_out))
     train, rest = order[:cut], order[cut:]
@@ -59,16 +59,16 @@ def split(name: str, samples: Tensor, labels: Tensor, held_out: float) -> Datase
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """Return a CPU generator that depends on the seed and the names alone."""
+    """Return a CPU generator that depends only on the seed and the names."""
     text = "/".join(str(name) for name in (seed, *names))
     digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def positions(seed: int, first: int, count: int, size: int) -> Tensor:
-    """Return which samples come at places ``first`` to ``first + count`` of an endless shuffled stream.
+    """Return the samples at places ``first`` to ``first + count`` of an endless shuffled stream.
 
-    Every pass over the data is a permutation of its own, drawn from (seed, pass): the order needs no state.
+    Each pass over the data has its own permutation, drawn from (seed, pass), so the order needs no state.
 
     Returns:
         (count,) int64 in [0, size).
@@ -97,7 +97,7 @@ def _digits(shape: tuple[int, ...]) -> tuple[str, Tensor, Tensor]:
 def _shapes(shape: tuple[int, ...]) -> tuple[str, Tensor, Tensor]:
     """Draw a disc, a square, a diamond or a ring (the class) that crosses the frame, with soft edges."""
     channels, frames, height, width = shape
-    count = min(1024, max(64, 2**25 // (frames * height * width)))  # large clips: fewer of them, for memory's sake
+    count = min(1024, max(64, 2**25 // (frames * height * width)))  # fewer large clips, to save memory
     draw = generator(0, "shapes")
     kind = torch.arange(count) % 4
     start, end, radius = (torch.rand(count, 2, generator=draw) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Feed noisy samples to any family's forward, as its ``tiny`` module declares it."""
+"""Feed noisy samples to any family's forward, as the family's ``tiny`` module describes it."""
 
 # Shapes: B batch
 
@@ -29,7 +29,7 @@ LABEL_EMBEDDERS = ("LabelEmbedding", "LabelEmbedder")
 
 
 def declared(family: str, module: ModuleType) -> Tiny:
-    """Return a family's tiny module, which has what the trainer needs.
+    """Return a family's tiny module after checking that it has what the trainer needs.
 
     Raises:
         ConfigError: It lacks something.
@@ -49,23 +49,23 @@ class Feed:
     """What goes into one model's forward, and what comes out.
 
     Attributes:
-        layout: How plain samples become the model's.
-        time_scale: What the model calls the end of time, 1 or 1000.
-        classes: How many classes the model knows; None where it is not told any.
-        null_label: The class that stands for none of them; None where there is none.
+        layout: How plain samples are arranged for the model.
+        time_scale: The largest timestep of the model, 1 or 1000.
+        classes: How many classes the model knows; None if it takes no classes.
+        null_label: The label for "no class"; None if there isn't one.
 
     Args:
         tiny: A family's tiny module.
         model: The model, bare (without wrappers).
-        seed: Makes ``example_inputs`` give the same conditions every time.
+        seed: Makes ``example_inputs`` return the same conditions every time.
 
     Raises:
-        ConfigError: The example inputs do not fit the model, or are not what the tiny module says of them.
+        ConfigError: The example inputs do not fit the model, or are not what the tiny module declares.
     """
 
     def __init__(self, tiny: Tiny, model: nn.Module, seed: int = 0) -> None:
         self._model, self._seed = model, seed
-        self._tiny = cast(Any, tiny)  # what it may have beside the protocol is looked up by name
+        self._tiny = cast(Any, tiny)  # attributes beyond the protocol are looked up by name
         self._labels: str | None = getattr(tiny, "labels", None)
         self._in_one = tiny.axes.startswith("B")
         self._cache: dict[tuple[int, str], dict[str, Any]] = {}
@@ -85,8 +85,24 @@ class Feed:
         time = self._drawn(8)[tiny.timestep]
         # Integers, or values above 1, mean that the model counts time from 0 to 1000.
         self.time_scale = 1000 if not time.is_floating_point() or float(time.max()) > 1 else 1
+        self._shares_time = example[tiny.timestep].shape[:1] == (1,)
         self.classes: int | None = self._tiny.classes(model) if self._labels else None
         self.null_label = _null_label(model, self.classes)
+
+    def check_batch(self, size: int) -> None:
+        """Refuse batches of several samples if the model takes one time for all of them.
+
+        Args:
+            size: Samples per forward, each with its own time.
+
+        Raises:
+            ConfigError: All of them would get the time of the first.
+        """
+        if self._shares_time and size > 1:
+            raise ConfigError(
+                f"train_batch_size is {size}, but {type(self._model).__name__} takes one timestep for a whole batch; "
+                "give 1, and gradient_accumulation_steps for larger steps"
+            )
 
     def __call__(self, model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         """Return the model's prediction for noisy samples.
@@ -109,7 +125,7 @@ class Feed:
         return self.layout.from_model(self._prediction(model(**inputs), sample))
 
     def _beside_conditions(self, sample: Tensor, example: Any) -> Any:
-        """Return a sample as the model takes it: with the example's conditions in further channels, or as a list."""
+        """Return a sample as the model takes it: with the example's conditions as extra channels, or as a list."""
         if not self._in_one:
             return [*sample.unbind()]
         axis, noisy = self.layout.channel, sample.shape[self.layout.channel]
@@ -119,7 +135,7 @@ class Feed:
     def _prediction(self, output: Any, sample: Tensor) -> Tensor:
         """Return what a forward predicts: the first tensor shaped like the sample.
 
-        Twice the channels are a prediction and a variance, as in the original DiT: the first half counts.
+        Twice the channels means a prediction and a variance, as in the original DiT: the first half is the prediction.
 
         Raises:
             ConfigError: There is no such tensor.
@@ -147,7 +163,7 @@ class Feed:
         return dict(self._cache[key])
 
     def _example(self, count: int) -> dict[str, Any]:
-        # Every sample gets the conditions of the first, so that a model sees the same whatever the batch size is.
+        # Every sample gets the conditions of the first, so that the batch size doesn't change what the model sees.
         row, batch = self._drawn(1), self._drawn(count)
         for name, value in batch.items():
             if isinstance(value, Tensor) and value.dim() and value.shape[0] == count != row[name].shape[0]:
@@ -175,7 +191,7 @@ class Feed:
 
 
 def check_forward(feed: Feed, model: nn.Module) -> None:
-    """Run one forward without gradients, so that a model that cannot be fed is known at once.
+    """Run one forward without gradients, to find out at once whether the model can be fed.
 
     Raises:
         ConfigError: The forward fails, or returns nothing shaped like the sample.
@@ -195,7 +211,7 @@ def check_forward(feed: Feed, model: nn.Module) -> None:
 
 
 def _check_channels(tiny: Tiny, channel: int, sample: Tensor, model: nn.Module) -> None:
-    """Refuse axes that say channels where the model has, say, frames: both orders have the same shape."""
+    """Refuse axes that put channels where the model has frames, for example: both orders have the same shape."""
     config = getattr(model, "config", None)
     wanted = config.get("in_channels") if isinstance(config, Mapping) else getattr(config, "in_channels", None)
     sizes = sample.shape[1:]
@@ -208,7 +224,7 @@ def _check_channels(tiny: Tiny, channel: int, sample: Tensor, model: nn.Module) 
 
 
 def _null_label(model: nn.Module, classes: int | None) -> int | None:
-    # DiT's label embedder has one row more than there are classes: the row for no class.
+    # DiT's label embedder has one more row than there are classes, for "no class".
     tables = [module.embedding_table for module in model.modules() if type(module).__name__ in LABEL_EMBEDDERS]
     rows = {getattr(table, "num_embeddings", 0) for table in tables}
     return classes if classes and classes + 1 in rows else None
@@ -222,7 +238,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple)):
         alike = len({item.shape if isinstance(item, Tensor) else None for item in output}) == 1
         if alike and len(output) > 1 and isinstance(output[0], Tensor) and output[0].dim() > 2:
-            yield torch.stack(list(output))  # one prediction a sample, for models that take a list
+            yield torch.stack(list(output))  # one prediction per sample, for models that take a list
         yield from (value for item in output for value in _tensors(item))
     elif hasattr(output, "sample"):
         yield from _tensors(output.sample)

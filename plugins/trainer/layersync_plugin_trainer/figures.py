@@ -1,4 +1,4 @@
-"""Figures, drawn without a display: samples beside real data, and curves over steps."""
+"""Figures, drawn without a display: samples next to real data, and curves over steps."""
 
 # Shapes: B batch, C channels, T frames, H height, W width, L audio positions
 
@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-COLOURS = {"layersync": "#0072B2", "vanilla": "#D55E00"}  # told apart by colour-blind readers too
+COLOURS = {"layersync": "#0072B2", "vanilla": "#D55E00"}  # distinguishable for colour-blind readers
 AXES = {
     "layersync_loss": "layersync_loss\n(−weight · similarity)",
     "layersync_similarity": "layersync_similarity\n(mean cosine)",
@@ -26,9 +26,9 @@ def draw_samples(file: Path, modality: str, panels: Mapping[str, Tensor], labels
     Args:
         file: PNG to write.
         modality: image, video or audio.
-        panels: Title of a panel and its samples, (B, C, H, W), (B, C, T, H, W) or (B, C, L), in [-1, 1].
+        panels: Title of each panel and its samples, (B, C, H, W), (B, C, T, H, W) or (B, C, L), in [-1, 1].
         labels: (B,) classes, the same for every panel.
-        title: Of the figure.
+        title: The figure's title.
     """
     if modality == "image":
         figure = _images(panels, labels)
@@ -41,13 +41,13 @@ def draw_samples(file: Path, modality: str, panels: Mapping[str, Tensor], labels
 
 
 def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], title: str, objective: str) -> None:
-    """Draw every logged metric over optimiser steps, one panel a metric and one line an arm.
+    """Draw every logged metric over optimiser steps, one panel per metric and one line per arm.
 
     Args:
         file: PNG to write.
-        arms: Name of an arm and its logged metrics, each with its ``step``.
-        title: Of the figure.
-        objective: What the main loss is.
+        arms: Name of each arm and its logged metrics, each with its ``step``.
+        title: The figure's title.
+        objective: Name of the main loss.
     """
     labels = AXES | {"loss": f"loss\n({objective})"}
     names = list(dict.fromkeys(key for rows in arms.values() for row in rows for key in row if key != "step"))
@@ -69,7 +69,7 @@ def draw_curves(file: Path, arms: Mapping[str, Sequence[Mapping[str, float]]], t
 
 
 def _grey(value: Tensor) -> Any:
-    # Models of several channels are fed the same picture in each.
+    # Models with several channels get the same picture in each.
     return value.float().mean(dim=0).clamp(-1, 1).numpy()
 
 
@@ -79,7 +79,7 @@ def _images(panels: Mapping[str, Tensor], labels: Tensor) -> Figure:
     figure = Figure(figsize=(max(6.0, 0.5 * columns * len(panels) + 1), 0.5 * rows + 1.2), layout="constrained")
     grid: Any = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, samples) in zip(grid, panels.items(), strict=True):
-        # One picture of all samples: a subplot for each would take seconds to lay out.
+        # One image with all samples, since laying out a subplot for each would take seconds.
         height, width = (size + 1 for size in samples.shape[-2:])
         mosaic = torch.full((rows * height - 1, columns * width - 1), torch.nan)
         for place, image in enumerate(samples):

@@ -1,4 +1,4 @@
-"""Between plain samples (images, clips, sounds) and the tensor that a model calls its sample."""
+"""Convert between plain samples (images, clips, sounds) and the tensor that a model takes as its sample."""
 
 # Shapes: B batch, C channels, T frames, H height, W width, L positions of a sound
 
@@ -15,7 +15,7 @@ from layersync_core import ConfigError, Modality, Tiny
 OWN_LOOP = "train it in a loop of your own with layersync_core.attach"
 _PLAIN = {"image": "CHW", "video": "CTHW", "audio": "CL"}
 _AXES = "CTHhWwL"
-"""Every axis in its order in a plain sample; h and w are the rows and columns inside a token."""
+"""The axes of a plain sample in order; h and w are the rows and columns inside a token."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Layout:
     """How a family arranges a sample.
 
     Attributes:
-        modality: What a sample shows.
-        shape: Of one plain sample: (C, H, W), (C, T, H, W) or (C, L).
-        split: The same sizes with those axes apart that stand apart in the model's sample.
-        order: Which of these comes first in the model's sample, which second, and so on.
+        modality: image, video or audio.
+        shape: Shape of one plain sample: (C, H, W), (C, T, H, W) or (C, L).
+        split: The same sizes with those axes split that are separate in the model's sample.
+        order: The permutation of these axes in the model's sample.
         merged: Sizes of the model's sample without B.
-        channel: Where C stands in the model's sample, B included.
+        channel: Position of C in the model's sample, counting B.
     """
 
     modality: Modality
@@ -39,7 +39,7 @@ class Layout:
     channel: int
 
     def to_model(self, plain: Tensor) -> Tensor:
-        """Return plain samples (B, *shape) as the model wants them."""
+        """Return plain samples (B, *shape) in the model's arrangement."""
         apart = plain.reshape(-1, *self.split).permute(0, *(1 + axis for axis in self.order))
         return apart.reshape(-1, *self.merged)
 
@@ -94,5 +94,5 @@ def layout_of(tiny: Tiny, sample: Tensor) -> Layout:
 
 
 def name_of(tiny: Tiny) -> str:
-    """Return what to call a tiny module in an error."""
+    """Return the name of a tiny module for errors."""
     return getattr(tiny, "__name__", type(tiny).__name__)

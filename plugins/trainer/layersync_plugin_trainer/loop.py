@@ -1,4 +1,4 @@
-"""The training loop: what a loop of one's own needs for LayerSync is in ``Trainer.step``."""
+"""The training loop; ``Trainer.step`` shows what your own loop needs for LayerSync."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from layersync_core import LayerSyncError, Objective, Term, check_term
+from layersync_core import LayerSyncError, Objective, Term, check_term, completed
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import Batch, Fed
 from layersync_plugin_trainer.stopping import Stop
@@ -25,17 +25,17 @@ class Trainer:
     """One model in training.
 
     Attributes:
-        accelerator: Of accelerate; has prepared the model, the optimiser and the schedule.
+        accelerator: accelerate's; it has prepared the model, the optimiser and the schedule.
         model: The prepared model.
         sync: The attachment; inert in a vanilla arm.
-        feed: How the model is fed.
+        feed: Calls the model.
         optimizer: The prepared optimiser.
         scheduler: The prepared learning-rate schedule.
-        parameters: What is trained, for clipping.
+        parameters: The trained parameters, for clipping.
         max_grad_norm: Gradients are clipped to this norm.
         objective: Computes the main loss.
         global_step: Optimiser steps done.
-        history: What was logged: ``step`` and the metrics.
+        history: The logged metrics, each entry with its ``step``.
     """
 
     accelerator: Accelerator
@@ -73,18 +73,19 @@ class Trainer:
             for name, value in {"loss": main.loss, **main.metrics}.items():
                 self._seen.setdefault(name, []).append(value.detach())
         self.global_step += 1
+        completed(self.objective).after_step(self.global_step)
 
     def _main(self, batch: Batch) -> Term:
         name = self.objective.name
         main = self.objective.compute(Fed(self.model, self.feed, self.sync), batch, self.global_step)
         check_term(main, f"objective {name}")
-        # Else it could be taken for the loss, or for a regularizer's.
+        # Otherwise it could be mistaken for the loss or for a regularizer's metric.
         if wrong := [metric for metric in main.metrics if not metric.startswith(f"{name}_")]:
             raise LayerSyncError(f"objective {name} returned a metric {wrong[0]!r}; call it {name}_{wrong[0]}")
         return main
 
     def read_metrics(self) -> dict[str, float]:
-        """Return the means since the last reading, over steps, accumulation and ranks: the one wait for the device."""
+        """Return the means since the last reading over steps, accumulation and ranks; the only wait for the device."""
         seen = {name: torch.stack(values).mean() for name, values in self._seen.items()}
         tensors = {**seen, **self.sync.metrics()}
         self._seen.clear()
@@ -102,16 +103,16 @@ class Trainer:
         save: Callable[[], None],
         show: Callable[[dict[str, float], int], None],
     ) -> None:
-        """Train until the last step or a stop, log and save on the way, and save at the end.
+        """Train until the last step or a stop, logging and saving along the way and at the end.
 
         Args:
             batches_of_step: Gives this rank's batches of an optimiser step.
-            last_step: Optimiser steps in all.
-            stop: Tells when to leave early.
+            last_step: Total number of optimiser steps.
+            stop: Says when to stop early.
             logging_steps: Steps between readings of the metrics.
             checkpointing_steps: Steps between checkpoints.
             save: Writes a checkpoint.
-            show: Takes the metrics and the step they were read at.
+            show: Called with the metrics and the step they were read at.
         """
         while self.global_step < last_step:
             self.step(batches_of_step(self.global_step))

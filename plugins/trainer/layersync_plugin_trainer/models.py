@@ -19,7 +19,9 @@ from layersync_core import (
     Objective,
     Tiny,
     attach,
+    blocks_of,
     build_on_meta,
+    completed,
     find_model_config,
     get_adapter,
     load_tiny,
@@ -27,6 +29,7 @@ from layersync_core import (
     resolve,
     suggest_pair,
 )
+from layersync_plugin_trainer import objective
 from layersync_plugin_trainer.config import Settings, TrainerConfig
 from layersync_plugin_trainer.feeding import LABEL_EMBEDDERS, declared
 
@@ -37,12 +40,12 @@ _ATTENTION = re.compile(r"(^|\.)(to_q|to_k|to_v|to_out\.0|to_qkv|qkv|q_proj|k_pr
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, known before its weights are.
+    """Where a model comes from, known before its weights are loaded.
 
     Attributes:
         family: Id of its family.
         adapter: The family's adapter.
-        tiny: How it is fed, and the model itself where there is no folder.
+        tiny: The family's tiny module: how the model is fed, and the model itself if there is no folder.
         folder: Local diffusers folder of the model itself; None for a tiny model.
     """
 
@@ -66,10 +69,10 @@ class Source:
         return model.train()
 
     def outline(self) -> nn.Module:
-        """Return the model without weights of the folder: on the meta device, or the tiny model itself.
+        """Return the model without the folder's weights: on the meta device, or the tiny model itself.
 
         Raises:
-            ConfigError: The folder's config does not build its class.
+            ConfigError: The model's class cannot be built from the folder's config.
         """
         if self.folder is None:
             return self._tiny()
@@ -95,17 +98,17 @@ class Source:
             return self.tiny.tiny_model()
         except LayerSyncError:
             raise
-        except Exception as error:  # whatever a third party's module raises
+        except Exception as error:  # third-party modules may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"the tiny model of family {self.family} cannot be built: {reason}") from error
 
 
 def find_source(model: str | None, family: str | None) -> Source:
-    """Tell where the model comes from.
+    """Find out where the model comes from.
 
     Args:
-        model: Local diffusers folder; None takes a family's tiny model.
-        family: Id of the family; None reads it from the folder, and takes the default without one.
+        model: Local diffusers folder; None: the family's tiny model.
+        family: Id of the family; None: read it from the folder, or use the default if there is no folder.
 
     Raises:
         LayerSyncError: The family or the folder is unknown, refused, not installed, or ships no tiny model, or one that
@@ -125,18 +128,57 @@ def find_source(model: str | None, family: str | None) -> Source:
 
 
 def regularizer_settings(settings: Settings, blocks: list[Block]) -> dict[str, Any]:
-    """Return the regularizers' settings: the user's, over those of a default run with the suggested pair."""
+    """Return the regularizers' settings: those of a default run with the suggested pair, overridden by the user's."""
     student, teacher = suggest_pair(blocks)
     return settings.over_default(student.index + 1, teacher.index + 1)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run would train, after every start-up check.
+
+    Attributes:
+        source: Where the model comes from.
+        regularizers: Their settings, including a default pair.
+        scheduled: The same with the run's length, at which a schedule may end.
+        weights: The model's number of weights.
+    """
+
+    source: Source
+    regularizers: dict[str, Any]
+    scheduled: dict[str, Any]
+    weights: int
+
+
+def plan(settings: Settings, source: Source | None = None) -> Plan:
+    """Return what a run would train, without writing anything or loading weights.
+
+    Args:
+        settings: The run's settings.
+        source: Where the model comes from, if that is known.
+
+    Raises:
+        LayerSyncError: Any start-up error.
+    """
+    source = source or find_source(settings.trainer.model, settings.trainer.family)
+    outline = source.outline()
+    regularizers = regularizer_settings(settings, blocks_of(source.adapter, outline))
+    # A schedule may end with the run.
+    scheduled = {**regularizers, "max_train_steps": settings.trainer.max_train_steps}
+    weights = sum(weight.numel() for weight in outline.parameters())
+    check_attachable(outline, scheduled, source.family, objective.enabled(scheduled))
+    return Plan(source, regularizers, scheduled, weights)
+
+
 def check_attachable(model: nn.Module, regularizers: dict[str, Any], family: str, main: Objective) -> None:
-    """Attach to a model and take everything off again, for the start-up errors alone."""
+    """Prepare a model for training only to raise start-up errors; the model must not be used afterwards."""
+    # Whether it has a null class isn't known without its weights, so nothing is refused for that here.
+    completed(main).begin(model, guided=True)
     attach(model, regularizers, family=family, objective=main).remove()
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
-    """Return the model's configuration as plain JSON values, without what changes from place to place."""
+    """Return the model's configuration as plain JSON values, without what differs between machines."""
     config = getattr(model, "config", {})
     values = dict(config) if hasattr(config, "keys") else dict(vars(config))
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
@@ -155,7 +197,7 @@ def _diffusers_class(config: dict[str, Any]) -> Any:
 
 
 def _switch_off_label_dropout(model: nn.Module) -> None:
-    # It draws from the process's own generator, so that two processes would not train what one process trains.
+    # Dropout draws from each process's own generator, so two processes would train differently from one.
     for module in model.modules():
         if type(module).__name__ in LABEL_EMBEDDERS and hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0  # type: ignore[assignment]
@@ -183,16 +225,16 @@ def _add_lora(model: Any, blocks: list[Block], rank: int) -> None:
     if hasattr(model, "add_adapter"):
         model.add_adapter(lora)
     else:
-        # In place as well, so that the model keeps its class, its config and its blocks' paths.
+        # Also in place, so that the model keeps its class, its config and its blocks' paths.
         inject_adapter_in_model(lora, model)
 
 
 def export(model: Any, folder: Path, lora: bool) -> None:
-    """Write the trained model in diffusers' format: the whole of it, or its LoRA weights.
+    """Write the trained model in diffusers' format: all of it, or only its LoRA weights.
 
     Args:
         model: The bare model.
-        folder: Where to.
+        folder: Where to write.
         lora: Whether only LoRA weights were trained.
     """
     if lora and hasattr(model, "save_lora_adapter"):
@@ -201,7 +243,7 @@ def export(model: Any, folder: Path, lora: bool) -> None:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        # As peft's own folders, for PeftModel.from_pretrained.
+        # In peft's own format, for PeftModel.from_pretrained.
         weights = {f"base_model.model.{name}": value for name, value in get_peft_model_state_dict(model).items()}
         model.peft_config["default"].save_pretrained(str(folder))
         save_file(weights, folder / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""Linear probes: how well the classes of samples can be told from each block's mean token."""
+"""Linear probes: how well the classes of samples can be predicted from each block's mean token."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _STRENGTHS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
 
 def score_probes(found: Findings, probe: Probe) -> None:
-    """Note how well a ridge classifier tells the classes apart, each sample left out in turn; nothing without classes.
+    """Record the leave-one-out accuracy of a ridge classifier for each block; nothing without classes.
 
     Args:
-        found: Gets ``probe``, ``gap``, ``chance`` and ``samples``.
-        probe: Measured the samples, whose classes may be known.
+        found: Its ``probe``, ``gap``, ``chance`` and ``samples`` are set.
+        probe: The probe that measured the samples, and knows their classes if anyone does.
     """
     rounds = probe.labelled_samples()
     if not rounds or any(len(labels.unique()) < 2 for labels, _ in rounds):
@@ -31,12 +31,12 @@ def score_probes(found: Findings, probe: Probe) -> None:
 
 
 def _score(features_ND: Tensor, labels: Tensor) -> float:
-    """Return the accuracy of leave-one-out predictions, at the best of some strengths of the penalty."""
+    """Return the accuracy of leave-one-out predictions with the best of several penalties."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.preprocessing import StandardScaler
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of badly conditioned features, which the larger penalties are for
+        warnings.simplefilter("ignore")  # about badly conditioned features, which the larger penalties handle
         standard = StandardScaler().fit_transform(features_ND.double().numpy())
         ridge = RidgeClassifierCV(alphas=_STRENGTHS, scoring="accuracy").fit(standard, labels.numpy())
     return round(float(ridge.best_score_), 6)

@@ -1,4 +1,4 @@
-"""What an arm leaves in its folder: samples.png, curves.png, run.json."""
+"""The files that an arm leaves in its folder: samples.png, curves.png, run.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersync_core import provider
+from layersync_core import only_loaded, provider
 from layersync_plugin_trainer.config import Settings
 from layersync_plugin_trainer.figures import draw_curves, draw_samples
 from layersync_plugin_trainer.outcome import Outcome
@@ -21,14 +21,16 @@ from layersync_plugin_trainer.writing import whole
 PACKAGES = ("layersync-core", "layersync-plugin-trainer", "torch", "diffusers", "accelerate", "peft")
 
 
-def write_arm(folder: Path, outcome: Outcome, settings: Settings, regularizers: dict[str, Any], elapsed: float) -> None:
-    """Write the figures and run.json.
+def write_arm(
+    folder: Path, outcome: Outcome, settings: Settings, regularizers: dict[str, Any], elapsed: float
+) -> dict[str, Any]:
+    """Write the figures and run.json, and return the content of run.json.
 
     Args:
         folder: The arm's output folder.
-        outcome: What training left.
+        outcome: The arm's outcome.
         settings: The run's settings.
-        regularizers: The arm's regularizers' settings in force.
+        regularizers: The settings of the arm's regularizers.
         elapsed: Seconds since the command began.
     """
     assert outcome.samples is not None  # the first rank has them
@@ -36,8 +38,10 @@ def write_arm(folder: Path, outcome: Outcome, settings: Settings, regularizers: 
     step = int(outcome.history[-1]["step"]) if outcome.history else 0
     title = f"{outcome.model_class} ({outcome.name}), step {step}"
     real = real_examples(outcome)
-    drawn = "samples of the model" if outcome.conditional else "samples of the model, which is not told the class"
-    panels = {f"real {outcome.data.name}": real, drawn: outcome.samples}
+    drawn = (
+        "samples of the model" if outcome.conditional else "samples of the model, which is not conditioned on the class"
+    )
+    panels = {f"real {outcome.data.name}": real, drawn: outcome.samples, **outcome.further_samples}
     with whole(folder / "samples.png") as file:
         draw_samples(file, outcome.layout_modality, panels, outcome.sample_labels, title)
     with whole(folder / "curves.png") as file:
@@ -45,6 +49,7 @@ def write_arm(folder: Path, outcome: Outcome, settings: Settings, regularizers: 
     run = run_record(outcome, settings, regularizers, elapsed)
     with whole(folder / "run.json") as file:
         file.write_text(json.dumps(run, indent=2, default=str) + "\n")
+    return run
 
 
 def real_examples(outcome: Outcome) -> Tensor:
@@ -60,12 +65,13 @@ def real_examples(outcome: Outcome) -> Tensor:
 
 
 def run_record(outcome: Outcome, settings: Settings, regularizers: dict[str, Any], elapsed: float) -> dict[str, Any]:
-    """Return what run.json says."""
+    """Return the content of run.json."""
     config = settings.trainer
     adapter = provider(outcome.family)
     metrics = {key: value for key, value in outcome.history[-1].items() if key != "step"} if outcome.history else {}
     return {
         "arm": outcome.name,
+        "given": settings.given,
         "config": {
             **config.model_dump(),
             "train_batch_size": config.batch_size,
@@ -86,6 +92,9 @@ def run_record(outcome: Outcome, settings: Settings, regularizers: dict[str, Any
         "device": outcome.device,
         "processes": outcome.processes,
         "versions": {"python": platform.python_version(), **versions()},
+        "distributions": outcome.distributions,
+        # The trainer itself stands among the versions.
+        "only_loaded": [name for name in only_loaded(outcome.distributions) if name.split()[0] not in PACKAGES],
         "steps": int(outcome.history[-1]["step"]) if outcome.history else 0,
         "metrics": {**metrics, "held_out_loss": None if math.isnan(outcome.held_out) else outcome.held_out},
         "training_seconds": round(outcome.seconds, 3),

@@ -1,4 +1,4 @@
-"""What a resumed run takes from a checkpoint: all of it, or one line that names the file."""
+"""Restore a resumed run from a checkpoint completely, or fail with one line that names the file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGAT
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Load weights, optimiser, schedule, random numbers and LayerSync's state, and count on from a checkpoint's step.
+    """Load weights, optimiser, schedule, random numbers, LayerSync's state and the step count from a checkpoint.
 
     Raises:
-        ConfigError: A file is missing, cannot be read, or does not have what is trained.
+        ConfigError: A file is missing, cannot be read, or lacks a trained weight.
     """
     folder, accelerator = checkpoint.folder, trainer.accelerator
     states = load_states(folder)
@@ -37,7 +37,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if accelerator.distributed_type not in _SPLIT:
         _check_weights(folder / WEIGHTS, accelerator.unwrap_model(trainer.model))
     _restore_random_numbers(folder / RANDOM.format(accelerator.process_index), accelerator.device)
-    # First, since it says what does not fit; an optimiser would only count weights.
+    # First, since this error names what doesn't fit; the optimiser's would only count weights.
     trainer.sync.load_state_dict(states[""])
     try:
         # Weights that are not trained (a LoRA's base model) are not in the file.
@@ -45,7 +45,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except Exception as error:
         parts: dict[str, Any] = {OPTIMISER: trainer.optimizer, SCHEDULE: trainer.scheduler}
         for name, part in parts.items():
-            if (folder / name).exists():  # else the error has its name
+            if (folder / name).exists():  # otherwise the error names it
                 with _reading(folder / name):
                     part.load_state_dict(load(folder / name))
         raise ConfigError(f"{folder} cannot be read: {_describe(error)}; resume another checkpoint") from error
@@ -53,10 +53,10 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def _check_weights(file: Path, model: nn.Module) -> None:
-    """Refuse a file in which something that is trained is missing: it would begin anew without a word."""
+    """Refuse a file that lacks a trained weight, which would silently start again from its initial value."""
     with _reading(file), safe_open(file, framework="pt") as content:
         found = set(content.keys())
-    # A weight with several names stands in the file under one of them.
+    # A weight with several names is in the file under one of them.
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if weight.requires_grad:
@@ -66,7 +66,7 @@ def _check_weights(file: Path, model: nn.Module) -> None:
 
 
 def _restore_random_numbers(file: Path, device: torch.device) -> None:
-    # accelerate does the same again, but what it cannot read of it, it leaves out without a word.
+    # accelerate does the same again, but silently skips what it cannot read.
     with _reading(file):
         states = load(file)
         random.setstate(states["random_state"])

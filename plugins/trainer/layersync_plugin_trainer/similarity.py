@@ -18,7 +18,7 @@ def layer_similarity(
 ) -> Tensor:
     """Return the mean cosine of every two blocks' tokens, on held-out samples with fixed noise and times.
 
-    The model must have no attachment at the time.
+    The model must have no attachment.
 
     Returns:
         (N, N) on the CPU; NaN for two blocks of different width or number of tokens.
@@ -37,10 +37,10 @@ def layer_similarity(
 def block_states(model: nn.Module, adapter: Adapter, feed: Feed, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
     """Return the tokens of every block in one forward on noisy samples.
 
-    The model must have no attachment at the time.
+    The model must have no attachment.
 
     Returns:
-        One (B, S, D) for each block, detached, and a (B, S) mask of the tokens that count; None where all do.
+        One (B, S, D) for each block, detached, and a (B, S) mask of the tokens that count; None if all do.
     """
     blocks = adapter.list_blocks(model)
     buffer = HiddenStateBuffer(range(len(blocks)))

@@ -13,16 +13,16 @@ from layersync_core import Block, Findings, SkippedRun
 
 
 def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost: int, budget: int) -> None:
-    """Note the rise of the loss without each block, and then without runs of 2, 4, 8 …, while the budget lasts.
+    """Record how much the loss rises without each block, then without runs of 2, 4, 8 … blocks, while the budget lasts.
 
     Args:
-        found: Gets ``skip`` and ``skip_runs``.
+        found: Its ``skip`` and ``skip_runs`` are set.
         model: The model.
-        loss: Returns its loss on batches that are always the same.
-        cost: Forwards that one loss takes.
-        budget: Forwards to spend, enough for two losses.
+        loss: Returns the model's loss, always on the same batches.
+        cost: Forwards per loss.
+        budget: Forwards to spend, enough for at least two losses.
     """
-    left = budget // cost - 1  # whole is one of them
+    left = budget // cost - 1  # one goes to the whole model
     whole = loss()
     blocks = found.described
     found.skip = [None] * len(blocks)
@@ -36,12 +36,12 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last block of each run that can be left out, single blocks first, from 0."""
+    """Yield the first and last block (0-based) of each run that can be left out, single blocks first."""
     size = 1
     while size < len(blocks):
         for first in range(1, len(blocks) - size + 1, max(size // 2, 1)):
             run = blocks[first - 1 : first + size]
-            # What went into a block is what the one before it returned, and only within a list is it of the same form.
+            # A block's input is the output of the one before it, in the same form only within one stack.
             if len({(block.stack, block.width, block.stage) for block in run}) == 1:
                 yield first, first + size - 1
         size *= 2
@@ -49,7 +49,7 @@ def _runs(blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _without(model: nn.Module, blocks: Sequence[Block], first: int, last: int) -> Iterator[None]:
-    """Let a run of blocks return what the block before it returned."""
+    """Make a run of blocks return what the block before it returned."""
     before: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:

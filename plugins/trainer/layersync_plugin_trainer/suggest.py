@@ -1,4 +1,4 @@
-"""``layersync suggest MODEL``: run a model on a few batches, and say which pair what its blocks do speaks for."""
+"""``layersync suggest MODEL``: run a model on a few batches, and suggest a pair from what its blocks do."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from layersync_plugin_trainer.probing import score_probes
 from layersync_plugin_trainer.skipping import leave_out
 
 FED = (
-    "fed with embedded samples, mixed with noise as flow matching does; of a model that was trained on others, or with "
-    "another noise, --data or layersync run --layersync_suggest measure more"
+    "fed with embedded samples, mixed with noise as flow matching does; for a model trained on other data or with "
+    "other noise, --data or layersync run --layersync_suggest say more"
 )
 TINY = (
-    "this is the family's tiny model with random weights: it shows what the command does, and says nothing of trained "
-    "ones"
+    "this is the family's tiny model with random weights: it shows what the command does, and says nothing about "
+    "trained ones"
 )
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
 def suggest(settings: Mapping[str, Any], model: str, family: str | None) -> None:
-    """Measure a model, write the three files and print what was found.
+    """Measure a model, write the three files and print the findings.
 
     Args:
-        settings: Of ``SuggestConfig``, by name.
+        settings: The settings of ``SuggestConfig`` by name.
         model: Local folder, family, config.json or hub name.
-        family: Where the config cannot tell it.
+        family: The family, for models whose config does not determine it.
 
     Raises:
         LayerSyncError: The model is unknown, refused or cannot be fed, a setting is wrong, or a file cannot be written.
@@ -67,7 +67,7 @@ def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings
     source = _source(model, family)
     if isinstance(source, Findings):
         return source
-    try:  # before the time is spent
+    try:  # before the long measurement
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir {config.output_dir} cannot be made: {error.strerror or error}") from None
@@ -81,7 +81,7 @@ def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings
 
 
 def _source(model: str, family: str | None) -> Source | Findings:
-    """Return where a model's weights come from; where only its configuration is known, what that says."""
+    """Return where a model's weights come from, or what is known if there is only its configuration."""
     if Path(model).exists() and any(
         file for pattern in WEIGHTS for file in find_model_config(model).parent.glob(pattern)
     ):
@@ -158,19 +158,19 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
         check_forward(feed, model)
     except ConfigError as error:
         raise ConfigError(
-            f"{error}, where sync.probe() measures it; or give --data with samples of its own, or start its trainer "
+            f"{error}, where sync.probe() measures it; or give --data with its own samples, or start its trainer "
             "with layersync run --layersync_suggest N"
         ) from error
     samples = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
     batches = [*_batches(config, samples, feed)]
-    # A model that is told the classes would show them to every probe.
+    # If the model got the classes, every probe could read them back.
     asked = feed.classes is None or feed.null_label is not None
     with Probe(model, source.adapter, config.tokens, config.seed) as probe:
         for level, batch in tqdm(batches, desc="suggest", unit="forward"):
             there = batch.to(device)
-            told = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
+            labels = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
             with probe.at(level, there.labels if asked else None):
-                feed(model, there.noisy, there.time, told)
+                feed(model, there.noisy, there.time, labels)
         found = probe.findings()
         score_probes(found, probe)
     found.fed = TINY if source.folder is None else FED
@@ -181,7 +181,7 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
 
 
 def _batches(config: SuggestConfig, samples: data.Dataset, feed: Feed) -> Iterator[tuple[float, Batch]]:
-    """Yield batches of each noise level: the same samples at every level, each with noise of its own."""
+    """Yield batches for each noise level: the same samples at every level, each with its own noise."""
     size = config.batches * config.batch_size
     chosen = data.positions(config.seed, 0, size, len(samples.samples))
     for level in config.noise_levels:
@@ -193,5 +193,5 @@ def _batches(config: SuggestConfig, samples: data.Dataset, feed: Feed) -> Iterat
 
 @torch.no_grad()
 def _loss(model: nn.Module, feed: Feed, batches: list[Batch]) -> float:
-    """Return the flow-matching loss, a mean over batches."""
+    """Return the mean flow-matching loss over batches."""
     return float(torch.stack([flow_loss(partial(feed, model), batch) for batch in batches]).mean())

@@ -6,14 +6,15 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from layersync_core import ConfigError, LayerSyncError, ProcessRecord, blocks_of, overlay
-from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate
+from layersync_core import ConfigError, LayerSyncError, ProcessRecord, overlay
+from layersync_plugin_trainer.checkpoint import STATE, Checkpoint, found, is_whole, locate, verify
 from layersync_plugin_trainer.claiming import claimed, is_empty
 from layersync_plugin_trainer.config import Settings, TrainerConfig
+from layersync_plugin_trainer.run_log import Log
 from layersync_plugin_trainer.writing import WriteError, quiet_writers
 
 ARMS = ("layersync", "vanilla")
@@ -23,24 +24,24 @@ MAY_CHANGE = {
     "output_dir", "model", "max_train_steps", "max_grad_norm", "gradient_checkpointing", "report_to", "logging_steps",
     "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "num_sampling_steps", "guidance_scale",
 }  # fmt: skip
-"""Settings that a resumed run may change; the others are in the optimiser's state or in what was drawn already."""
+"""Settings that a resumed run may change; the others have shaped the optimiser's state or the past random draws."""
 
 
 def train(mapping: Mapping[str, Any]) -> None:
-    """Train, and write checkpoints, figures, the model and run.json.
+    """Train, and write checkpoints, figures, the model, run.json and report.html.
 
     Args:
         mapping: Settings by name: the trainer's keys beside ``layersync_*`` keys.
 
     Raises:
-        LayerSyncError: A start-up error, where nothing was written; or something could not be written.
+        LayerSyncError: A start-up error, before anything was written; or something could not be written.
         SystemExit: 130 or 143 after a signal, with a checkpoint written.
     """
     try:
         _train(mapping)
     except LayerSyncError:
         if int(os.environ.get("RANK", "0")):
-            raise SystemExit(2) from None  # one process says it for all
+            raise SystemExit(2) from None  # one process reports the error for all
         raise
 
 
@@ -55,15 +56,22 @@ def _train(mapping: Mapping[str, Any]) -> None:
     folder = Path(config.output_dir)
     if config.resume_from_checkpoint and not resume:
         notes.append(f"no checkpoint in {folder} to resume from: starting at step 0")
-    # One process claims the folder for all of a run.
+    # One process claims the folder and prints for the whole run.
     is_first = not int(os.environ.get("RANK", "0"))
     with (
         claimed(folder) if is_first else nullcontext(),
         ProcessRecord(folder, "train", config.max_train_steps) as record,
+        Log(folder) if is_first else nullcontext() as log,
         quiet_writers(),
     ):
+
+        def started() -> None:
+            if log is not None:
+                record.begin()
+                log.begin()
+
         try:
-            _train_in(folder, settings, resume, notes, began, record.begin if is_first else lambda: None)
+            _train_in(folder, settings, resume, notes, began, started)
         except WriteError as error:
             raise LayerSyncError(f"{error}; {_what_is_left(folder)}") from error
 
@@ -82,26 +90,19 @@ def _train_in(
     for point in resume.values():
         _check_later(point, folder)
 
-    # From here on torch is needed; what is above answers at once.
+    # From here on torch is needed; everything above answers at once.
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
-    from layersync_plugin_trainer import arm, models, objective, report
+    from layersync_plugin_trainer import arm, html_report, models, objective, report
 
-    source = models.find_source(config.model, config.family)
-    outline = source.outline()
-    regularizers = models.regularizer_settings(settings, blocks_of(source.adapter, outline))
-    # A schedule may end with the run.
-    scheduled = {**regularizers, "max_train_steps": config.max_train_steps}
-    models.check_attachable(outline, scheduled, source.family, objective.enabled(scheduled))
-    outline_size = sum(weight.numel() for weight in outline.parameters())
-    del outline
-    outcomes = []
+    plan = models.plan(settings)
+    outcomes, records, comparison = [], [], {}
     threads = torch.get_num_threads()
     try:
-        if outline_size < SMALL and "OMP_NUM_THREADS" not in os.environ:
-            # Kernels of a model this small are not worth sharing, and beside other work two threads wait for each
-            # other: up to ten times slower on two busy cores.
+        if plan.weights < SMALL and "OMP_NUM_THREADS" not in os.environ:
+            # Such small kernels don't gain from threads, and on busy cores the threads wait for each other: up to ten
+            # times slower on two cores.
             torch.set_num_threads(1)
         for name in ARMS if config.compare else ("layersync",):
             place = folder / name if config.compare else folder
@@ -109,14 +110,14 @@ def _train_in(
             for note in notes:
                 accelerator.print(note)
             notes.clear()
-            wanted = {"layersync_enabled": False} if name == "vanilla" else regularizers
-            main = objective.enabled(scheduled)  # of both arms
+            wanted = {"layersync_enabled": False} if name == "vanilla" else plan.regularizers
+            main = objective.enabled(plan.scheduled)  # the same for both arms
             outcome = arm.train_arm(
                 name,
                 settings,
                 wanted,
                 main,
-                source,
+                plan.source,
                 place,
                 resume.get(name),
                 accelerator,
@@ -125,17 +126,18 @@ def _train_in(
             )
             outcomes.append(outcome)
             if accelerator.is_main_process:
-                report.write_arm(place, outcome, settings, wanted, time.perf_counter() - began)
+                records.append(report.write_arm(place, outcome, settings, wanted, time.perf_counter() - began))
             accelerator.free_memory()
         if accelerator.is_main_process:
             if config.compare:
                 from layersync_plugin_trainer.compare import write_comparison
 
-                write_comparison(folder, outcomes[0], outcomes[1], settings)
+                comparison = write_comparison(folder, outcomes[0], outcomes[1], settings)
+            html_report.write(folder, outcomes, records, comparison, time.perf_counter() - began)
             accelerator.print(f"wrote {folder}: {', '.join(sorted(path.name for path in _visible(folder)))}")
         accelerator.end_training()
     finally:
-        # accelerate keeps its state for the whole process; the next run in it may want another precision.
+        # accelerate keeps its state for the whole process, and the next run in it may want another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         torch.set_num_threads(threads)
@@ -158,6 +160,20 @@ def _resume_points(config: TrainerConfig) -> dict[str, Checkpoint]:
     return {} if point is None else {"layersync": _no_arm(point)}
 
 
+def newest(folder: Path) -> tuple[int, str] | None:
+    """Return the step of the newest complete checkpoint (judged by file sizes) and its name for ``train``."""
+    arms = [] if found(folder) else [arm for name in ARMS if (arm := found(folder / name))]
+    for candidate in reversed(found(folder)):
+        with suppress(ConfigError):
+            point = _no_arm(verify(candidate, by_content=False))
+            return point.step, "latest" if candidate == found(folder)[-1] else str(candidate)
+    try:
+        # The arms of a comparison resume from their newest checkpoints only.
+        return (min(verify(arm[-1], by_content=False).step for arm in arms), "latest") if arms else None
+    except ConfigError:
+        return None
+
+
 def _no_arm(point: Checkpoint) -> Checkpoint:
     if point.settings.get("compare") and _settings_of(point).trainer.compare:
         raise ConfigError(
@@ -176,7 +192,7 @@ def _settings_of(point: Checkpoint) -> Settings:
 
 
 def _continue(settings: Settings, resume: Mapping[str, Checkpoint]) -> tuple[Settings, list[str]]:
-    """Return the settings of a resumed run: those it was started with, and what may change and was given now."""
+    """Return a resumed run's settings: those it was started with, updated by those given now that may change."""
     point = next(iter(resume.values()))
     before = _settings_of(point)
     for key in settings.trainer.model_fields_set - MAY_CHANGE:
@@ -215,7 +231,7 @@ def _check_output(folder: Path, in_place: bool) -> None:
 
 
 def _check_later(point: Checkpoint, folder: Path) -> None:
-    """Refuse to go back in a folder whose later checkpoints the run would write over."""
+    """Refuse to go back if the run would overwrite later checkpoints in the folder."""
     if folder not in point.folder.parents:
         return
     beside = found(point.folder.parent)
@@ -224,7 +240,7 @@ def _check_later(point: Checkpoint, folder: Path) -> None:
     )
     if later:
         raise ConfigError(
-            f"{point.folder.parent} has later checkpoints, up to {later[-1].name}, which this run would write over; "
+            f"{point.folder.parent} has later checkpoints, up to {later[-1].name}, which this run would overwrite; "
             "resume latest, or give another output_dir"
         )
 
@@ -235,7 +251,7 @@ def _resume_command(folder: Path) -> str:
 
 
 def _what_is_left(folder: Path) -> str:
-    """Return what to do after something could not be written."""
+    """Return the advice to give after something could not be written."""
     newest = [places[-1].relative_to(folder) for arm in ("", *ARMS) if (places := found(folder / arm))]
     if newest:
         be = "is" if len(newest) == 1 else "are"

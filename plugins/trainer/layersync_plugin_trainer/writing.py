@@ -1,4 +1,4 @@
-"""What a run writes: whole or not at all, and one line where the disk is full."""
+"""Write a run's files completely or not at all, with a one-line error if the disk is full."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from layersync_core import LayerSyncError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# As Rust writes the system's number of an error, in the versions of safetensors that there are.
+# How Rust prints the system's error number, in the released versions of safetensors.
 _NUMBER = re.compile(r"(?:os error|code:) (\d+)")
 
 
 class WriteError(LayerSyncError):
-    """Something of a run could not be written."""
+    """A file of a run could not be written."""
 
 
 def why_unwritten(error: BaseException | None) -> str | None:
-    """Return why nothing could be written; None where an error is about something else."""
+    """Return why writing failed; None if the error is about something else."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, SafetensorError):
@@ -40,10 +40,10 @@ def why_unwritten(error: BaseException | None) -> str | None:
 
 @contextmanager
 def writing(what: Path) -> Iterator[None]:
-    """Tell in one line what could not be written.
+    """Turn a failure to write into a one-line error.
 
     Raises:
-        WriteError: What is inside the context could not write.
+        WriteError: Something inside the context could not be written.
     """
     try:
         yield
@@ -55,10 +55,10 @@ def writing(what: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """Give the place of a file or a folder to write to, which becomes the target once it is whole.
+    """Yield a temporary path to write a file or folder to, which replaces the target once it is complete.
 
     Raises:
-        WriteError: It could not be written; the target is what it was, and nothing else is left.
+        WriteError: It could not be written; the target is unchanged, and nothing else is left behind.
     """
     partial = partial_of(target)
     try:
@@ -71,13 +71,13 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def partial_of(target: Path) -> Path:
-    """Return where something is written before it is whole."""
+    """Return the temporary path at which something is written until it is complete."""
     return target.with_name(f".{target.name}.partial")
 
 
 def replace(partial: Path, target: Path) -> None:
-    """Put what is whole into its place."""
-    # A folder cannot be renamed onto a full one; the older one goes last.
+    """Move what is complete into its place."""
+    # A folder cannot be renamed onto a non-empty one; the old one is removed last.
     old = target.with_name(f".{target.name}.old")
     remove(old)
     if target.is_dir():
@@ -87,7 +87,7 @@ def replace(partial: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take a file or a folder away, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -96,10 +96,10 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """Wait for what all ranks do inside the context, and fail on all of them where one does.
+    """Wait for all ranks to finish the block, and fail on all of them if one of them fails.
 
     Raises:
-        LayerSyncError: This rank's own, else the first rank's that has one.
+        LayerSyncError: This rank's own error, else that of the first rank that has one.
     """
     from accelerate.utils import gather_object
 
@@ -108,19 +108,19 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except LayerSyncError as error:
         failure = error
-    failures = [told for told in gather_object([failure]) if told is not None]
+    failures = [message for message in gather_object([failure]) if message is not None]
     if failures:
         raise failure or failures[0]
 
 
 @contextmanager
 def quiet_writers() -> Iterator[None]:
-    """Keep tracebacks of a tracker's own thread off the terminal; its caller is told that it cannot write."""
+    """Keep tracebacks of a tracker's own thread off the terminal; its caller gets an error of its own."""
     before = threading.excepthook
 
-    def hook(told: threading.ExceptHookArgs) -> None:
-        if why_unwritten(told.exc_value) is None:
-            before(told)
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if why_unwritten(raised.exc_value) is None:
+            before(raised)
 
     threading.excepthook = hook
     try:

@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run ``layersync train`` in this process, short and small unless told otherwise."""
+    """Run ``layersync train`` in this process, short and small by default."""
 
     def run(*flags: str, folder: str = "run", **settings: Any) -> Result:
         place = Path(settings.pop("output_dir", tmp_path / folder))
@@ -61,5 +61,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the short run, to be spoilt."""
+    """A copy of the short run, which the test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "run"))

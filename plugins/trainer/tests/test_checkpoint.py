@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from layersync_core import ConfigError
-from layersync_plugin_trainer import checkpoint
+from layersync_plugin_trainer import checkpoint, resume_point
 
 
 def make(folder, step=1, **identity):
@@ -77,25 +79,25 @@ DAMAGE = [
     (saying(step=-5), "has step -5"),
     (saying(step=3), "says step 3, its trainer_state.json 1"),
     (saying(identity=None), "identity None"),
-    (leaving_out, "knows nothing of model.safetensors"),
+    (leaving_out, "does not list model.safetensors"),
     (naming("x" * 5000), "is missing"),
-    (naming("../../etc/passwd"), "names '../../etc/passwd', which is no file of a checkpoint"),
+    (naming("../../etc/passwd"), "names '../../etc/passwd', which is not a file of a checkpoint"),
     (naming("/etc/passwd"), "names '/etc/passwd'"),
-    (naming("..\\model.safetensors"), "which is no file of a checkpoint"),
-    (naming(".."), "which is no file of a checkpoint"),
+    (naming("..\\model.safetensors"), "which is not a file of a checkpoint"),
+    (naming(".."), "which is not a file of a checkpoint"),
     (naming("model.safetensors", size=700), "no size and checksum of model.safetensors"),
     (remove, "model.safetensors is missing"),
     (truncate, "has 693 bytes instead of 700"),
     (alter, "content of model.safetensors"),
     (without_manifest, "has no manifest.json"),
-    (half_a_manifest, "is no JSON"),
-    (of_another_program, "no checkpoint of this trainer"),
+    (half_a_manifest, "is not JSON"),
+    (of_another_program, "not a checkpoint of this trainer"),
     (odd_manifest, "manifest.json lacks"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "text"), DAMAGE)
-def test_damage_is_told(tmp_path, damage, text):
+def test_damage_is_reported(tmp_path, damage, text):
     place = make(tmp_path)
     checkpoint.verify(place)
     damage(place)
@@ -142,3 +144,24 @@ def test_another_identity_is_refused_by_name(tmp_path):
         checkpoint.check_identity(place, {"family": "flux"})
     with pytest.raises(ConfigError, match=r"differs in 1 place\(s\): layers was 4, is 6"):
         checkpoint.check_identity(place, {"model": {"layers": 6, "width": 8}})
+
+
+def test_where_a_run_goes_on_is_known_without_torch(train, copy, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from layersync_plugin_trainer import resume_point;"
+        "print(resume_point(Path(sys.argv[1]))); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=False)
+    assert done.stdout == "(3, 'latest')\n", done.stderr
+    (copy / "checkpoint-3" / "optimizer.bin").write_bytes(b"torn")
+    assert resume_point(copy) == (2, str(copy / "checkpoint-2"))
+    assert train(output_dir=copy, resume_from_checkpoint=resume_point(copy)[1], max_train_steps=3).code == 0
+    for name in ("nothing", "empty"):
+        assert resume_point(tmp_path / name) is None
+        (tmp_path / "empty").mkdir(exist_ok=True)
+
+
+def test_where_a_comparison_goes_on(train):
+    folder = train("--compare", checkpointing_steps=1).folder
+    assert resume_point(folder) == (2, "latest")
+    assert resume_point(folder / "vanilla") is None, "an arm isn't a run of its own"

@@ -29,7 +29,7 @@ def hold(folder):
     return holder
 
 
-def test_a_second_run_is_told_who_holds_the_folder(train, tmp_path):
+def test_a_second_run_says_who_holds_the_folder(train, tmp_path):
     holder = hold(tmp_path / "run")
     try:
         before = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -44,7 +44,7 @@ def test_a_second_run_is_told_who_holds_the_folder(train, tmp_path):
     finally:
         holder.kill()
         holder.wait()
-    # The system frees what a killed process held, and what it left behind is not a run's.
+    # The system releases a killed process's lock, and the files it left don't count as a run's.
     assert train().code == 0
 
 
@@ -55,7 +55,7 @@ def test_two_at_once_leave_one_whole_run(tmp_path):
     ends = [(run.communicate()[1], run.returncode) for run in both]
     assert sorted(code for _, code in ends) == [0, 2]
     (refused,) = [text for text, code in ends if code == 2]
-    # One that comes after the other's end meets a finished run instead.
+    # A process that comes after the other has ended finds a finished run instead.
     assert "is in use by" in refused or "is not empty" in refused
     assert json.loads((tmp_path / "both" / "run.json").read_text())["steps"] == 2
 
@@ -128,7 +128,7 @@ def test_what_a_killed_run_left_is_nothing_to_resume(train, tmp_path):
     assert "starting at step 0" in result.out
 
 
-def test_an_arm_is_not_resumed_alone(train):
+def test_an_arm_is_not_resumed_by_itself(train):
     compared = train(compare="true")
     assert compared.code == 0, compared.err
     arm = train("--resume_from_checkpoint", "latest", output_dir=compared.folder / "layersync", max_train_steps=4)

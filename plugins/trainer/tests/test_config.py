@@ -69,7 +69,7 @@ def test_a_model_from_disk_gets_gentler_defaults():
         ({}, {}),
     ],
 )
-def test_one_setting_changes_the_default_run_in_that_alone(given, changed):
+def test_one_setting_changes_only_that_in_the_default_run(given, changed):
     default = {
         "layersync_enabled": True,
         "layersync_student_block": 2,
@@ -89,6 +89,6 @@ def test_a_whole_configuration_is_taken_as_everywhere():
     assert not Settings({"layersync_enabled": False, "layersync_student_block": 3}).enabled
 
 
-def test_a_spelling_of_the_authors_that_does_not_count_is_told():
+def test_an_authors_spelling_that_does_not_count_is_reported():
     with pytest.raises(ConfigError, match=r"unknown setting reg_weight.*only beside loss_type: layer_sync"):
         Settings({"reg_weight": 0.5})

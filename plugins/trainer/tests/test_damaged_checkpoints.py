@@ -1,4 +1,4 @@
-"""Checkpoints that somebody or something has changed: one line that names the file, and nothing is written."""
+"""Damaged or edited checkpoints: one line that names the file, and nothing is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layersync_plugin_trainer import checkpoint
 WEIGHTS, OPTIMISER, RANDOM = "model.safetensors", "optimizer.bin", "random_states_0.pkl"
 LAYERSYNC = "layersync_state.safetensors"
 READ = [WEIGHTS, OPTIMISER, "scheduler.bin", RANDOM, LAYERSYNC, checkpoint.STATE]
-"""What a resumed run reads beside the manifest."""
+"""The files that a resumed run reads besides the manifest."""
 
 
 def remove(file):
@@ -33,7 +33,7 @@ def rubbish(file):
 
 
 def another(file):
-    """Put a file of the same kind in its place that holds something else."""
+    """Replace it with a file of the same kind that holds something else."""
     if file.suffix == ".json":
         file.write_text('["something", "else"]')
     elif file.suffix == ".safetensors":
@@ -48,7 +48,7 @@ def folder(file):
 
 
 def seal(place):
-    """Make the manifest agree with the files, as one who has edited a checkpoint by hand may do."""
+    """Make the manifest agree with the files, as someone who edits a checkpoint by hand may do."""
     manifest = json.loads((place / checkpoint.MANIFEST).read_text())
     files = [file for file in place.iterdir() if file.is_file() and file.name != checkpoint.MANIFEST]
     manifest["files"] = {file.name: checkpoint._fingerprint(file) for file in files}
@@ -98,7 +98,7 @@ def test_weights_that_are_not_all_there(train, copy):
 
 
 def test_random_numbers_of_which_one_is_missing(train, copy):
-    """What accelerate cannot read of them it leaves out without a word."""
+    """accelerate silently skips what it cannot read."""
     file = copy / "checkpoint-3" / RANDOM
     states = torch.load(file, weights_only=False)
     del states["torch_manual_seed"]

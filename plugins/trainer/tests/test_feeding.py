@@ -88,18 +88,41 @@ def test_a_sample_that_is_not_what_was_declared_is_refused(modality, axes, grid,
     assert "\n" not in str(caught.value)
 
 
+def test_one_time_for_a_whole_batch_is_refused_where_samples_have_their_own():
+    feed = Feed(tiny(lambda count: {"x": torch.randn(count, 3, 8, 8), "t": torch.rand(1)}), Echo())
+    feed.check_batch(1)
+    with pytest.raises(
+        ConfigError, match="train_batch_size is 2, but Echo takes one timestep for a whole batch; give 1"
+    ):
+        feed.check_batch(2)
+    Feed(tiny(), Echo()).check_batch(2)
+
+
 PLAIN = {
     "ace_step": ("audio", (8, 18)),
+    "allegro": ("video", (4, 3, 4, 8)),
+    "anyflow": ("video", (4, 3, 4, 8)),
+    "chronoedit": ("video", (4, 2, 4, 8)),
+    "cogvideox": ("video", (4, 4, 8, 6)),
+    "consisid": ("video", (4, 3, 4, 8)),
     "cosmos": ("video", (4, 3, 8, 6)),
     "dit": ("image", (1, 8, 8)),
+    "easyanimate": ("video", (4, 3, 4, 8)),
     "hunyuan_video": ("video", (4, 3, 4, 6)),
     "kandinsky5_video": ("video", (4, 3, 4, 6)),
+    "kandinsky6": ("video", (4, 2, 4, 6)),
     "ltx_video": ("video", (4, 3, 2, 4)),
+    "minimax_h3": ("video", (16, 2, 3, 2)),
+    "minimax_music": ("audio", (4, 8)),
+    "mochi": ("video", (4, 3, 8, 6)),
+    "motif_video": ("video", (4, 3, 4, 8)),
     "sana": ("image", (4, 4, 8)),
     "sdxl": ("image", (4, 16, 16)),
+    "skyreels_v2": ("video", (4, 4, 8, 6)),
+    "stable_audio": ("audio", (4, 8)),
     "wan": ("video", (4, 3, 8, 8)),
 }
-"""Of the families whose sample is no image of (4, 8, 8)."""
+"""For families whose sample is not an image of (4, 8, 8)."""
 
 
 @pytest.mark.parametrize("family", list_families())
@@ -186,7 +209,7 @@ def test_conditions_do_not_depend_on_the_batch_size(batch):
         (torch.tensor([0.2, 0.9]), [0.25, 0.5, 0.75]),
     ],
 )
-def test_the_scale_of_time_is_told_from_the_example(example, expected):
+def test_the_scale_of_time_is_read_from_the_example(example, expected):
     model = Echo()
     feed_once(tiny(lambda n: images(n) | {"t": example.repeat(n)[:n]}), model)
     assert model.inputs["t"].tolist() == expected

@@ -1,4 +1,4 @@
-"""A disk that fills up: one line, and nothing half-written in the place of anything whole."""
+"""A disk that fills up: one line, and nothing half-written replaces anything complete."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from layersync_core import PROCESS_FILE
-from layersync_plugin_trainer import checkpoint, models, report
+from layersync_core import LOG_FILE, PROCESS_FILE
+from layersync_plugin_trainer import checkpoint, html_report, models, report
 
 # The weights have 3 MB, the optimiser's state 6 MB, a figure 60 kB, everything else less than 20 kB.
 WEIGHTS, OPTIMISER, FIGURE, METRICS = 2_000_000, 4_000_000, 30_000, 300
+OF_EVERY_RUN = (PROCESS_FILE, LOG_FILE)
 
 
 @contextmanager
 def largest_file(size):
-    """Let no file of this process grow beyond a size: the system refuses it as a full disk does."""
+    """Limit the size of this process's files: the system refuses more, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -33,11 +34,11 @@ def hidden(folder):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != PROCESS_FILE}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in OF_EVERY_RUN}
 
 
 def error_of(result):
-    """Return the one line that is left when the progress bar is taken away."""
+    """Return the one line that remains without the progress bar."""
     lines = [line for line in result.err.replace("\r", "\n").splitlines() if line and "step/s" not in line]
     assert len(lines) == 1, result.err
     return lines[0]
@@ -105,6 +106,28 @@ def test_what_a_run_leaves_at_its_end(train, copy, monkeypatch, name, module, fu
     assert torn == []
     assert hidden(copy) == []
     assert train(output_dir=copy, resume_from_checkpoint="latest").code == 0
+
+
+@pytest.mark.parametrize("fault", ["full", "bug"])
+def test_a_report_that_cannot_be_written_fails_no_training(train, copy, monkeypatch, fault):
+    real = html_report.render_report
+
+    def when_the_disk_is_full(report):
+        if fault == "bug":
+            raise ZeroDivisionError("of two\nlines")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (METRICS, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return real(report)
+
+    monkeypatch.setattr(html_report, "render_report", when_the_disk_is_full)
+    with largest_file(resource.RLIM_INFINITY):
+        result = train(output_dir=copy, resume_from_checkpoint="latest")
+    assert result.code == 0
+    line = error_of(result)
+    assert line.startswith(f"warning: {copy / 'report.html'}")
+    assert ("File too large" if fault == "full" else "ZeroDivisionError: of two lines") in line
+    assert not (copy / "report.html").exists()  # that of the run before
+    assert (copy / "run.json").exists()
+    assert hidden(copy) == []
 
 
 def test_the_metrics_of_a_tracker(train):

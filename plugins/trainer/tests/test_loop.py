@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,13 +25,6 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls[func.name()] += 1
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def make(settings=PAIR, forwards=1, batch=4, **more):
@@ -110,7 +102,7 @@ def test_metrics_are_means_since_the_last_reading():
     assert together["layersync_loss"] == pytest.approx(-0.2 * together["layersync_similarity"], abs=1e-6)
 
 
-def test_the_loss_shown_is_the_main_loss_alone():
+def test_the_loss_shown_is_only_the_main_loss():
     trainer, batches = make()
     trainer.step(batches.of_step(0))
     strong, more_batches = make(settings={**PAIR, "layersync_lambda": 50.0})

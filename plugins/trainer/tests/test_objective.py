@@ -30,6 +30,27 @@ def test_a_step_sees_the_same_however_it_is_split(digits, batch, forwards, ranks
         assert sorted(map(str, together.tolist())) == sorted(map(str, expected.tolist()))
 
 
+@pytest.mark.parametrize(("forwards", "ranks"), [(3, 1), (1, 3)])
+def test_further_random_numbers_are_the_same_however_a_step_is_split(digits, forwards, ranks):
+    def drawn(batch_size, forwards, ranks, name):
+        made = [objective.Batches(digits, 1, batch_size, forwards, ranks, rank, 10) for rank in range(ranks)]
+        batches = [batch for steps in zip(*(each.of_step(41) for each in made), strict=True) for batch in steps]
+        parts = [(batch.uniform(name), batch.normal(name), batch.unconditional) for batch in batches]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+    uniform, normal, null = drawn(12, 1, 1, "one")
+    assert uniform.shape == (12,)
+    assert (uniform.min() >= 0) & (uniform.max() < 1)
+    assert normal.shape == (12, 1, 8, 8)
+    assert null.tolist() == [10] * 12
+    for one, split in zip((uniform, normal), drawn(4, forwards, ranks, "one"), strict=False):
+        assert torch.equal(one, split)
+    assert not torch.equal(uniform, drawn(12, 1, 1, "other")[0])
+    (batch,) = objective.Batches(digits, 1, 12).of_step(42)
+    assert not torch.equal(batch.uniform("one"), uniform)
+    assert batch.unconditional is None
+
+
 def test_steps_and_seeds_differ(digits):
     batches = objective.Batches(digits, 1, 8)
     assert not torch.equal(batches.whole(0).noise, batches.whole(1).noise)
@@ -42,7 +63,7 @@ def test_a_tenth_of_the_labels_is_left_out(digits):
 
 
 class Oracle(nn.Module):
-    """Knows the one sample that all data is, and so the exact velocity."""
+    """Knows the only sample in the data, and therefore the exact velocity."""
 
     def __init__(self, target):
         super().__init__()

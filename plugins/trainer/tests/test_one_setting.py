@@ -7,7 +7,7 @@ import pytest
 PAIR = {"layersync_enabled": "true", "layersync_student_block": 2, "layersync_teacher_block": 5}
 
 
-def test_one_setting_alone_changes_the_default_run(train):
+def test_a_single_setting_changes_the_default_run(train):
     run = train("--layersync_lambda", "0.5")
     assert run.code == 0, run.err
     assert json.loads((run.folder / "run.json").read_text())["config"]["layersync_lambda"] == "0.5"
@@ -20,7 +20,7 @@ def test_one_setting_alone_changes_the_default_run(train):
 
 
 @pytest.mark.parametrize("flag", ["--layersync_teacher_block", "--layersync-student-block", "--gt-encoder-depth"])
-def test_one_setting_that_does_not_fit_is_told(train, flag):
+def test_one_setting_that_does_not_fit_is_reported(train, flag):
     run = train(flag, "99")
     assert run.code == 2
     assert "LayerSync could not find layer 99" in run.err

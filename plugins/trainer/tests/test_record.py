@@ -1,4 +1,4 @@
-"""The record of a run's process: written when nothing more can be refused, and truly."""
+"""The record of a run's process: written once every start-up check has passed, with true content."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def test_a_run_that_is_ended_says_how_or_is_found_gone(tmp_path, number, state, 
                 break
         assert read_process(tmp_path / "run").state == "running"
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     found = read_process(tmp_path / "run")
     assert (found.state, found.code) == (state, code)

@@ -1,4 +1,4 @@
-"""`layersync suggest MODEL`: what it writes and says of models that differ."""
+"""`layersync suggest MODEL`: what it writes and says about different models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 
 from layersync_core import CaptureError, ConfigError
-from layersync_core.testing import lively, scatter_weights
+from layersync_core.testing import randomise_weights, scatter_weights
 from layersync_plugin_trainer.suggest import suggest
 from layersync_plugin_trainer.train import train
 
@@ -33,7 +33,7 @@ def model(path, change=lambda model: None, heads=2, depth=10, channels=1):
 
 
 def without_effect(model, which=slice(None)):
-    """Close the gates of blocks, so that each returns what it was given."""
+    """Close the gates of blocks, so that each returns its input."""
     with torch.no_grad():
         for block in model.transformer_blocks[which]:
             for parameter in block.norm1.linear.parameters():
@@ -56,7 +56,7 @@ def test_blocks_that_change_nothing_speak_for_no_pair(tmp_path, capsys):
 
 
 def test_random_blocks_are_no_better_teachers(tmp_path):
-    content = run(tmp_path, model(tmp_path / "random", lively))
+    content = run(tmp_path, model(tmp_path / "random", randomise_weights))
     assert content["verdict"]["answer"] == "no"
     assert content["recommended"] == []
     assert len(content["gap"]) == len(content["noise_levels"]) == 3
@@ -98,12 +98,12 @@ def test_a_teacher_equal_to_its_student_is_none(tmp_path, trained):
     assert "saturated already, with a centred cosine of 1.000" in content["verdict"]["reason"]
 
 
-def test_labels_that_the_model_is_told_are_refused(tmp_path):
+def test_labels_that_the_model_gets_are_refused(tmp_path):
     labels = torch.tensor([1, 2, 3, 4])
     arguments = {"hidden_states": torch.randn(4, 1, 8, 8), "timestep": torch.full((4,), 500)}
     save_file({**arguments, "class_labels": labels.clone(), "labels": labels}, tmp_path / "told.safetensors")
     with pytest.raises(ConfigError, match="class_labels tells the model the labels"):
-        run(tmp_path, model(tmp_path / "model", lively), data=str(tmp_path / "told.safetensors"))
+        run(tmp_path, model(tmp_path / "model", randomise_weights), data=str(tmp_path / "told.safetensors"))
     save_file({**arguments, "class_labels": torch.full((4,), 10), "labels": labels}, tmp_path / "null.safetensors")
     content = run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
     assert content["samples"] == 4
@@ -113,7 +113,7 @@ def test_labels_that_the_model_is_told_are_refused(tmp_path):
         run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
 
 
-def test_a_model_of_other_channels_is_told_what_works(tmp_path):
+def test_for_a_model_of_other_channels_the_error_says_what_works(tmp_path):
     made = model(tmp_path / "model", channels=4)
     with pytest.raises(ConfigError, match=r"cannot be fed .*; or give --data .* layersync run --layersync_suggest N"):
         run(tmp_path, made)
@@ -124,7 +124,7 @@ def test_a_tiny_model_says_that_it_is_one(tmp_path):
 
 
 def test_data_of_ones_own_has_no_verdict_without_classes(tmp_path):
-    name = model(tmp_path / "model", lively)
+    name = model(tmp_path / "model", randomise_weights)
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(3):
@@ -154,12 +154,12 @@ def test_leaving_blocks_out(tmp_path):
     assert len({round(rise, 6) for rise in skip[1:]}) > 1
     assert content["skip_runs"][0]["first"] == 2
     assert content["skip_runs"][0]["last"] == 3
-    # A block that is the identity can be left out for nothing.
+    # Leaving out a block that is the identity costs nothing.
     content = run(tmp_path, model(tmp_path / "shut", without_effect), skip=100)
     assert max(map(abs, content["skip"][1:])) < 1e-6
 
 
-def test_a_config_alone_gives_the_papers_rule(tmp_path):
+def test_a_config_without_weights_gives_the_papers_rule(tmp_path):
     (tmp_path / "only").mkdir()
     name = model(tmp_path / "whole")
     (tmp_path / "only" / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())

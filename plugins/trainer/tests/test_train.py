@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import shutil
 from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from layersync_core.cli import main
 
 PAIR = {"layersync_enabled": "true", "layersync_student_block": 2, "layersync_teacher_block": 5}
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
@@ -32,7 +37,7 @@ def same(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_everything(train):
+def test_a_run_leaves_everything(train, capsys):
     result = train(max_train_steps=4, logging_steps=2, checkpointing_steps=2, report_to="tensorboard", seed=3)
     assert result.code == 0, result.err
     folder = result.folder
@@ -40,9 +45,11 @@ def test_a_run_leaves_everything(train):
         "checkpoint-2",
         "checkpoint-4",
         "curves.png",
+        "layersync.log",
         "layersync_process.json",
         "logs",
         "model",
+        "report.html",
         "run.json",
         "samples.png",
     ]
@@ -55,6 +62,17 @@ def test_a_run_leaves_everything(train):
     assert run["adapter"]["distribution"] == "layersync-adapter-dit"
     assert run["versions"]["torch"] == torch.__version__
     assert (run["seed"], run["steps"], run["config"]["layersync_enabled"]) == (3, 4, True)
+    page = (folder / "report.html").read_text()
+    for said in ("Finished", "step 4 of 4", "block 2 of 8", "block 5 of 8", f"last {run['metrics']['loss']:.4g}"):
+        assert said in page
+    command = html.unescape(re.search("<pre>(.*)</pre>", page)[1])
+    assert command.startswith("layersync train --max_train_steps 4")
+    # Its settings are understood: it is refused only because the folder has a run already.
+    assert main([*shlex.split(command)[1:], "--output_dir", str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert page.count("<polyline") == 3  # loss, layersync_loss, layersync_similarity
+    assert page.count('src="data:image/png;base64,') == 1
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     assert {"loss", "layersync_loss", "layersync_similarity"} <= set(run["metrics"])
     logged = events(folder)
     assert set(logged) == {"loss", "layersync_loss", "layersync_similarity", "lr"}
@@ -119,7 +137,7 @@ ERRORS = [
     ({"model": "/nowhere/at/all"}, "does not exist"),
     ({"report_to": "wandb"}, "pip install wandb"),
     ({"report_to": "paper"}, "report_to is 'paper'"),
-    ({"resume_from_checkpoint": "/nowhere/checkpoint-1"}, "is no folder"),
+    ({"resume_from_checkpoint": "/nowhere/checkpoint-1"}, "is not a folder"),
     ({"max_train_steps": 0}, "max_train_steps is '0'"),
 ]
 
@@ -250,7 +268,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_more_steps_and_other_layersync_settings_on_resume_are_told(train, copy):
+def test_more_steps_and_other_layersync_settings_on_resume_are_printed(train, copy):
     result = train(output_dir=copy, resume_from_checkpoint="latest", max_train_steps=4, **PAIR, layersync_lambda=0.7)
     assert result.code == 0, result.err
     assert "regularizer settings change from here on" in result.out
@@ -340,7 +358,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(train):
         torch.testing.assert_close(other[name], weight, atol=1e-6, rtol=1e-5)
 
 
-def test_lora_trains_and_exports_adapter_weights_alone(train):
+def test_lora_trains_and_exports_only_adapter_weights(train):
     result = train(rank=2, max_train_steps=1)
     assert result.code == 0, result.err
     exported = load_file(result.folder / "model" / "adapter_model.safetensors")
@@ -418,6 +436,13 @@ def test_a_vanilla_arm_beside_layersync(train):
     folder = result.folder
     assert is_png(folder / "compare.png")
     assert is_png(folder / "compare_samples.png")
+    assert not list(folder.glob("*/report.html"))  # one for both
+    page = (folder / "report.html").read_text()
+    said = json.loads((folder / "compare.json").read_text())
+    for row in said["rows"]:
+        assert all(f">{cell}<" in page for cell in row)
+    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count('class="line1"') == 2  # vanilla's loss, and its piece of the legend
     report = (folder / "report.md").read_text()
     assert "| similarity of the pair, before |" in report
     assert "student block 2 of 8 (transformer_blocks.1)" in report

@@ -67,7 +67,7 @@ def test_what_a_resumed_run_has_must_be_in_the_checkpoint(train, settings, said)
     assert said in again.err
 
 
-def test_mistakes_are_told_at_the_start(train):
+def test_mistakes_are_reported_at_the_start(train):
     for more, said in (
         ({"crepa_blok_index": 1}, "No such option: --crepa_blok_index"),
         ({"crepa_block_index": 4}, "crepa_block_index is 4, but the model has 4 blocks"),

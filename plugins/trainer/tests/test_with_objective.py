@@ -1,7 +1,8 @@
-"""A plugin's objective in the place of flow matching: its gradient, its main pass, its metrics, and what is refused."""
+"""A plugin's objective instead of flow matching: its gradient, its main pass, its metrics, and what is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from functools import partial
@@ -9,17 +10,18 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from pydantic import BaseModel
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from layersync_core import CaptureError, LayerSyncError, Term, attach, hookimpl, is_on, plugins
+from layersync_core import CaptureError, LayerSyncError, Term, attach, hookimpl, is_on, plugins, third_parties
 from layersync_plugin_trainer import arm, data, objective
 from layersync_plugin_trainer.config import TrainerConfig
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.models import find_source
 
+STATE = "layersync_state.safetensors"
 WEIGHT = 0.5
 PAIR = {
     "layersync_enabled": True,
@@ -30,7 +32,7 @@ PAIR = {
 
 
 class Agreeing:
-    """Velocity at times of its own, and agreement with a second forward at another time, which is trained as well."""
+    """Velocity at its own times, and agreement with a second forward at another time, which is trained as well."""
 
     name = "agreeing"
 
@@ -59,7 +61,7 @@ class Agreeing:
 
 
 class Other:
-    """What it computes is given."""
+    """Returns a given loss."""
 
     name = "other"
 
@@ -67,11 +69,35 @@ class Other:
         self.compute = compute
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+class Learning:
+    """Velocity scaled by its own weight, with a step count; uses every part of the objective's protocol."""
+
+    name = "learning"
+
+    def begin(self, model, guided):
+        self.guided, self.module = guided, torch.nn.Linear(1, 1, bias=False)
+        self.module.register_buffer("steps", torch.zeros(()))
+
+    def describe(self):
+        return [f"learning: guided {self.guided}"]
+
+    def compute(self, predict, batch, step):
+        velocity = predict(batch.noisy, batch.time, batch.labels)
+        share = batch.uniform("share").reshape(-1, 1, 1, 1)
+        target = batch.noise - batch.clean + 0.1 * share * batch.normal("more")
+        return Term(F.mse_loss(self.module.weight * velocity, target))
+
+    def after_step(self, step):
+        self.module.steps += 1
+
+    def draw(self, predict, noise, labels):
+        assert not torch.is_grad_enabled()
+        with predict.paused():
+            return {"in one step": noise - predict(noise, torch.ones(len(noise)), labels)}
+
+    def export(self, model, folder):
+        folder.mkdir()
+        (folder / "learning.txt").write_text(str(self.module.weight.item()))
 
 
 def make(main, settings=PAIR):
@@ -145,7 +171,7 @@ def paused(predict, batch, step):
         ),
     ],
 )
-def test_one_that_does_what_it_may_not_is_told(compute, error, said):
+def test_one_that_does_what_it_may_not_is_reported(compute, error, said):
     trainer, batches, _ = make(Other(compute))
     with pytest.raises(error, match=said):
         trainer.step(batches.of_step(0))
@@ -169,11 +195,13 @@ def register():
                 return [make()] if is_on(config.given.get(key)) else []
 
         names.append(key)
-        plugins().manager.register(Plugin(), name=key)
+        for loaded in (plugins(), third_parties()):  # the flags of the command are read without torch
+            loaded.manager.register(Plugin(), name=key)
 
     yield register
     for name in names:
-        plugins().manager.unregister(name=name)
+        for loaded in (plugins(), third_parties()):
+            loaded.manager.unregister(name=name)
 
 
 def test_both_arms_of_a_comparison_train_it(train, register):
@@ -185,6 +213,37 @@ def test_both_arms_of_a_comparison_train_it(train, register):
         run = json.loads((result.folder / name / "run.json").read_text())
         assert run["objective"] == "agreeing"
         assert set(run["metrics"]) == {"loss", "agreeing_gap", "held_out_loss"} | wanted
+
+
+def test_its_part_is_trained_saved_and_resumed_bit_for_bit(train, register, monkeypatch):
+    register(Learning)
+    panels = []
+    monkeypatch.setattr("layersync_plugin_trainer.report.draw_samples", lambda file, *rest: panels.append(rest[1]))
+    monkeypatch.setattr("layersync_plugin_trainer.report.whole", lambda file: contextlib.nullcontext(file))
+    shared = {"learning_enabled": "true", "checkpointing_steps": 2, "learning_rate": 0.01}
+    whole = train(folder="whole", max_train_steps=4, **shared)
+    assert whole.code == 0, whole.err
+    assert "objective: learning\nlearning: guided True\n" in whole.out
+    assert list(panels[0]) == ["real handwritten digits", "samples of the model", "in one step"]
+    assert panels[0]["in one step"].shape == (40, 1, 8, 8)
+    middle, end = (load_file(whole.folder / f"checkpoint-{step}" / STATE) for step in (2, 4))
+    assert (middle["learning/steps"], end["learning/steps"]) == (2, 4)
+    assert not torch.equal(middle["learning/weight"], end["learning/weight"]), "its weight is trained"
+    assert (whole.folder / "model" / "learning.txt").read_text() == str(end["learning/weight"].item())
+    again = train(output_dir=whole.folder.with_name("again"), resume_from_checkpoint=whole.folder / "checkpoint-2")
+    assert again.code == 0, again.err
+    for file in (STATE, "model.safetensors"):
+        one, other = (load_file(place / "checkpoint-4" / file) for place in (whole.folder, again.folder))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_of_another_objective_is_reported(train, register):
+    register(Learning)
+    first = train(learning_enabled="true", max_train_steps=1)
+    assert first.code == 0, first.err
+    again = train(output_dir=first.folder, resume_from_checkpoint="latest", max_train_steps=2, learning_enabled="false")
+    assert again.code == 2
+    assert "is of another run: objective was 'learning', is 'flow matching'" in again.err
 
 
 def test_without_one_it_is_flow_matching(train, register):
