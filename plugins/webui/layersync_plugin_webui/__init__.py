@@ -1,6 +1,6 @@
 """The command ``layersync webui``: a page of this machine's runs, in the browser.
 
-Nothing heavy is imported here: every ``layersync`` command reads this module.
+Nothing heavy is imported here, since every ``layersync`` command imports this module.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from typing import Any
 
 from layersync_core import hookimpl
 
-HELP = "Show the runs below a folder in the browser, those that are going on as well. Prints the address to open."
+HELP = (
+    "Set up trainings in the browser, start them, and show all runs below a folder, including those in progress. "
+    "Prints the address to open."
+)
 
 
 @hookimpl

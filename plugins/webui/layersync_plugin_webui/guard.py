@@ -1,8 +1,8 @@
-"""Who may ask: every request passes here before anything else looks at it.
+"""Access control: every request passes here before anything else looks at it.
 
-Other sites that a browser has open can send requests to this machine, and a name of theirs can be made to point to it.
-So the name that was asked for (Host) and the page that asks (Origin) must be ours, and the request must bring a cookie,
-for which the token of the printed address was exchanged.
+Other sites that a browser has open can send requests to this machine, and can make a name of theirs point to it.
+So the requested name (Host) and the requesting page (Origin) must be this page's, and the request must carry a cookie
+that was given in exchange for the token in the printed address.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADERS = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Without a referrer a form of ours would be sent with the origin null.
+    # Without a referrer, this page's own forms would be sent with the origin null.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -39,14 +39,14 @@ _SAFE = ("GET", "HEAD")
 
 @dataclass(frozen=True)
 class Gate:
-    """What is asked for at the door.
+    """What a request must match to get in.
 
     Attributes:
-        host: The address that is listened on.
+        host: The address that the server listens on.
         port: Its port.
-        loopback: Whether only this machine reaches it.
+        loopback: Whether only this machine can reach it.
         token: Part of the printed address.
-        session: What the token is exchanged for.
+        session: The cookie's value, given in exchange for the token.
     """
 
     host: str
@@ -57,13 +57,13 @@ class Gate:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie: all ports of a host share their cookies."""
+        """Name of the cookie, with the port in it, since all ports of a host share their cookies."""
         return f"layersync-{self.port}"
 
     def knows(self, host: str) -> bool:
         """Return whether a Host header names this server.
 
-        Where others may reach it that is any address in numbers, which no foreign site can point elsewhere.
+        If other machines can reach it, any numeric address will do, since no foreign site can redirect those.
         """
         name, colon, port = host.rpartition(":")
         if not colon or port != str(self.port):
@@ -76,11 +76,11 @@ class Gate:
 
 
 class Guard:
-    """Answers what may not pass, and sets the headers of what may.
+    """Answers requests that may not pass, and sets the headers of answers to the others.
 
     Args:
-        app: What is behind.
-        gate: What is asked for.
+        app: The application behind it.
+        gate: What requests must match.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
@@ -108,19 +108,19 @@ class Guard:
     def _stop(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self._gate.knows(host):
-            return PlainTextResponse(_("This address is not one of this page's."), 400)
+            return PlainTextResponse(_("This is not an address of this page."), 400)
         if not _is_ours(scope["method"], headers, host):
-            return PlainTextResponse(_("Another site may not ask for this."), 403)
+            return PlainTextResponse(_("Requests from another site are not allowed."), 403)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if (token := dict(query).get("token")) is not None:
             if scope["method"] not in _SAFE or not secrets.compare_digest(token.encode(), self._gate.token.encode()):
-                return PlainTextResponse(_("This token is not the one of this page."), 403)
+                return PlainTextResponse(_("This token does not belong to this page."), 403)
             rest = urlencode([(key, value) for key, value in query if key != "token"])
-            # A path that begins with two slashes would be another host.
+            # A path that begins with two slashes would mean another host.
             answer = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
             answer.set_cookie(self._gate.cookie, self._gate.session, httponly=True, samesite="strict", path="/")
             return answer
-        if not secrets.compare_digest(_cookie(headers, self._gate.cookie).encode(), self._gate.session.encode()):
+        if not secrets.compare_digest(cookie_of(headers, self._gate.cookie).encode(), self._gate.session.encode()):
             return PlainTextResponse(
                 _("Open the address that layersync webui printed in its terminal; it holds the token."), 403
             )
@@ -128,7 +128,7 @@ class Guard:
 
 
 def _is_ours(method: str, headers: Mapping[str, str], host: str) -> bool:
-    """Return whether a page of ours asks, or a person who typed or followed an address."""
+    """Return whether the request comes from this page, or from a person who typed or followed an address."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     if origin is not None:
         return origin == f"http://{host}"
@@ -138,8 +138,9 @@ def _is_ours(method: str, headers: Mapping[str, str], host: str) -> bool:
     return site in (None, "same-origin", "none") or followed
 
 
-def _cookie(headers: Headers, name: str) -> str:
-    # By hand, as one cookie of another program that is written wrongly would end a library's reading.
+def cookie_of(headers: Headers, name: str) -> str:
+    """Return the value of a cookie; empty if there is none."""
+    # By hand, since a library's parser would stop at another program's malformed cookie.
     for part in ";".join(headers.getlist("cookie")).split(";"):
         key, _equals, value = part.strip().partition("=")
         if key == name:

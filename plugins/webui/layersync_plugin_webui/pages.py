@@ -1,4 +1,4 @@
-"""Pages: their templates, and what every one of them knows."""
+"""Pages: their templates, and what all of them have in common."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from layersync_plugin_webui import language
+from layersync_plugin_webui import language, switching
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,27 @@ class Templates:
         )
         install: Callable[..., None] = self._environment.install_gettext_callables  # type: ignore[attr-defined]
         install(language.gettext, language.ngettext, newstyle=True)
-        self._environment.globals.update(navigation=pages, language=language.current)
+        self._environment.globals.update(
+            navigation=pages, language=language.current, languages=language.LANGUAGES.values(), here=switching.here
+        )
         self._environment.filters.update(moment=moment, duration=duration, figure=figure)
+        # For strings that aren't literals in a template; ``_`` would treat those as safe and not escape them.
+        self._environment.filters.update(translated=language.gettext)
 
     def answer(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a template, filled in."""
         text = self._environment.get_template(template).render(values)
-        return HTMLResponse(text.encode("utf-8", "replace"), status)  # a file may hold half a character
+        return HTMLResponse(text.encode("utf-8", "replace"), status)  # a file may hold a lone surrogate
+
+
+def templates_of(request: Request) -> Templates:
+    """Return the templates of the request's application."""
+    templates: Templates = request.app.state.templates
+    return templates
 
 
 def moment(seconds: float) -> str:
-    """Return a time on this machine's clock, by day and minute."""
+    """Return a time on this machine's clock as date and minute."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     except (ValueError, OverflowError, OSError):  # a record may say anything
@@ -75,5 +85,5 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return a figure with four digits; a dash for none."""
+    """Return a number with four digits; a dash for none."""
     return "–" if value is None else f"{value:.4g}"

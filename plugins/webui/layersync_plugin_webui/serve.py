@@ -1,11 +1,11 @@
-"""Listen, say where, and serve until Ctrl-C."""
+"""Listen, print the address, and serve until Ctrl-C."""
 
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,16 @@ def serve(mapping: Mapping[str, Any]) -> None:
         mapping: Settings by name.
 
     Raises:
-        ConfigError: A setting is wrong, there is no such folder, or the address cannot be listened on.
+        ConfigError: A setting is wrong, there is no such folder, or the server cannot listen on the address.
     """
     config = validate(WebuiConfig, mapping)
     folder = Path(config.runs).expanduser().resolve()
     if not folder.is_dir():
-        raise ConfigError(f"runs {config.runs} is no folder; give the folder that the folders of runs are in")
+        raise ConfigError(f"runs {config.runs} is not a folder; give the folder that contains the folders of runs")
     listening = _listen(config)
     port = listening.getsockname()[1]
 
-    # What is above answers at once.
+    # Everything above answers at once.
     import uvicorn
 
     from layersync_plugin_webui.app import make_app
@@ -39,8 +39,8 @@ def serve(mapping: Mapping[str, Any]) -> None:
 
     gate = Gate(config.host, port, is_loopback(config.host))
     settings = uvicorn.Config(
-        make_app(folder, gate),
-        access_log=False,  # it would write the token
+        make_app(folder, gate, config.allow_commands),
+        access_log=False,  # it would contain the token
         log_level="warning",
         lifespan="off",
         ws="none",
@@ -51,19 +51,22 @@ def serve(mapping: Mapping[str, Any]) -> None:
         timeout_graceful_shutdown=1,
     )
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    with suppress(KeyboardInterrupt):
-        print(f"runs below {folder}")
-        print(f"http://{shown}:{port}/?token={gate.token}")
-        if not gate.loopback:
-            print(
-                f"warning: {config.host} is reached from other machines, without encryption; keep the token to yourself"
-            )
-        print("Ctrl-C ends the page; runs go on", flush=True)
-        uvicorn.Server(settings).run(sockets=[listening])
+    server = uvicorn.Server(settings)
+    # The server handles Ctrl-C itself once its loop runs, which is after the address was printed.
+    signal.signal(signal.SIGINT, server.handle_exit)
+    print(f"runs below {folder}")
+    print(f"http://{shown}:{port}/?token={gate.token}")
+    if not gate.loopback:
+        print(
+            f"warning: {config.host} can be reached from other machines, without encryption; keep the token to yourself"
+            f"{', since anyone who has it may run anything as you' if config.allow_commands else ''}"
+        )
+    print("Ctrl-C stops the page; runs go on", flush=True)
+    server.run(sockets=[listening])
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address is reached from this machine alone."""
+    """Return whether an address can be reached only from this machine."""
     if host == "localhost":
         return True
     try:

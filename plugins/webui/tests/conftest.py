@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,10 @@ from starlette.testclient import TestClient
 from layersync_core import ProcessRecord
 from layersync_plugin_webui.app import make_app
 from layersync_plugin_webui.guard import Gate
-from plugins.webui.tests.folders import add_rows
+from layersync_plugin_webui.training import routes
+from plugins.webui.tests.browser import opened
+from plugins.webui.tests.filling import FakeJobs
+from plugins.webui.tests.folders import add_rows, serving
 
 HOST = "127.0.0.1:8765"
 
@@ -44,6 +45,14 @@ def reader(stranger: TestClient, gate: Gate) -> TestClient:
 
 
 @pytest.fixture
+def jobs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
+    """Replaces the object that starts processes for the Training page."""
+    found = FakeJobs(runs)
+    monkeypatch.setattr(routes, "jobs_of", lambda request: found)
+    return found
+
+
+@pytest.fixture
 def make_run(runs: Path) -> Callable[..., Path]:
     """Write the folder of a run as `layersync run` leaves it: rows of metrics, and how it ended."""
 
@@ -63,8 +72,12 @@ def make_run(runs: Path) -> Callable[..., Path]:
 @pytest.fixture
 def address(runs: Path) -> Iterator[str]:
     """The address that the command itself prints, of a page on a free port."""
-    command = [sys.executable, "-m", "layersync_core", "webui", "--runs", str(runs), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield next(line.strip() for line in process.stdout if line.startswith("http"))
-        process.terminate()
+    with serving(runs) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    """A browser that has opened the printed address, at the list of runs."""
+    with opened(chromium, address.replace("/?", "/runs?")) as page:
+        yield page

@@ -1,12 +1,19 @@
-"""What runs leave behind, as tests write it."""
+"""Write folders like those that runs leave behind."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from layersync_core import PROCESS_FILE
 from layersync_plugin_webui.runs.finding import find_runs
@@ -18,6 +25,13 @@ def add_rows(folder: Path, rows: int, start: int = 1, **more: Any) -> None:
         for step in range(start, start + rows):
             row = {"step": step, "time": now + step, "loss": 1 / step, "layersync_similarity": 0.5, **more}
             file.write(json.dumps(row) + "\n")
+
+
+def picture() -> bytes:
+    """Return a PNG of one pixel."""
+    file = BytesIO()
+    Image.new("RGB", (1, 1), "red").save(file, "png")
+    return file.getvalue()
 
 
 def change_record(folder: Path, **values: Any) -> None:
@@ -33,3 +47,13 @@ def id_of(runs: Path, folder: Path) -> str:
 def make_old(path: Path, seconds: float = 1000) -> None:
     old = time.time() - seconds
     os.utime(path, (old, old))
+
+
+@contextmanager
+def serving(runs: Path) -> Iterator[str]:
+    """Start the command on a free port, and return the address that it prints."""
+    command = [sys.executable, "-m", "layersync_core", "webui", "--runs", str(runs), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield next(line.strip() for line in process.stdout if line.startswith("http"))
+        process.terminate()

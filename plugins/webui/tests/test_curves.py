@@ -149,7 +149,7 @@ def test_rows_of_anybody_are_passed_over(tmp_path):
     assert values(tmp_path) == {4: None}
 
 
-def test_a_file_that_was_replaced_or_removed_is_read_anew(tmp_path):
+def test_a_file_that_was_replaced_or_removed_is_read_again(tmp_path):
     read = Curves(tmp_path)
     add_rows(tmp_path, 5)
     assert len(read.read()["loss"].steps) == 5

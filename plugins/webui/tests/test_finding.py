@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from layersync_plugin_webui.runs.finding import Finder, find_runs, printable
+from layersync_core import printable
+from layersync_plugin_webui.runs.finding import Finder, find_runs
 from plugins.webui.tests.folders import id_of
 
 
@@ -25,7 +26,7 @@ def test_each_kind_of_run_is_found_at_any_depth(runs, make_run):
     assert names(runs) == ["a/b/c", "bare", "of run", "old", "simpletuner"]
 
 
-def test_what_is_no_run_is_not(runs):
+def test_what_is_not_a_run_is_not_listed(runs):
     for folder in ("empty", "project/.git", "venv/logs"):
         (runs / folder).mkdir(parents=True)
     (runs / "project" / "run.json").write_text("{}")
@@ -67,7 +68,7 @@ def test_links_lead_nowhere(runs, make_run, tmp_path):
     assert names(runs) == ["real"]
 
 
-def test_names_that_are_hostile_are_told_apart_and_harmless(runs, make_run):
+def test_hostile_names_are_distinguished_and_harmless(runs, make_run):
     for name in ("<script>alert(1)<", "new\nline", "\u202egnp", "a b", "é", "%2e%2e", "-rf"):
         make_run(name)
     os.makedirs(os.fsencode(runs) + b"/\xff\xfe")
@@ -104,3 +105,13 @@ def test_a_new_run_is_found_soon(runs, make_run):
         time.sleep(0.05)
     assert finder.run(id_of(runs, folder)).folder == folder
     assert finder.run("../two") is None
+
+
+def test_a_comparison_goes_by_its_first_id_when_its_arms_are_there(runs, make_run):
+    folder, finder = make_run("both", rows=0), Finder(runs)
+    (run,) = finder.runs()
+    (folder / "layersync_metrics.jsonl").unlink(missing_ok=True)
+    (folder / "layersync" / "logs").mkdir(parents=True)
+    finder.look_again()
+    assert finder.run(run.id).folder == folder / "layersync"
+    assert finder.run("0" * 20) is None

@@ -1,4 +1,4 @@
-"""The curves of a run, read on from where the last reading ended."""
+"""The curves of a run; each reading continues where the last one ended."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layersync_core import metric_rank, printable
 from layersync_plugin_webui.runs.events import Scalar, scalars, split
 from layersync_plugin_webui.runs.files import read_part, walk
-from layersync_plugin_webui.runs.finding import EVENTS, METRICS, Run, printable
+from layersync_plugin_webui.runs.finding import EVENTS, METRICS, Run
 
 _PIECE = 4 * 1024 * 1024
-_PIECES = 8  # of a file in one reading; the next one goes on
+_PIECES = 8  # pieces of a file in one reading; the next reading continues
 _POINTS = 20_000
 _SENT = 1_000
 _TAGS = 200
 _LONGEST = 200  # characters of a tag
-_LATEST = 1e11  # seconds since 1970; a time that is not one may be any number
+_LATEST = 1e11  # seconds since 1970; larger numbers are not times
 _RUNS = 200
-_FIRST = ("loss", "train_loss", "layersync_loss", "layersync_similarity", "layersync_grad_ratio")
-_LAST = ("lr", "learning_rate")
 
 
 @dataclass
 class Curve:
-    """One metric: steps that rise, the time of each in seconds since 1970 or None, and its values."""
+    """One metric: rising steps, the time of each in seconds since 1970 or None, and its values."""
 
     steps: list[int] = field(default_factory=list)
     times: list[float | None] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
 
     def add(self, step: int, time: float | None, value: float) -> None:
-        """Add a point; one at an earlier step takes the place of all from there on, as where a run was resumed."""
+        """Add a point; one at an earlier step replaces all points from there on, as when a run was resumed."""
         if self.steps and step <= self.steps[-1]:
             kept = bisect_left(self.steps, step)
             del self.steps[kept:], self.times[kept:], self.values[kept:]
@@ -48,7 +47,7 @@ class Curve:
             del self.steps[1:-1:2], self.times[1:-1:2], self.values[1:-1:2]
 
     def sent(self, began: float | None) -> dict[str, Any]:
-        """Return it as the page gets it: not too many points, the last one always, and minutes since ``began``."""
+        """Return it as the page gets it: thinned but with the last point, and with minutes since ``began``."""
         every = -(-len(self.steps) // _SENT)
         chosen = [*range(len(self.steps) - 1, -1, -max(1, every))][::-1]
         minutes = [
@@ -63,7 +62,7 @@ class Curve:
 
 
 class _Source:
-    """A file that grows; ``where`` are the curves that it adds to."""
+    """A growing file; ``where`` are the curves that it adds to."""
 
     def __init__(self, path: Path, where: str) -> None:
         self.path, self.where = path, where
@@ -74,7 +73,7 @@ class _Source:
 
         Raises:
             OSError: It cannot be read.
-            _AnewError: It is another file now, or a shorter one.
+            _AnewError: The file was replaced or has become shorter.
         """
         found: list[Scalar] = []
         for _ in range(_PIECES):
@@ -106,7 +105,7 @@ class _Events(_Source):
 class _Rows(_Source):
     def _read(self, data: bytes) -> tuple[list[Scalar], int]:
         end = data.rfind(b"\n") + 1
-        if not end and len(data) >= _PIECE:  # no line of ours is so long
+        if not end and len(data) >= _PIECE:  # LayerSync writes no such long lines
             return [], len(data)
         found = []
         for line in data[:end].splitlines():
@@ -119,7 +118,7 @@ class _Rows(_Source):
                     for tag, value in row.items()
                 ]
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-                continue  # a torn line, or one of somebody else
+                continue  # a torn line, or one that isn't LayerSync's
         return found, end
 
 
@@ -127,7 +126,7 @@ class Curves:
     """The curves of one run.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,7 +139,7 @@ class Curves:
         self._curves: dict[tuple[str, str], Curve] = {}
 
     def read(self) -> dict[str, Curve]:
-        """Return the curves by name, the ones that are looked at first in front."""
+        """Return the curves by name, the most important ones first."""
         with self._lock:
             try:
                 self._read_on()
@@ -175,7 +174,7 @@ class Curves:
         named = {
             tag if tags.count(tag) == 1 else f"{tag} ({where})": curve for (where, tag), curve in self._curves.items()
         }
-        return {name: named[name] for name in sorted(named, key=rank)}
+        return {name: named[name] for name in sorted(named, key=metric_rank)}
 
 
 def _kind(name: str) -> type[_Source] | None:
@@ -184,18 +183,8 @@ def _kind(name: str) -> type[_Source] | None:
     return _Events if name.startswith(EVENTS) else None
 
 
-def rank(name: str) -> tuple[int, str]:
-    """Return where a metric stands among others."""
-    plain = name.partition(" (")[0].rpartition("/")[2]
-    if plain in _FIRST:
-        return _FIRST.index(plain), name
-    if plain.startswith(("layersync_", "crepa_")):
-        return len(_FIRST), name
-    return len(_FIRST) + (2 if plain in _LAST else 1), name
-
-
 class Store:
-    """The curves of the runs that were looked at last."""
+    """The curves of the runs that were viewed most recently."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -212,5 +201,5 @@ class Store:
 
 
 def beginning(curves: dict[str, Curve]) -> float | None:
-    """Return the time of the first point of a run; None where no point has one."""
+    """Return the time of the first point of a run; None if no point has one."""
     return min((time for curve in curves.values() for time in curve.times[:1] if time is not None), default=None)

@@ -1,6 +1,6 @@
-"""Event files of tensorboard: scalars of whole records, as they come in.
+"""Tensorboard's event files: scalars of complete records, as they are written.
 
-The messages are tensorboard's own; its readers are not used, since they import TensorFlow where there is one.
+The messages are tensorboard's own; its readers aren't used, since they import TensorFlow if it is installed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 _HEADER = struct.Struct("<QI")
 _FOOTER = 4
 LARGEST = 2 * 1024 * 1024
-"""Bytes of a record that is still read, less than of a piece of a file; pictures and models are larger."""
+"""Largest record that is read, in bytes, less than a piece of a file; pictures and models are larger."""
 
 _FLOAT, _DOUBLE = 1, 2
 
 
 class Scalar(NamedTuple):
-    """A figure that was logged at a step."""
+    """A number that was logged at a step."""
 
     tag: str
     step: int
@@ -27,12 +27,12 @@ class Scalar(NamedTuple):
 
 
 def split(data: bytes) -> tuple[list[bytes], int]:
-    """Return the whole records at the beginning of a piece of a file, and how many bytes to go on by.
+    """Return the complete records at the beginning of a piece of a file, and how many bytes to advance.
 
-    That is more than the piece where a record is too large to be read.
+    That is more than the piece if a record is too large to be read.
 
     Args:
-        data: From the beginning of a record on.
+        data: The piece, which starts with a record.
     """
     records: list[bytes] = []
     place = 0
@@ -49,7 +49,7 @@ def split(data: bytes) -> tuple[list[bytes], int]:
 
 
 def scalars(record: bytes) -> Iterator[Scalar]:
-    """Return the scalars in a record; none where it holds something else, or cannot be read."""
+    """Return the scalars in a record; none if it holds something else or cannot be read."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -66,7 +66,7 @@ def scalars(record: bytes) -> Iterator[Scalar]:
 
 
 def _number(tensor: Any) -> float | None:
-    """Return the one number of a tensor, as TensorFlow 2 writes scalars."""
+    """Return the single number in a tensor, as TensorFlow 2 writes scalars."""
     for values in (tensor.float_val, tensor.double_val):
         if len(values) == 1:
             return float(values[0])

@@ -1,4 +1,4 @@
-"""Files in folders of runs, which may hold anything: no link is followed, no pipe waited for, nothing read whole."""
+"""Files in folders of runs, which may hold anything: links aren't followed, pipes not opened, files not read whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 
 
 
 def read_part(path: Path, start: int, limit: int) -> tuple[bytes, os.stat_result]:
-    """Return up to ``limit`` bytes of a plain file and what the system says of it.
+    """Return up to ``limit`` bytes of a regular file, and its ``stat``.
 
     Args:
         path: The file.
@@ -19,20 +19,20 @@ def read_part(path: Path, start: int, limit: int) -> tuple[bytes, os.stat_result
         limit: Bytes at most.
 
     Raises:
-        OSError: It cannot be read, or is no plain file.
+        OSError: It cannot be read, or isn't a regular file.
     """
     with os.fdopen(os.open(path, _FLAGS), "rb", buffering=0) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no plain file")
-        if start > found.st_size:  # any number, where a file says itself how long its parts are
+            raise OSError(f"{path} is not a regular file")
+        if start > found.st_size:  # lengths that a file declares may be any number
             return b"", found
         file.seek(start if start >= 0 else max(0, found.st_size + start))
         return file.read(limit), found
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, by name; nothing where it cannot be read."""
+    """Return what is in a folder, by name; nothing if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
@@ -41,7 +41,7 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder and no link to one."""
+    """Return whether an entry is a folder and not a link to one."""
     try:
         return entry.is_dir(follow_symlinks=False)
     except OSError:
@@ -49,7 +49,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_plain(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a file and no link to one."""
+    """Return whether an entry is a file and not a link to one."""
     try:
         return entry.is_file(follow_symlinks=False)
     except OSError:
@@ -57,7 +57,7 @@ def is_plain(entry: os.DirEntry[str]) -> bool:
 
 
 def walk(folder: Path | str, depth: int, most: int = 5000) -> Iterator[os.DirEntry[str]]:
-    """Return the plain files below a folder, in its folders up to a depth, and up to a number of entries."""
+    """Return the regular files below a folder, up to a depth and a number of entries."""
     waiting = [(str(folder), depth)]
     while waiting and most > 0:
         place, left = waiting.pop()

@@ -1,4 +1,4 @@
-"""Which folders are runs: what ``layersync train``, ``layersync run`` and loggers of tensorboard leave behind."""
+"""Which folders are runs: those that ``layersync train``, ``layersync run`` and tensorboard's loggers leave behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from layersync_core import PROCESS_FILE, read_process
+from layersync_core import PROCESS_FILE, printable, read_process
 from layersync_plugin_webui.runs.files import entries, is_folder, is_plain, walk
 
 METRICS = "layersync_metrics.jsonl"
@@ -19,7 +19,7 @@ SETTINGS = "run.json"
 _DEPTH = 5
 _FOLDERS = 20_000
 _SKIPPED = ("checkpoint-", ".", "__pycache__", "node_modules", "site-packages")
-_ARMS = ("layersync", "vanilla")
+ARMS = ("layersync", "vanilla")
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Run:
     """A run.
 
     Attributes:
-        id: What it is called in addresses; it says nothing of the folder, so that no address leads anywhere else.
-        name: Its folder below the one that is looked through, to be shown.
+        id: Its name in addresses; it doesn't contain the folder, so that no address can lead anywhere else.
+        name: Its folder relative to the one that is searched, for display.
         folder: Its folder.
         process: The folder with the record of its process.
-        began: When it began, by its record; without one, when something was put into the folder last.
+        began: When it began, by its record; without one, the folder's time of modification.
     """
 
     id: str
@@ -53,11 +53,11 @@ def find_runs(folder: Path) -> list[Run]:
         folders = [entry for entry in inside if is_folder(entry)]
         if PROCESS_FILE in names:
             process = Path(place)
-        arms = [entry for entry in folders if entry.name in _ARMS and _is_arm(entry)]
+        arms = [entry for entry in folders if entry.name in ARMS and _is_arm(entry)]
         if arms:
             found += [_run(folder, Path(entry.path), process) for entry in arms]
         elif _is_run(names, folders):
-            if PROCESS_FILE not in names:  # its status folder may be one of its folders
+            if PROCESS_FILE not in names:  # its status folder may be one of its subfolders
                 records = (Path(entry.path) for entry in folders if os.path.isfile(f"{entry.path}/{PROCESS_FILE}"))
                 process = next(records, process)
             found.append(_run(folder, Path(place), process))
@@ -89,28 +89,21 @@ def _has_events(entry: os.DirEntry[str]) -> bool:
 
 def _run(root: Path, folder: Path, process: Path) -> Run:
     relative = os.path.relpath(folder, root)
-    raw = os.fsencode(relative)
     name = folder.name if relative == "." else relative
     record = read_process(process)
     try:
         began = record.since if record else folder.lstat().st_mtime
     except OSError:
         began = 0.0
-    return Run(hashlib.sha256(raw).hexdigest()[:20], printable(name), folder, process, began)
+    return Run(_id(root, folder), printable(name), folder, process, began)
 
 
-def printable(text: str) -> str:
-    """Return a text without what would not be seen, or would turn the text around it."""
-    try:
-        raw = os.fsencode(text)
-    except UnicodeEncodeError:  # no name of a file
-        raw = text.encode("utf-8", "surrogatepass")
-    shown = raw.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+def _id(root: Path, folder: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.relpath(folder, root))).hexdigest()[:20]
 
 
 class Finder:
-    """Finds runs, not more often than the time it takes allows.
+    """Finds runs, less often the longer it takes.
 
     Args:
         folder: Runs are looked for below it.
@@ -132,6 +125,15 @@ class Finder:
                 self._again = time.monotonic() + min(60, max(0.5, 5 * took))
             return self._found
 
+    def look_again(self) -> None:
+        """Search again the next time, since there is a new run."""
+        self._again = 0.0
+
     def run(self, id: str) -> Run | None:
-        """Return a run; None where there is none with this id."""
-        return next((run for run in self.runs() if run.id == id), None)
+        """Return a run; None if there is none with this id.
+
+        A comparison that is just starting is one run, and later two, its arms: the first arm keeps the id.
+        """
+        runs = self.runs()
+        named = next((run for run in runs if run.id == id), None)
+        return named or next((run for run in runs if _id(self.folder, run.process) == id), None)

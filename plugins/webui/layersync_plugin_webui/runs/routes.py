@@ -1,4 +1,4 @@
-"""The pages of runs: all of them, and one."""
+"""The page of all runs, and the page of one run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from layersync_core import metric_rank
+from layersync_plugin_webui.jobs import Jobs
 from layersync_plugin_webui.language import later
-from layersync_plugin_webui.pages import Page, Templates
-from layersync_plugin_webui.runs.curves import Curve, Store, beginning, rank
+from layersync_plugin_webui.pages import Page, templates_of
+from layersync_plugin_webui.runs.curves import Curve, Store, beginning
 from layersync_plugin_webui.runs.facts import facts
 from layersync_plugin_webui.runs.files import read_part
 from layersync_plugin_webui.runs.finding import Finder, Run
 from layersync_plugin_webui.runs.logs import tail
+from layersync_plugin_webui.runs.report import file_name, report_of
 from layersync_plugin_webui.runs.samples import LARGEST, samples
 from layersync_plugin_webui.runs.state import State, state_of
 
@@ -26,13 +29,13 @@ PAGE = Page("/runs", later("Runs"), router)
 ON_A_PAGE = 50
 COLOURS = 8
 _PATIENCE = 0.7
-"""Seconds for the figures of a list; the rows that are left get theirs at the next look."""
+"""Seconds for reading a list's numbers; the remaining rows get theirs at the next request."""
 
 _MOST_CHOSEN = 64
 
 
 class Shelf:
-    """The runs, and what was read of them.
+    """The runs, and what was read about them.
 
     Args:
         folder: Runs are looked for below it.
@@ -54,7 +57,7 @@ class Row:
 
     @property
     def step(self) -> int | None:
-        """The last step that is known."""
+        """The last known step."""
         return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=None)
 
     def last(self, name: str) -> float | None:
@@ -68,12 +71,7 @@ def _shelf(request: Request) -> Shelf:
     return shelf
 
 
-def _templates(request: Request) -> Templates:
-    templates: Templates = request.app.state.templates
-    return templates
-
-
-# Read here, since a signature of FastAPI's would cost a tenth of a second before the first page.
+# Parsed here, since a FastAPI signature would cost a tenth of a second before the first page.
 def _chosen(request: Request) -> list[str]:
     chosen = request.query_params.getlist("show")
     if len(chosen) > _MOST_CHOSEN:
@@ -107,22 +105,22 @@ def _list(request: Request, follow: bool) -> dict[str, Any]:
     for run in shown:
         curves = shelf.store.of(run) if time.monotonic() < deadline else {}
         rows.append(Row(run, state_of(run), colours.get(run.id), curves))
-    # Runs that are looked at stay so on another page of the list.
+    # Selected runs stay selected on another page of the list.
     others = [run for run in runs if run.id in colours and run not in shown]
     return {"rows": rows, "others": others, "page": page, "pages": pages, "count": len(runs), "folder": shelf.folder}
 
 
 @router.get("/runs")
 def all_runs(request: Request) -> HTMLResponse:
-    """Show the list of runs, and the curves of those that are chosen: of the latest until somebody chooses."""
+    """Show the list of runs, and the curves of the selected ones: the latest until someone selects others."""
     follow = not {"show", "page"} & set(request.query_params)
-    return _templates(request).answer("runs/all.html", follow=follow, **_list(request, follow))
+    return templates_of(request).answer("runs/all.html", follow=follow, **_list(request, follow))
 
 
 @router.get("/runs/table")
 def table(request: Request) -> HTMLResponse:
-    """Return the list anew."""
-    return _templates(request).answer("runs/table.html", **_list(request, "follow" in request.query_params))
+    """Return the updated list."""
+    return templates_of(request).answer("runs/table.html", **_list(request, "follow" in request.query_params))
 
 
 @router.get("/runs/curves")
@@ -134,7 +132,7 @@ def curves(request: Request) -> JSONResponse:
             continue
         found = shelf.store.of(run)
         began = beginning(found)
-        sent = [{"metric": name, "rank": rank(name)[0], **curve.sent(began)} for name, curve in found.items()]
+        sent = [{"metric": name, "rank": metric_rank(name)[0], **curve.sent(began)} for name, curve in found.items()]
         answer.append({"id": run.id, "name": run.name, "colour": place % COLOURS, "curves": sent})
     return JSONResponse({"runs": answer})
 
@@ -142,23 +140,31 @@ def curves(request: Request) -> JSONResponse:
 @router.get("/runs/{id}")
 def one_run(request: Request) -> HTMLResponse:
     """Show a run."""
-    run = _found(request)
-    return _templates(request).answer(
-        "runs/one.html", facts=facts(run.folder), **_live(request, run), **_drawn(run, None)
-    )
+    run, jobs = _found(request), request.app.state.jobs
+    known = [(label, jobs.masked(run, text)) for label, text in facts(run.folder)]
+    return templates_of(request).answer("runs/one.html", facts=known, **live_values(request, run), **_drawn(run, None))
+
+
+@router.get("/runs/{id}/report")
+def report(request: Request) -> HTMLResponse:
+    """Return a run's report as a file to save."""
+    run, shelf, jobs = _found(request), _shelf(request), request.app.state.jobs
+    text = report_of(run, shelf.finder, shelf.store, lambda text: jobs.masked(run, text))
+    headers = {"Content-Disposition": f'attachment; filename="{file_name(run)}"'}
+    return HTMLResponse(text.encode("utf-8", "replace"), headers=headers)
 
 
 @router.get("/runs/{id}/live")
 def live(request: Request) -> HTMLResponse:
-    """Return a run's state and the end of its log anew."""
-    return _templates(request).answer("runs/live.html", **_live(request, _found(request)))
+    """Return a run's current state and the end of its log."""
+    return templates_of(request).answer("runs/live.html", **live_values(request, _found(request)))
 
 
 @router.get("/runs/{id}/samples")
 def drawn(request: Request) -> HTMLResponse:
     """Return a run's pictures, one of them shown."""
     at = _number(request, "at", 0) if "at" in request.query_params else None
-    return _templates(request).answer("runs/samples.html", **_drawn(_found(request), at))
+    return templates_of(request).answer("runs/samples.html", **_drawn(_found(request), at))
 
 
 @router.get("/runs/{id}/samples/{picture}")
@@ -177,9 +183,15 @@ def picture(request: Request) -> Response:
     return Response(data, media_type=found.kind)
 
 
-def _live(request: Request, run: Run) -> dict[str, Any]:
+def live_values(request: Request, run: Run) -> dict[str, Any]:
+    """Return what ``runs/live.html`` shows."""
     row = Row(run, state_of(run), 0, _shelf(request).store.of(run))
-    return {"row": row, "log": tail(run.folder) or tail(run.process)}
+    jobs: Jobs = request.app.state.jobs
+
+    def masked(text: str) -> str:
+        return jobs.masked(run, text)
+
+    return {"row": row, "log": tail(run.folder, masked) or tail(run.process, masked), "job": jobs.buttons(run)}
 
 
 def _drawn(run: Run, at: int | None) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from layersync_core import printable
 from layersync_plugin_webui.runs.files import walk
-from layersync_plugin_webui.runs.finding import printable
 
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
-"""Pictures that a browser shows and nothing in them can do anything; SVG is not one."""
+"""Formats that a browser shows and that cannot contain active content; SVG can."""
 
 LARGEST = 64 * 1024 * 1024
 
@@ -26,10 +26,10 @@ class Sample(NamedTuple):
     """A picture.
 
     Attributes:
-        id: What it is called in addresses.
-        name: Its file below the run's folder, to be shown.
+        id: Its name in addresses.
+        name: Its file below the run's folder, for display.
         path: The file.
-        step: The step it was drawn at; None where its name does not say, as at the end of a run.
+        step: The step it was drawn at; None if its name doesn't say, as at the end of a run.
         kind: Its media type.
     """
 

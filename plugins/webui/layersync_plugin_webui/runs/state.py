@@ -1,4 +1,4 @@
-"""Whether a run goes on, in words. It follows from its process; without a record, from how old its files are."""
+"""Whether a run is still going, in words: judged by its process or, without a record, by the age of its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layersync_plugin_webui.runs.files import walk
 from layersync_plugin_webui.runs.finding import SETTINGS, Run
 
 _FRESH = 60
-"""Seconds since the last writing within which a run without a record seems to go on."""
+"""A run without a record seems to be running if it has written within this many seconds."""
 
 LABELS = {
     "running": later("Running"),
@@ -20,11 +20,11 @@ LABELS = {
     "stopped": later("Stopped"),
     "killed": later("Ended: killed"),
     "failed": later("Failed"),
-    "vanished": later("Ended without a word"),
-    "writing": later("Seems to run"),
+    "vanished": later("Ended unexpectedly"),
+    "writing": later("Seems to be running"),
     "quiet": later("No sign of life"),
 }
-"""What each state is called."""
+"""The name of each state."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class State:
 
     Attributes:
         name: A key of ``LABELS``.
-        since: When it began, in seconds since 1970; None where nothing says so.
-        until: When it ended, or the last sign of it.
+        since: When it began, in seconds since 1970; None if unknown.
+        until: When it ended, or its last sign of life.
         code: Its exit code, negative for a signal.
-        host: Where it runs; empty where nothing says so.
-        total_steps: How many steps it is to do.
+        host: Where it runs; empty if unknown.
+        total_steps: How many steps it will do.
     """
 
     name: str
@@ -49,28 +49,28 @@ class State:
 
     @property
     def label(self) -> str:
-        """What it is called, in English."""
+        """Its name in English."""
         return LABELS[self.name]
 
     @property
     def alive(self) -> bool:
-        """Whether the run goes on, as far as can be known."""
+        """Whether the run is still going, as far as can be known."""
         return self.name in ("running", "writing")
 
     @property
     def seconds(self) -> float | None:
-        """How long it has gone on or went on."""
+        """How long it has been running or ran."""
         if self.since is None:
             return None
         return (time.time() if self.name == "running" else self.until) - self.since
 
 
 def state_of(run: Run) -> State:
-    """Return the state of a run now."""
+    """Return the current state of a run."""
     process = read_process(run.process)
     if process is not None:
         return State(process.state, process.since, process.until, process.code, process.host, process.total_steps)
-    if os.path.isfile(run.folder / SETTINGS):  # written when all is done, by a version that kept no record too
+    if os.path.isfile(run.folder / SETTINGS):  # written at the end, also by versions that kept no record
         return State("finished", None, run.began)
     written = max((_written(entry) for entry in walk(run.folder, 2, 500)), default=run.began)
     return State("writing" if time.time() - written < _FRESH else "quiet", None, written)

@@ -1,4 +1,4 @@
-// Draws the curves of the chosen runs and keeps them up to date. Names of runs and metrics are put in as text alone.
+// Draws the curves of the chosen runs and keeps them up to date. Names of runs and metrics are inserted as text only.
 "use strict";
 
 const charts = document.getElementById("charts");
@@ -28,7 +28,7 @@ function axis() {
   return document.querySelector('[name="axis"]:checked').value;
 }
 
-// An average that forgets; corrected for its beginning, so that the first points are not pulled to zero.
+// An exponential moving average, bias-corrected so that the first points are not pulled to zero.
 function smooth(values, weight) {
   let sum = 0;
   let share = 0;
@@ -52,7 +52,12 @@ function shown(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(5)).toString();
 }
 
-// Metric -> the lines of the runs that have it; those that are looked at first are in front.
+// A step keeps all its digits. Western digits without separators, as in logs and settings, whatever the browser prefers.
+function point(at) {
+  return axis() === "steps" ? String(at) : shown(at);
+}
+
+// Metric -> the lines of the runs that have it; the most important metrics come first.
 function byMetric() {
   const found = new Map();
   const ranks = new Map();
@@ -100,8 +105,8 @@ function make(metric, lines, key, data) {
       scales: { x: { time: false } },
       axes: [
         axis() === "steps"
-          ? { ...line, label: charts.dataset.step, labelSize: 20, incrs: STEPS }
-          : { ...line, label: charts.dataset.minutes, labelSize: 20 },
+          ? { ...line, label: charts.dataset.step, labelSize: 20, incrs: STEPS, values: (_plot, ticks) => ticks.map(point) }
+          : { ...line, label: charts.dataset.minutes, labelSize: 20, values },
         { ...line, size: 64, values },
       ],
       series: [
@@ -119,7 +124,7 @@ function make(metric, lines, key, data) {
             const place = plot.cursor.idx;
             const at = place === null || place === undefined ? null : plot.data[0][place];
             readout.textContent =
-              at === null ? "" : `${shown(at)}: ${plot.data.slice(1).map((values) => shown(values[place])).join(" · ")}`;
+              at === null ? "" : `${point(at)}: ${plot.data.slice(1).map((values) => shown(values[place])).join(" · ")}`;
           },
         ],
       },
@@ -163,11 +168,13 @@ async function refresh() {
     const answer = await fetch(`${charts.dataset.source}?${query}`);
     if (!answer.ok) throw new Error(answer.statusText);
     const { runs } = await answer.json();
-    if (mine !== asked) return; // a later choice is on its way
+    if (mine !== asked) return; // a later choice has been requested
     latest = runs;
+    message.classList.remove("lost");
     draw();
   } catch {
     message.textContent = charts.dataset.lost;
+    message.classList.add("lost"); // visible wherever the reader is on the page
   }
 }
 
@@ -183,7 +190,7 @@ function redrawAll() {
 
 document.addEventListener("change", (event) => {
   if (event.target.name === "show") {
-    document.getElementById("follow")?.remove(); // from now on nothing is chosen for the reader
+    document.getElementById("follow")?.remove(); // from now on runs are not selected automatically
     refresh();
   }
   if (event.target.name === "axis") draw();
