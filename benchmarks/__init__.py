@@ -1,1 +1,1 @@
-"""What prints the performance figures."""
+"""Programs that print the performance figures."""

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.measure import median, seconds
 from layersync_core import attach
 
-_FIRST = 8  # by then every layout of call was measured
+_FIRST = 8  # by then every call layout has been measured
 _BUCKETS = [(rows, columns) for rows in (8, 12, 16) for columns in (8, 12, 16)]
 
 
@@ -50,8 +50,8 @@ def print_changing(trainings: int, steps: int, device: torch.device) -> None:
     """Print what the guard costs in the first steps of a training, and after them.
 
     Args:
-        trainings: How many are begun anew.
-        steps: Steps of each.
+        trainings: Number of new trainings.
+        steps: Steps per training.
         device: Where they run.
     """
     torch.manual_seed(0)

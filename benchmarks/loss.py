@@ -1,13 +1,13 @@
-# Shapes: B batch, S tokens, D channels, T frames, P tokens a frame
+# Shapes: B batch, S tokens, D channels, T frames, P tokens per frame
 """Compare `alignment_loss` with the reference formula in time and memory: `python -m benchmarks.loss`.
 
-The reference is the formula as one writes it down: normalise both, multiply, sum, mean. The arms run in turn, so that
-a busy machine slows all. Beside them stands the physical limit: the time to read both inputs twice and to write one
-fresh gradient.
+The reference is the formula as one writes it down: normalise both, multiply, sum, mean. The arms run in turn, so that a
+busy machine slows all of them. The table also has the physical limit: the time to read both inputs twice and to write
+one new gradient.
 
-Every shape gets a process of its own: what earlier shapes leave in the allocator decides whether it returns large
-buffers to the system after each step, and on a CPU the reference, which holds five activations, spends more than half
-of its time on getting them back. `--keep-pages` shows the other regime, where nothing is ever returned.
+Every shape gets its own process: what earlier shapes leave in the allocator decides whether it returns large buffers to
+the system after each step, and on a CPU the reference, which holds five activations, spends more than half of its time
+on getting them back. `--keep-pages` shows the other regime, where nothing is ever returned.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, ro
     for round_number in range(rounds + 2):
         for arm, measured in zip(arms, times, strict=True):
             elapsed = seconds(arm, device)
-            if round_number >= 2:  # the first two warm caches and allocator up
+            if round_number >= 2:  # the first two warm up caches and allocator
                 measured.append(elapsed)
     reference_s, ours_s, limit_s = (statistics.median(measured) for measured in times)
     student.grad = None
@@ -106,7 +106,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, ro
 
 
 def _touch_memory(student: Tensor, teacher: Tensor) -> None:
-    # Summed as fp32 whatever the dtype: the sum of bf16 would be bound by its conversions, not by memory.
+    # Summed as fp32 whatever the dtype: a sum in bf16 would be limited by its conversions, not by memory.
     for _ in range(2):
         student.view(torch.float32).sum()
         teacher.view(torch.float32).sum()

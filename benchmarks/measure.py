@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: time, memory, and a median with its interval."""
+"""Shared measurements: time, memory, and a median with its interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def seconds(run: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how long a function takes on a device; the clock is for CPUs."""
+    """Return how long a function takes on a device; the clock is used for CPUs."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -26,7 +26,7 @@ def seconds(run: Callable[[], object], device: torch.device, clock: Callable[[],
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Return the most memory that lives at once while a function runs, beyond what lived before it."""
+    """Return the peak memory while a function runs, beyond what was allocated before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -34,7 +34,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # The profiler sees every allocation of torch's CPU allocator, also those inside an operator.
+    # The profiler sees every allocation of torch's CPU allocator, including those inside an operator.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     results = profile.profiler.kineto_results
@@ -46,9 +46,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def median(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and the interval that holds the true one with 95 %, or the whole range where that is less.
+    """Return the median and its 95 % confidence interval, or the whole range if that covers less.
 
-    By order statistics, so that nothing is assumed of the noise but that rounds are independent.
+    By order statistics, which only assume that rounds are independent.
     """
     ordered = sorted(values)
     count, outside, cut = len(ordered), 0.0, 0

@@ -23,7 +23,7 @@ LISTING = [sys.executable, "-m", "layersync_core", "list-supported"]
 BASELINE = [sys.executable, "-c", "import typer"]
 NOTHING = [sys.executable, "-c", "pass"]
 
-# The same command inside a program that says afterwards what it imported.
+# The same command inside a program that then prints what it imported.
 PROBE = f"""
 import sys
 from layersync_core.cli import main
@@ -54,8 +54,8 @@ def hook() -> float:
 
 
 def main() -> None:
-    seconds(LISTING), seconds(BASELINE)  # compiles what has no bytecode yet
-    # Alternating, so that whatever else the machine does falls on both.
+    seconds(LISTING), seconds(BASELINE)  # compiles files that have no bytecode yet
+    # Alternating, so that other load on the machine affects both.
     rounds = [(seconds(LISTING), seconds(BASELINE)) for _ in range(ROUNDS)]
     listing, baseline = (statistics.median(times) for times in zip(*rounds, strict=True))
     ratio = statistics.median(one / other for one, other in rounds)

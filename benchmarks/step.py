@@ -1,33 +1,32 @@
 # Shapes: B batch, S tokens, D channels
 """What LayerSync costs a training step: `python -m benchmarks.step [--quick]`.
 
-The first table is of whole training steps (forward, backward, AdamW, gradients set to None) on a DiT of 12 blocks,
-width 768, 256 tokens, batch 4, and on a Wan of 6 blocks, width 256, 2048 tokens. Arms: the plain step; LayerSync by
-`attach`, `apply` and `metrics`; the same after `layersync_cutoff_step`; and what one writes by hand, two hooks that
-store into a dict and `F.cosine_similarity` of student and detached teacher in float32. The arms share their weights and
-run in turn, in an order that rotates. Shown is the median of the ratios to the plain step of the same round, with its
-95 % interval (the range, where that holds less). On a CPU the time is that of this process's work
-(`time.process_time`), so that a core which other programs use meanwhile does not count. Memory is measured in a step of
-its own: the most that lives at once beyond weights and optimiser state, on a CPU as the running sum of torch's
-allocations.
+The first table has whole training steps (forward, backward, AdamW, gradients set to None) of a DiT of 12 blocks, width
+768, 256 tokens, batch 4, and of a Wan of 6 blocks, width 256, 2048 tokens. Arms: the plain step; LayerSync by `attach`,
+`apply` and `metrics`; the same after `layersync_cutoff_step`; and a version written by hand, with two hooks that store
+into a dict and `F.cosine_similarity` of student and detached teacher in float32. The arms share their weights and run
+in turn, in an order that rotates. Shown is the median of the ratios to the plain step of the same round, with its 95 %
+interval (or the range, if that covers less). On a CPU the time is this process's CPU time (`time.process_time`), so
+other programs on the same core do not count. Memory is measured in a separate step: the peak beyond weights and
+optimiser state, on a CPU as the running sum of torch's allocations.
 
-The second table is of the host: models of near-empty blocks (one multiplication with a scalar), 16 tokens of width 32.
-`ours` is a step with LayerSync minus a step that gets the same term from the same tensors without us, in microseconds:
-the model hands out its states, `similarity` is called on two of them, and its result times the weight is added to the
-loss. What is left is everything but the arithmetic of the term: hooks, collecting, reading tokens, buffer, bookkeeping,
-metrics and their reading. `run` is the same difference for `layersync run`, whose patches find the forward and the loss
-by themselves and write the metrics to a file. The arms take turns of 25 steps, since a training has its own code in the
-processor's caches and not that of other arms. Shown are the difference of the fastest hundredth of the steps, which
-other programs disturb least, and the median of the differences with its 95 % interval. What the plain step and a sum of
-the first thousand numbers in Python take tells how fast the machine is.
+The second table is about the host: models of near-empty blocks (one multiplication by a scalar), 16 tokens of width 32.
+`ours` is a step with LayerSync minus a step that gets the same term from the same tensors without LayerSync, in
+microseconds: the model returns its states, `similarity` is called on two of them, and its result times the weight is
+added to the loss. What remains is everything but the arithmetic of the term: hooks, collecting, reading tokens, buffer,
+bookkeeping, metrics and their reading. `run` is the same difference for `layersync run`, whose patches find the forward
+and the loss by themselves and write the metrics to a file. The arms take turns of 25 steps, since a training has its
+own code in the processor's caches and not that of other arms. Shown are the difference of the fastest hundredth of the
+steps, which other programs disturb least, and the median of the differences with its 95 % interval. The times of the
+plain step and of summing the first thousand numbers in Python show how fast the machine is.
 
-The third table is of a Flux of 6 blocks, width 256, whose captions (20 to 120 tokens) and buckets (64 to 256 tokens)
-change at every step: what it costs to measure which tokens the main loss trains. Both arms have LayerSync, one of them
-with `layersync_guard` false; shown are the milliseconds that the first step of a training takes longer, and the median
-ratio of steps with the guard to those without it, in the first steps and after them.
+The third table has a Flux of 6 blocks, width 256, whose captions (20 to 120 tokens) and buckets (64 to 256 tokens)
+change at every step: it shows the cost of measuring which tokens the main loss trains. Both arms have LayerSync, one of
+them with `layersync_guard` false; shown are how many milliseconds longer the first step of a training takes, and the
+median ratio of steps with the guard to those without it, in the first steps and after them.
 """
 
-# Longer than others: two of the tables are of one program, which is read as one recipe.
+# Longer than others: two of the tables come from one program, which reads as one recipe.
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ class Arm:
     optimiser: torch.optim.Optimizer
     add: Callable[[Tensor], Tensor] = lambda loss: loss
     after: Callable[[], object] = lambda: None
-    backward: Callable[[Tensor], None] = torch.autograd.backward  # without what `layersync run` puts in its place
+    backward: Callable[[Tensor], None] = torch.autograd.backward  # the original, which `layersync run` replaces
 
     def step(self) -> None:
         """Train one step."""
@@ -84,7 +83,7 @@ class Arm:
 
 
 def times(arms: Sequence[Arm], rounds: int, device: torch.device, turn: int = 1) -> list[list[float]]:
-    """Return the seconds of every arm's steps, round by round, where each takes so many steps in its turn."""
+    """Return the seconds of every arm's steps, round by round; each arm takes several steps per turn."""
     found: list[list[float]] = [[] for _ in arms]
     for number in range(-1, rounds):
         for offset in range(len(arms)):
@@ -156,7 +155,7 @@ def wan(quick: bool) -> tuple[nn.Module, Inputs]:
 
 
 def by_hand(model: nn.Module, blocks: Sequence[nn.Module], chosen: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Put the usual two hooks on a model, and return what adds the usual formula to its loss."""
+    """Put two hand-written hooks on a model, and return a function that adds the plain formula to its loss."""
     states: dict[str, Tensor] = {}
     for role in ("student", "teacher"):
         block = blocks[chosen[f"layersync_{role}_block"] - 1]
@@ -171,7 +170,7 @@ def by_hand(model: nn.Module, blocks: Sequence[nn.Module], chosen: dict[str, Any
 
 def print_steps(name: str, built: tuple[nn.Module, Inputs], rounds: int, device: torch.device) -> None:
     model, inputs = built
-    model.to(device).eval()  # DiT drops labels at random in train mode
+    model.to(device).eval()  # in train mode DiT drops labels at random
     inputs = {key: value.to(device) for key, value in inputs.items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ours, ended, hooked = (twin(model) for _ in range(3))
@@ -218,7 +217,7 @@ class _Embedder(nn.Module):
 
 
 class SiT(nn.Module):
-    """Near-empty blocks in the shape of SiT's own repository, so that the installed adapter knows them."""
+    """Near-empty blocks that look like those of SiT's own repository, so that the installed adapter knows them."""
 
     patch_size = 2
 
@@ -230,7 +229,7 @@ class SiT(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Return the last state, (B, S, D), in a tuple as diffusers' models do."""
-        state, self.states = self.x_embedder(x), []  # in every arm, since one needs them
+        state, self.states = self.x_embedder(x), []  # kept in every arm, since one of them needs them
         for block in self.blocks:
             state = block(state)
             self.states.append(state)
@@ -238,7 +237,7 @@ class SiT(nn.Module):
 
 
 class Launched:
-    """The patches of `layersync run` in this process; those that concern every step are on for one arm's alone."""
+    """The patches of `layersync run` in this process; those that affect every step are on only for one arm."""
 
     def __init__(self, folder: str) -> None:
         os.environ[VARIABLE] = json.dumps({**settings(*PAIR), "layersync_status_dir": folder})
@@ -247,7 +246,7 @@ class Launched:
         self.switch(on=False)
 
     def switch(self, on: bool) -> None:
-        """Let the hooks on optimisers run or not."""
+        """Switch the hooks on optimisers on or off."""
         hooks = optimizers._global_optimizer_pre_hooks
         hooks.clear()
         hooks.update(self._hooks if on else {})
@@ -255,7 +254,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class LaunchedArm(Arm):
-    """An arm that needs them."""
+    """An arm that needs these patches."""
 
     launched: Launched | None = None
 
@@ -292,7 +291,7 @@ def print_host(depths: Sequence[int], rounds: int, device: torch.device) -> None
             ]
         )
     with tempfile.TemporaryDirectory() as folder:
-        launched = Launched(folder)  # only now: it would take the models above for its own
+        launched = Launched(folder)  # only now: it would treat the models above as its own
         for depth, arms in zip(depths, built, strict=True):
             arms.append(small(SiT(depth), device, LaunchedArm, backward=torch.autograd.backward, launched=launched))
             plain_s, direct_s, *others = times(arms, rounds, device, turn=25)

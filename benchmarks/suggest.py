@@ -1,10 +1,10 @@
 # Shapes: B batch, S tokens, D channels
-"""What measuring the blocks of a model costs: `python -m benchmarks.suggest [--quick]`.
+"""The cost of measuring the blocks of a model: `python -m benchmarks.suggest [--quick]`.
 
-The first row is of a DiT of 12 blocks, width 768, 256 tokens, batch 4, on forwards without gradients: the median of the
-ratios of a forward that is measured to a plain one of the same round, with its 95 % interval, and the most memory that
-lives at once beyond the weights. The rounds take turns. The second row is of 60 blocks of width 3072 that only scale
-their 4096 tokens: the memory that lives beside the model, sub-sample and sums included.
+The first row has a DiT of 12 blocks, width 768, 256 tokens, batch 4, in forwards without gradients: the median ratio of
+a measured forward to a plain one of the same round, with its 95 % interval, and the peak memory beyond the weights. The
+two take turns. The second row has 60 blocks of width 3072 that only scale their 4096 tokens: the memory beyond the
+model, including sub-sample and sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GOALS = "goals: time <= 1.5, peak <= 1.10; 60 blocks of width 3072 within 2 GB b
 
 
 class Scale(nn.Module):
-    """A block of one number."""
+    """A block with a single parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Scale(nn.Module):
 
 
 class Wide(nn.Module):
-    """Many blocks that are wide and cost next to nothing."""
+    """Many wide blocks that cost next to nothing."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Wide(nn.Module):
 def forwards(
     model: nn.Module, inputs: dict[str, Any], probe: Probe
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return a plain forward and one that is measured."""
+    """Return a plain forward and a measured one."""
 
     def plain() -> object:
         with probe.paused():

@@ -1,10 +1,10 @@
-"""Does LayerSync help, and what of it? `python -m benchmarks.effect [--quick] [--output_dir DIR] [--processes N]`.
+"""Does LayerSync help, and which of its parts? `python -m benchmarks.effect [--quick] [--output_dir DIR]`.
 
 Trains small diffusion transformers with and without LayerSync, from the same weights, on the same samples, noise and
-times, and measures what came out; docs/effect.md explains arms and measures. Writes results.json (everything measured,
+times, and measures the results; docs/effect.md explains arms and measures. Writes results.json (everything measured,
 training by training), table.md and effect.png into the output folder after every training; started again on the same
-folder it trains what is missing. `--quick` trains every arm for a few steps on little data: it shows that the machinery
-works and says nothing of the effect.
+folder, it trains what is missing. `--quick` trains every arm for a few steps on little data: it shows that the
+machinery works and says nothing about the effect.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few steps of every arm; the figures mean nothing")
     parser.add_argument("--output_dir", default="./effect-output", help="folder for everything written")
-    parser.add_argument("--processes", type=int, default=_cores(), help="trainings at a time (default: one a core)")
+    parser.add_argument("--processes", type=int, default=_cores(), help="trainings at a time (default: one per core)")
     options = parser.parse_args(arguments)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}; it takes a number from 1")
     scale, folder = (QUICK if options.quick else FULL), Path(options.output_dir)
-    # A stop by the system is a stop by hand: what is finished is in the file.
+    # Treat SIGTERM like Ctrl-C: what is finished is in the file.
     signal.signal(signal.SIGTERM, _interrupt)
     jobs = plan(scale)
     try:
@@ -51,24 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cannot write {error.filename or folder}: {error.strerror}; what is finished is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what is finished is kept, and the same command goes on", file=sys.stderr)
+        print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return 130
 
 
 def _run(jobs: list[Job], results: Results, processes: int, folder: Path) -> int:
     missing = results.missing(jobs)
     for name in dict.fromkeys(job.task for job in missing):
-        TASKS[name].data()  # is all of it installed?
+        TASKS[name].data()  # fails if something isn't installed
     elsewhere = results.from_elsewhere()
     if elsewhere:
         print(
-            f"warning: {len(elsewhere)} trainings in {folder} are of other versions or another device, "
-            f"{elsewhere[0]} for one; what differs between them and new ones is no longer the arm alone",
+            f"warning: {len(elsewhere)} trainings in {folder} are from other versions or another device, "
+            f"{elsewhere[0]} for one; compared with new ones, not only the arm differs",
             file=sys.stderr,
         )
-    print(
-        f"{len(jobs)} trainings, {len(missing)} of them to do, {processes} at a time; results in {folder}", flush=True
-    )
+    print(f"{len(jobs)} trainings, {len(missing)} of them left, {processes} at a time; results in {folder}", flush=True)
     failures = train_all(missing, results, processes, folder)
     write_report(folder, results)
     for failure in failures:

@@ -12,9 +12,9 @@ PAPER = 4, 8
 """The pair of the paper's rule at this depth; blocks count from 1."""
 VANILLA, PAIR = "vanilla", "pair"
 EMA = 0.995
-"""Decay of the average of the weights that is evaluated, a window of about 200 steps."""
+"""Decay of the averaged weights that are evaluated, a window of about 200 steps."""
 PROBED_TIMES = 0.2, 0.5
-"""Shares of noise at which the blocks are probed: little of it, and as much noise as picture. CKA is of the first."""
+"""Shares of noise at which the blocks are probed: little noise, and half noise. CKA is measured at the first."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Arm:
     """One way to train.
 
     Attributes:
-        title: For the table.
+        title: Title in the table.
         pair: Student and teacher block, from 1; None draws a pair for each seed.
-        weight: Of the term; 0 is vanilla.
-        cutoff: Share of the training after which the term is off; 0 never.
+        weight: The term's weight; 0 is vanilla.
+        cutoff: Share of the training after which the term is off; 0: never.
         stop_gradient: Whether the teacher is detached, as in the paper.
     """
 
@@ -36,7 +36,7 @@ class Arm:
     stop_gradient: bool = True
 
     def pair_of(self, seed: int) -> tuple[int, int]:
-        """Return the pair at a seed."""
+        """Return the pair for a seed."""
         if self.pair is not None:
             return self.pair
         every = [(one, two) for two in range(2, BLOCKS + 1) for one in range(1, two) if (one, two) != PAPER]
@@ -64,15 +64,15 @@ class Scale:
 
     Attributes:
         steps: Optimiser steps of the main comparison.
-        short: Steps of the ablations and of the further tasks; the main arms are measured there too.
+        short: Steps of the ablations and of the other tasks; the main arms are also measured at this step.
         seeds: Seeds of the main comparison.
         short_seeds: Seeds of the others.
         every: Steps between two points of the curve of the held-out loss.
-        evaluated: Samples with noise in the held-out loss, at least.
+        evaluated: Least number of noisy samples in the held-out loss.
         samples: Samples drawn from a trained model.
         euler_steps: Steps of the sampler.
-        data: Samples to train on, at most; 0 is all.
-        batch_size: In place of the task's own; 0 is the task's own.
+        data: Largest number of training samples, and of held-out ones; 0: all.
+        batch_size: Replaces the task's batch size; 0: the task's own.
     """
 
     steps: int = 3000
@@ -86,9 +86,14 @@ class Scale:
     data: int = 0
     batch_size: int = 0
 
+    @property
+    def probe_rounds(self) -> int:
+        """Largest number of Newton steps of a linear probe; few with limited data, where the figures mean nothing."""
+        return 1 if self.data else 100
+
 
 FULL = Scale()
-QUICK = Scale(4, 2, 2, 2, every=2, evaluated=20, samples=24, euler_steps=2, data=120, batch_size=8)
+QUICK = Scale(4, 2, 2, 1, every=2, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,13 @@ class Job:
         return f"{self.task}/{self.arm}/{self.seed}"
 
     def points(self, scale: Scale, end: int | None = None) -> list[int]:
-        """Return the steps after which the held-out loss is measured, those before `end` if it is given."""
+        """Return the steps after which the held-out loss is measured, up to `end` if it is given."""
         every = [step for step in range(1, self.steps + 1) if step % scale.every == 0 or step == self.steps]
         return [step for step in every if end is None or step < end]
 
 
 def plan(scale: Scale) -> list[Job]:
-    """Return every training: the main comparison, the ablations of it, the other data; each seed by seed."""
+    """Return every training: the main comparison, its ablations, the other data; each seed by seed."""
     sides = VANILLA, PAIR
     main = [Job("digits", arm, seed, scale.steps) for seed in range(scale.seeds) for arm in sides]
     short = range(scale.short_seeds)

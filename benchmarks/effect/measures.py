@@ -1,10 +1,11 @@
-"""What a trained model is worth: linear probes, CKA, and samples judged by a small classifier."""
+"""Measures of a trained model: linear probes, CKA, and samples judged by a small classifier."""
 
 # Shapes: N blocks, B samples, S tokens, D channels, F features of the classifier
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,9 +28,9 @@ Floats = NDArray[np.float64]
 
 
 class Judge:
-    """A small classifier of a task's real samples: its last hidden layer is the space of the Fréchet distance.
+    """A small classifier of a task's real samples, whose last hidden layer gives the features for the Fréchet distance.
 
-    Trained once in each process, always from the same weights, so that every arm meets the same judge.
+    Trained once per process, always from the same weights, so that every arm gets the same judge.
     """
 
     def __init__(self, data: Dataset) -> None:
@@ -49,7 +50,7 @@ class Judge:
         return hidden
 
     def accuracy(self, samples: Tensor, labels: Tensor) -> float:
-        """Return the share of samples that are recognised as the class that was asked for."""
+        """Return the share of samples that are recognised as the requested class."""
         return float(self._net.score(_flat(samples), labels.numpy()))
 
     def distance(self, samples: Tensor) -> float:
@@ -60,7 +61,7 @@ class Judge:
 def frechet_distance(one_BF: Floats, two_BF: Floats) -> float:
     """Return ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) of two sets of features."""
     cov_one, cov_two = np.cov(one_BF, rowvar=False), np.cov(two_BF, rowvar=False)
-    # The trace of a root is the sum of the roots of the eigenvalues, which are real and not below 0 here.
+    # The trace of the root is the sum of the roots of the eigenvalues, which are real and non-negative here.
     cross = np.sqrt(np.linalg.eigvals(cov_one @ cov_two).real.clip(min=0)).sum()
     shift = np.square(one_BF.mean(0) - two_BF.mean(0)).sum()
     return float(shift + np.trace(cov_one) + np.trace(cov_two) - 2 * cross)
@@ -74,12 +75,12 @@ def linear_cka(one_BD: Tensor, two_BD: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Exam:
-    """Everything that is asked of the models of a task; the same questions for every arm and seed.
+    """All measurements of a task's models, the same for every arm and seed.
 
     Attributes:
         task: The task.
         data: Its data.
-        adapter: Of its family.
+        adapter: Its family's adapter.
         feed: How its models are fed.
         scale: How much is measured.
         device: Where the models are.
@@ -117,10 +118,10 @@ class Exam:
 
         Args:
             model: The bare model, without an attachment.
-            seed: Of the noise that samples are drawn from.
+            seed: Seed of the noise that samples start from.
 
         Raises:
-            FloatingPointError: The model's samples or states are no finite numbers.
+            FloatingPointError: The model's samples or states are not finite.
         """
         count = self.scale.samples
         classes = torch.arange(count) % (int(self.data.labels.max()) + 1)
@@ -131,7 +132,7 @@ class Exam:
             train = self._states(model, self.data.samples, self.data.labels, time, "probe")
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
             if not all(state.isfinite().all() for state in (drawn, *rest)):
-                raise FloatingPointError("samples or states are no finite numbers")
+                raise FloatingPointError("samples or states are not finite")
             probes[str(time)] = self._probes(train, rest)
             tokens = tokens or [state.flatten(0, 1) for state in rest]
         return Mark(
@@ -144,6 +145,7 @@ class Exam:
 
     def _probes(self, train: list[Tensor], rest: list[Tensor]) -> list[float]:
         """Return the accuracy of a linear classifier on each block's tokens, averaged over the tokens."""
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -151,13 +153,17 @@ class Exam:
         labels, asked = self.data.labels.numpy(), self._repeated.held_out_labels.numpy()
         scores = []
         for seen, unseen in zip(train, rest, strict=True):
-            probe = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
-            probe.fit(seen.mean(1).numpy(), labels)
+            line = LogisticRegression(solver="newton-cholesky", max_iter=self.scale.probe_rounds)
+            probe = make_pipeline(StandardScaler(), line)
+            with warnings.catch_warnings():
+                if self.scale.data:
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                probe.fit(seen.mean(1).numpy(), labels)
             scores.append(float(probe.score(unseen.mean(1).numpy(), asked)))
         return scores
 
     def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, time: float, name: str) -> list[Tensor]:
-        """Return (B, S, D) for each block, on noisy samples whose class the model is not told."""
+        """Return (B, S, D) for each block, on noisy samples without their class."""
         batch = draw(samples, labels, generator(0, name))
         null = self.feed.null_label
         batch = replace(

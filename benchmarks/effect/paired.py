@@ -1,4 +1,4 @@
-"""Paired differences to the vanilla arm of the same seed, with 95 % intervals."""
+"""Paired differences from the vanilla arm of the same seed, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Curve = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its 95 % interval by Student's t; an infinite one where there is one seed."""
+    """A mean over seeds and its 95 % interval by Student's t; infinite with a single seed."""
 
     mean: float
     low: float
@@ -43,19 +43,19 @@ def estimate_ratio(values: Sequence[float]) -> Estimate:
 
 
 def speed_up(vanilla: Curve, arm: Curve) -> float:
-    """Return how many times as many steps vanilla needs as the arm, to the lowest held-out loss that both reach.
+    """Return how many times as many steps vanilla needs as the arm to the lowest held-out loss that both reach.
 
-    Above 1 the arm is faster: it is at vanilla's best loss in fewer steps than vanilla. Below 1 vanilla is at the arm's
-    best loss in fewer. Between two points a curve is a straight line.
+    Above 1 the arm is faster: it reaches vanilla's best loss in fewer steps than vanilla. Below 1 vanilla reaches the
+    arm's best loss in fewer. Curves are interpolated linearly between points.
     """
     common = max(min(loss for _, loss in curve) for curve in (vanilla, arm))
     return steps_to(vanilla, common) / steps_to(arm, common)
 
 
 def speed_up_half_way(vanilla: Curve, arm: Curve) -> float:
-    """Return the same to the held-out loss that vanilla has after half of its steps, where curves are steeper.
+    """Return the same for the held-out loss that vanilla has after half of its steps, where curves are steeper.
 
-    An arm that never gets there counts as if it did at its last point.
+    An arm that never gets there counts as getting there at its last point.
     """
     steps, losses = zip(*vanilla, strict=True)
     target = float(np.interp(vanilla[-1][0] / 2, steps, losses))
@@ -63,7 +63,7 @@ def speed_up_half_way(vanilla: Curve, arm: Curve) -> float:
 
 
 def steps_to(curve: Curve, loss: float) -> float:
-    """Return the optimiser step at which a curve first is at or below a loss, infinite if never."""
+    """Return the optimiser step at which a curve first is at or below a loss; infinite if never."""
     before: tuple[float, float] | None = None
     for step, value in curve:
         if value <= loss:

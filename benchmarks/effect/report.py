@@ -1,4 +1,4 @@
-"""The table and the figure of a run, also of one that is not finished."""
+"""The table and the figure of a run, even an unfinished one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Measure:
     """One column of the table.
 
     Attributes:
-        title: Of the column.
+        title: The column's title.
         digits: Decimal places.
-        of: The value of a mark; the pair says whose CKA is asked for.
-        pulled: The term itself pulls at it, so that a difference is no finding.
-        real: The value of held-out samples.
+        of: Returns the value of a mark; the pair says which CKA to take.
+        pulled: The term itself changes this measure, so a difference is not a finding.
+        real: Returns the value of held-out samples.
     """
 
     title: str
@@ -64,14 +64,14 @@ BESIDE_PAIR = PROBE, SECOND_BLOCK, HELD_OUT
 
 @dataclass(frozen=True)
 class Row:
-    """An arm of a task at a step, seed by seed beside the base arm of the same seed.
+    """An arm of a task at a step, paired seed by seed with the base arm.
 
     Attributes:
         task: Name of the task.
         arm: Name of the arm.
         step: Optimiser step.
-        pairs: The arm's and the base's training of each seed that has both.
-        diverged: Number of seeds at which arm or base did not come so far.
+        pairs: The arm's and the base's training for each seed that has both.
+        diverged: Number of seeds at which arm or base did not get this far.
     """
 
     task: str
@@ -99,7 +99,7 @@ class Row:
         return [point for point in record.curve if point[0] <= self.step]
 
     def ratios(self, of: Callable[[Curve, Curve], float]) -> list[float]:
-        """Return a ratio of the curves of base and arm."""
+        """Return a ratio computed from the curves of base and arm."""
         return [of(self.curve(base), self.curve(ours)) for ours, base in self.pairs]
 
 
@@ -135,7 +135,7 @@ def table(results: Results) -> str:
             if row.pairs and row.step == max(record.steps for record, _ in row.pairs):
                 lines.append(_real(row))
         else:
-            # While the average holds more than a hundredth of the first weights, arms are alike by that.
+            # While the average contains more than a hundredth of the initial weights, arms look alike because of it.
             half_way = row.ratios(speed_up_half_way) if EMA ** (row.step / 2) < 0.01 else []
             ratios = _ratio(half_way), _ratio(row.ratios(speed_up))
             lines.append(_line(row, [*(_difference(row, measure) for measure in MEASURES), *ratios]))
@@ -157,7 +157,7 @@ def _line(row: Row, cells: list[str]) -> str:
 
 
 def _real(row: Row) -> str:
-    """Return a line of the values of held-out samples, which are the same in every training of a task."""
+    """Return a line with the values of held-out samples, which are the same in every training of a task."""
     real = [record.real for record, _ in row.pairs[:1]]
     cells = [_plain([measure.real(value) for value in real if measure.real], measure.digits) for measure in MEASURES]
     return f"| {' | '.join([TASKS[row.task].title, 'held-out samples', '–', *cells, '–', '–'])} |"
@@ -179,7 +179,7 @@ def _ratio(values: list[float]) -> str:
 def _text(found: Estimate, form: str, nothing: float | None) -> str:
     spread = "one seed" if math.isinf(found.high) else f"{found.low:{form}} to {found.high:{form}}"
     text = f"{found.mean:{form}} ({spread})".replace("-", "−")
-    # An interval without width comes of values that are alike by chance, such as counts, and supports nothing.
+    # An interval without width comes from values that are equal by chance, such as counts, and supports nothing.
     told = nothing is not None and nothing not in found and found.high - found.low > 1e-9
     return f"**{text}**" if told else text
 

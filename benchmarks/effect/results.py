@@ -1,4 +1,4 @@
-"""The raw results of a run: one JSON file that a run adds to, training by training."""
+"""The raw results of a run: one JSON file that grows training by training."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class _Model(BaseModel):
 
 
 class Mark(_Model):
-    """A model after so many steps.
+    """The measurements of a model at one step.
 
     Attributes:
         held_out: Flow-matching loss on samples that training never saw.
         probe: Accuracy of a linear probe on each block, by the share of noise.
         cka: Linear CKA of each block with each, (N, N).
         frechet: Fréchet distance of drawn samples.
-        accuracy: Share of them that is recognised; None where the model is not told a class.
+        accuracy: Share of them that is recognised; None if the model is not conditioned on a class.
     """
 
     held_out: float
@@ -50,7 +50,7 @@ class Mark(_Model):
 
 
 class Real(_Model):
-    """What the classifier makes of held-out samples: the scale for drawn ones."""
+    """The classifier's results on held-out samples: the scale for drawn ones."""
 
     accuracy: Share
     frechet: float
@@ -62,13 +62,13 @@ class Record(_Model):
     Attributes:
         task: Name of the task.
         arm: Name of the arm.
-        seed: Of weights, samples and noise.
-        steps: Optimiser steps that were asked for.
+        seed: Seed of weights, samples and noise.
+        steps: Requested optimiser steps.
         pair: Student and teacher block, from 1.
-        weight: Of the term.
+        weight: The term's weight.
         curve: Points (optimiser step, held-out loss).
-        marks: Everything else, by the optimiser step.
-        diverged: The step after which loss or samples were found to be no finite numbers and the training ended.
+        marks: All other measurements, by optimiser step.
+        diverged: The step at which loss or samples were no longer finite and the training ended.
         real: The scale for drawn samples.
         seconds: Time of training and measuring.
         machine: Versions and the kind of device.
@@ -98,11 +98,11 @@ class Record(_Model):
 
     @property
     def job(self) -> Job:
-        """What was asked for; its key is the record's name in the file."""
+        """The job; its key is the record's name in the file."""
         return Job(self.task, self.arm, self.seed, self.steps)
 
     def is_whole(self, scale: Scale) -> bool:
-        """Return whether the scale asks for this training and for just what was measured, up to its end."""
+        """Return whether the scale asks for this training and for exactly what was measured, up to its end."""
         points = self.job.points(scale, self.diverged)
         return (
             self.job in plan(scale)
@@ -114,7 +114,7 @@ class Record(_Model):
 
 
 class Results:
-    """What was trained so far.
+    """The trainings so far.
 
     Attributes:
         scale: How much is trained and measured.
@@ -122,10 +122,10 @@ class Results:
     """
 
     def __init__(self, folder: Path, scale: Scale) -> None:
-        """Read what the folder holds already.
+        """Read the results that the folder already holds.
 
         Raises:
-            ConfigError: It holds the results of a run of another kind, or a training that this version would not make.
+            ConfigError: It holds the results of another kind of run, or a training that this version would not make.
         """
         self.scale = scale
         self.records: dict[str, Record] = {}
@@ -136,7 +136,7 @@ class Results:
         records = found.get("records")
         if found.get("scale") != asdict(scale) or not isinstance(records, dict):
             raise ConfigError(
-                f"{self._file} is of a run with other settings (or of another version); give another --output_dir"
+                f"{self._file} is from a run with other settings (or from another version); give another --output_dir"
             )
         for key, values in records.items():
             try:
@@ -147,7 +147,7 @@ class Results:
                 complaint = f"{'.'.join(map(str, wrong['loc']))} {wrong['msg']}".strip()
             if complaint:
                 raise ConfigError(
-                    f"{self._file}, {key!r}: {complaint}; take that training out of the file to repeat it, or give "
+                    f"{self._file}, {key!r}: {complaint}; remove that training from the file to repeat it, or give "
                     "another --output_dir"
                 )
             self.records[key] = record
@@ -157,14 +157,14 @@ class Results:
         return [job for job in jobs if job.key not in self.records]
 
     def from_elsewhere(self) -> list[str]:
-        """Return the keys of trainings with other versions, or on another kind of device, than one here would have."""
+        """Return the keys of trainings with other versions, or on another kind of device, than a training here."""
         here = machine(Accelerator().device)
         return [key for key, record in self.records.items() if record.machine != here]
 
     def add(self, record: Record) -> None:
-        """Add a training's results and write the file, whole or not at all."""
+        """Add a training's results and write the file, completely or not at all."""
         self.records[record.job.key] = record
-        # One line for each training, in the order of the arms, whatever order they ended in.
+        # One line per training, in the order of the arms, whatever order they finished in.
         order = sorted(self.records, key=lambda key: _place(self.records[key]))
         lines = ",\n".join(f"{json.dumps(key)}: {self.records[key].model_dump_json()}" for key in order)
         draft = self._file.with_suffix(".part")

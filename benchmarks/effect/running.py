@@ -22,19 +22,19 @@ from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.training import train
 
-_LOOK_AFTER = 0.2  # seconds between two looks at whether to stop
+_LOOK_AFTER = 0.2  # seconds between checks for a stop
 
 
 def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -> list[str]:
-    """Train, write results and report after each training, and return what failed."""
+    """Train, write results and report after each training, and return the failures."""
     failures = []
-    # Read when a worker loads its linear algebra; threads of several workers on the same cores wait for each other.
+    # Takes effect when a worker loads its linear algebra library; threads of several workers would block each other.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs)) or 1
     with _stop_kept() as stop, ProcessPoolExecutor(count, mp_context=context, initializer=_be_a_worker) as pool:
         try:
-            # Workers are born with it blocked, for Ctrl-C in a terminal goes to them as well and the parent decides.
+            # Workers start with it blocked, since Ctrl-C in a terminal reaches them as well and the parent decides.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -49,19 +49,19 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
                     results.add(done.result())
                     try:
                         write_report(folder, results)
-                    except Exception as broken:  # hours of training are not lost for a figure
+                    except Exception as broken:  # don't lose hours of training because of a figure
                         print(f"warning: no report yet: {broken!r}", file=sys.stderr)
                     print(f"{job.key} is done, {len(results.missing(jobs))} to go", flush=True)
                 if stop:
                     raise KeyboardInterrupt
         except BrokenProcessPool:
-            if stop:  # the workers were told as well
+            if stop:  # the workers got the signal as well
                 raise KeyboardInterrupt from None
-            failures.append("a worker died, for want of memory it may be; the same command trains what is missing")
+            failures.append("a worker died, perhaps for lack of memory; the same command trains what is missing")
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()
-            # Waits for the pool's own thread: Python's exit and that thread would close the same pipe.
+            # Waits for the pool's own thread; otherwise Python's exit and that thread would close the same pipe.
             pool.shutdown(cancel_futures=True)
             raise
     return failures
@@ -69,7 +69,7 @@ def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -
 
 @contextmanager
 def _stop_kept() -> Iterator[list[int]]:
-    """Keep signals to stop until someone looks: an exception out of nowhere can break a lock that a pool waits for."""
+    """Record stop signals until they are checked: an asynchronous exception can break a lock the pool waits for."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     kept = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
@@ -85,12 +85,12 @@ def _stop_kept() -> Iterator[list[int]]:
 def _be_a_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    # Models this small are not worth sharing between cores; another training has the other core.
+    # Such small models don't gain from several cores, and another training uses the other core.
     torch.set_num_threads(1)
 
 
 def _end_with_the_parent() -> None:
-    # A parent that is killed outright stops no worker, and each would train on for nobody.
+    # A parent that is killed outright cannot stop its workers, and each would keep training for nobody.
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

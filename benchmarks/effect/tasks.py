@@ -1,4 +1,4 @@
-"""What is trained: three small models and the data that each learns, all from installed packages."""
+"""The tasks: three small models and the data that each learns, all from installed packages."""
 
 # Shapes: N samples, C channels, T frames, H height, W width
 
@@ -21,17 +21,17 @@ WIDTH, BLOCKS = 96, 12
 
 @dataclass(frozen=True)
 class Task:
-    """A model and its data; it tells the trainer how the model is fed, as an adapter's ``tiny`` module does.
+    """A model and its data; it tells the trainer how to feed the model, as an adapter's ``tiny`` module does.
 
     Attributes:
-        title: For the table.
-        family: Of the model's adapter.
-        shape: Of one sample, (C, H, W) or (C, T, H, W).
+        title: Title in the table.
+        family: Family of the model's adapter.
+        shape: Shape of one sample, (C, H, W) or (C, T, H, W).
         tiny_model: Returns the model with new weights.
-        example_inputs: Returns forward arguments for so many samples.
+        example_inputs: Returns forward arguments for a number of samples.
         source: Returns name, samples in [-1, 1] and classes for a shape.
-        batch_size: Samples a step; 2048 tokens in each task.
-        labels: Name of the class labels among the inputs; None where the model is not told the class.
+        batch_size: Samples per step; 2048 tokens in each task.
+        labels: Name of the class labels among the inputs; None if the model is not conditioned on the class.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def modality(self) -> Modality:
-        """What a sample shows."""
+        """The modality of a sample."""
         return "image" if len(self.shape) == 3 else "video"
 
     @property
@@ -113,7 +113,7 @@ def _wan() -> nn.Module:
 
 
 def _wan_inputs(model: nn.Module, count: int) -> dict[str, Any]:
-    # One text for all clips: the model is not told what it draws.
+    # One text for all clips: the model is unconditional.
     return {
         "hidden_states": torch.randn(count, 1, 4, 8, 8),
         "timestep": torch.randint(0, 1000, (count,)),
@@ -126,7 +126,7 @@ def _faces(shape: tuple[int, ...]) -> tuple[str, Tensor, Tensor]:
 
     images = torch.tensor(lfw_subset(), dtype=torch.float32)[:, None]  # (200, 1, 25, 25) in [0, 1]
     images = torch.nn.functional.interpolate(images, shape[1:], mode="bilinear", antialias=True)
-    # The first hundred are faces, the others are not.
+    # Only the first hundred are faces.
     return "faces and other patches", images * 2 - 1, (torch.arange(len(images)) >= 100).long()
 
 

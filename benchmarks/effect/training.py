@@ -1,4 +1,4 @@
-"""One arm of one task at one seed, on the reference trainer's own parts."""
+"""One arm of one task at one seed, built from the reference trainer's own parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEARNING_RATE = 1e-3
 class BothWays:
     """LayerSync without the stop-gradient: the teacher is pulled towards the student as well.
 
-    The product has no setting for it, so this is the term written out by hand; it stands in for an attachment.
+    LayerSync has no setting for it, so this is the term written out by hand; it replaces an attachment.
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, pair: tuple[int, int], weight: float) -> None:
@@ -44,7 +44,7 @@ class BothWays:
         self._capture = adapter.capture(model, self._layers, self._buffer)
 
     def apply(self, loss: Tensor, *, step: int) -> Tensor:
-        """Return the main loss plus the term, and forget the states."""
+        """Return the main loss plus the term, and drop the states."""
         self._capture.collect(only_forward(self._capture))
         student, teacher = (self._buffer[self._buffer.key(layer)].float() for layer in self._layers)
         total = loss - self._weight * F.cosine_similarity(student, teacher, dim=-1).mean()
@@ -60,26 +60,27 @@ class BothWays:
         return nn.ModuleDict()
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._capture.remove()
 
 
 @cache
 def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
-    """Return a task's exam, the same one in all of a process."""
+    """Return a task's exam, the same object throughout a process."""
     task = TASKS[name]
     data = task.data()
     if scale.data:
-        data = replace(data, samples=data.samples[: scale.data], labels=data.labels[: scale.data])
+        parts = ("samples", "labels", "held_out", "held_out_labels")
+        data = replace(data, **{part: getattr(data, part)[: scale.data] for part in parts})
     return Exam(task, data, get_adapter(task.family), Feed(task, task.tiny_model()), scale, device)
 
 
 def train(job: Job, scale: Scale) -> Record:
-    """Train one arm and return its raw results; a training that diverges ends early and says at which step.
+    """Train one arm and return its raw results; a training that diverges ends early and records the step.
 
     Arms of the same task and seed start from the same weights and see the same samples, noise, times and classes.
     """
-    # Given as a plugin, a variable of the environment cannot change it.
+    # Given as a plugin, so that no environment variable can change it.
     accumulation = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=accumulation)
     arm, exam = ARMS[job.arm], exam_of(job.task, scale, accelerator.device)
@@ -94,7 +95,7 @@ def train(job: Job, scale: Scale) -> Record:
     began = time.perf_counter()
     set_seed(job.seed)
     model = Source(exam.task.family, exam.adapter, exam.task).build(config).to(accelerator.device)
-    # Copied before anything is attached, so that the copy is a bare model.
+    # Copied before anything is attached, so that the copy is bare.
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA)).eval()
     pair = arm.pair_of(job.seed)
     sync = _attach(model, exam.adapter, arm, pair, job.steps)
@@ -112,7 +113,7 @@ def train(job: Job, scale: Scale) -> Record:
         held_out = exam.held_out(averaged.module)
         try:
             if not math.isfinite(held_out + trainer.read_metrics()["loss"]):
-                raise FloatingPointError("the loss is no finite number")
+                raise FloatingPointError("the loss is not finite")
             if step in (scale.short, job.steps):
                 marks[step] = exam.examine(averaged.module, job.seed)
         except FloatingPointError as error:
@@ -149,7 +150,7 @@ def _attach(model: nn.Module, adapter: Adapter, arm: Arm, pair: tuple[int, int],
         "layersync_student_block": pair[0],
         "layersync_teacher_block": pair[1],
         "layersync_lambda": arm.weight,
-        # 0 would be never.
+        # 0 would mean never.
         "layersync_cutoff_step": max(1, int(steps * arm.cutoff)) if arm.cutoff else 0,
     }
     return attach(model, settings, family=adapter.family)
