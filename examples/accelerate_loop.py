@@ -47,7 +47,7 @@ def main(settings: dict[str, Any], weights: str | None, checkpoint: str) -> None
             optimizer.zero_grad()
         if accelerator.sync_gradients:
             step += 1
-            # Metrics are this process's; every process takes part in the mean, also those that print nothing.
+            # Metrics are per process; every process takes part in the mean, including those that print nothing.
             metrics = {"loss": loss.detach(), **sync.metrics()}
             means = {name: float(accelerator.reduce(value, "mean")) for name, value in metrics.items()}
             accelerator.print(f"step {step}", *(f"{name} {value:.4f}" for name, value in means.items()))
@@ -56,7 +56,7 @@ def main(settings: dict[str, Any], weights: str | None, checkpoint: str) -> None
     if weights and accelerator.is_main_process:
         save_model(accelerator.unwrap_model(model), weights)
     accelerator.wait_for_everyone()
-    accelerator.load_state(checkpoint)  # a run that goes on does this before its loop, and sets `step` as well
+    accelerator.load_state(checkpoint)  # a resumed run does this before its loop, and sets `step` as well
     accelerator.print(f"back at step {sync.state_dict()['step']}")
     accelerator.end_training()
 

@@ -39,20 +39,20 @@ class Flow(lightning.LightningModule):
         # global_step counts optimiser steps, as the schedules do. In manual optimisation you divide yourself:
         # self.manual_backward(self.sync.apply(loss, step=self.global_step) / accumulation).
         total = self.sync.apply(loss, step=self.global_step)
-        # The metrics are this rank's; with several, add sync_dist=True.
+        # The metrics are per rank; with several ranks, add sync_dist=True.
         self.log_dict({"loss": loss.detach(), **self.sync.metrics()}, prog_bar=True)
         return total
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return an optimiser of all parameters, those of self.parts included."""
+        """Return an optimiser for all parameters, including those of self.parts."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the schedule stands."""
+        """Save the schedule's position."""
         checkpoint["layersync"] = self.sync.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on there; a checkpoint of a run without LayerSync has nothing to restore."""
+        """Restore it; a checkpoint of a run without LayerSync has nothing to restore."""
         if "layersync" in checkpoint:
             self.sync.load_state_dict(checkpoint["layersync"])
 

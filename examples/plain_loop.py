@@ -28,7 +28,7 @@ def main(settings: dict[str, Any], weights: str | None) -> None:
     sync = attach(model, settings)
     print("\n".join(sync.describe()))
 
-    # Regularizers may bring weights of their own. LayerSync brings none, so this adds nothing as long as it is alone.
+    # Regularizers may bring their own weights. LayerSync has none, so this adds nothing unless others are enabled.
     optimizer = torch.optim.AdamW([*model.parameters(), *sync.modules().parameters()], lr=1e-3)
     for number, inputs in enumerate(batches):
         step = number // ACCUMULATION
