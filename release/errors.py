@@ -1,0 +1,5 @@
+"""What a release refuses."""
+
+
+class ReleaseError(Exception):
+    """Why no release is made, in one line."""
