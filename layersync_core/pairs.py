@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from ctypes import c_float
 from typing import Any, NamedTuple
 
 
@@ -17,10 +18,11 @@ class Pair(NamedTuple):
 
 
 def check_weight(name: str, weight: float) -> None:
-    """Raise ValueError unless a weight is finite and greater than 0."""
-    if not math.isfinite(weight) or weight <= 0:
+    """Raise ValueError unless a weight is finite and greater than 0 in single precision, as most losses are."""
+    single = c_float(weight).value
+    if not math.isfinite(single) or single <= 0:
         raise ValueError(
-            f"{name} is {weight:g}; it must be finite and greater than 0 (the default is 0.2; "
+            f"{name} is {weight:g}; it must be finite and greater than 0 in single precision (the default is 0.2; "
             "layersync_enabled: false switches LayerSync off)"
         )
 

@@ -1,6 +1,6 @@
 """For ``tox -e lowest``: a test or tiny model that needs what the oldest libraries do not have yet is skipped, by name.
 
-``pytest -p tests.lowest`` loads it. What the code itself imports is never skipped: its floor would not be true.
+``pytest -p tests.lowest`` loads it. What a distribution itself imports is never skipped: its floor would not be true.
 """
 
 from __future__ import annotations
@@ -15,29 +15,46 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+_LIBRARIES = r"(?:accelerate|diffusers|torch|transformers)"
 _MISSING = re.compile(
-    r"(?:cannot import name '(\w+)' from |No module named )'((accelerate|diffusers|torch|transformers)[\w.]*)'"
+    rf"cannot import name '(?P<name>\w+)' from '(?P<of>{_LIBRARIES})"
+    rf"|module '(?P<module>{_LIBRARIES})[\w.]*' has no attribute '(?P<attribute>\w+)'"
+    r"|No module named '(?P<submodule>[\w.]+)'"
+    r"|got an unexpected keyword argument '(?P<argument>\w+)'"
+    r"|No package metadata was found for (?P<package>[\w-]+)"
+)
+# What commands say of a class that this diffusers does not have; the test may have seen it in another process.
+_TOLD = re.compile(
+    r"needs newer versions of what it imports: cannot import name '(\w+)' from 'diffusers"
+    r"|(\w+) is not a class of diffusers"
+    r"|module diffusers has no attribute (\w+)"
 )
 _FRAME = re.compile(r"^(\S+\.py):\d+: in ", re.MULTILINE)
+# Tools of this repository, which no distribution contains.
+_OURS_ALONE = ("tests", "handbook", "benchmarks", "release")
 
 
 def absent(message: str, files: list[str]) -> str | None:
     """Return the reason to skip, or None.
 
     Args:
-        message: Of an import error.
-        files: Of this repository, through which the import went, the last one last.
+        message: An error's.
+        files: Of this repository, through which the call or import went, the last one last.
     """
+    if told := _TOLD.search(message):
+        return f"diffusers has no {told[1] or told[2] or told[3]} yet"
     found = _MISSING.search(message)
-    if found is None or not files or not _may_want(files[-1], found[3]):
+    if found is None or not files or not _may_want(files[-1]):
         return None
-    return f"{found[3]} {version(found[3])} has no {found[1] or found[2]}"
+    name = next(value for key, value in found.groupdict().items() if value and key not in ("of", "module"))
+    library = found["of"] or found["module"]
+    return f"{library} {version(library)} has no {name}" if library else f"there is no {name} here yet"
 
 
-def _may_want(file: str, package: str) -> bool:
+def _may_want(file: str) -> bool:
     """Tests may use what is newer than a floor; an adapter's tiny model, a class of diffusers that is."""
     parts = Path(file).parts
-    return "tests" in parts or (package == "diffusers" and parts[0] == "adapters" and parts[-1] == "tiny.py")
+    return "tests" in parts or parts[0] in _OURS_ALONE or (parts[0] == "adapters" and parts[-1] == "tiny.py")
 
 
 def _inside(file: str) -> str | None:
@@ -61,11 +78,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Skip a test that builds what is absent."""
     report = yield
     error = call.excinfo.value if call.excinfo else None
-    if error is not None and isinstance(error.__cause__, ImportError):
-        error = error.__cause__  # of the registry's own error about a tiny model
-    if report.failed and isinstance(error, ImportError):
-        frames = traceback.extract_tb(error.__traceback__)
-        files = [file for file in (_inside(frame.filename) for frame in frames) if file]
-        if reason := absent(str(error), files):
+    if report.failed and error is not None:
+        root = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # of the registry's own error
+        files = [file for frame in traceback.extract_tb(root.__traceback__) if (file := _inside(frame.filename))]
+        said = f"{root}\n{error}\n{report.capstdout}\n{report.capstderr}"
+        if reason := absent(said, files):
             report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {reason}")
     return report

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -208,6 +209,8 @@ WRONG_STACKS = {
 @pytest.mark.parametrize("name", WRONG_STACKS)
 def test_wrong_stacks_of_a_real_family_fail_and_the_right_ones_are_said(name: str) -> None:
     family, depth, stacks, check, right = WRONG_STACKS[name]
+    if family == "flux" and "single" in right and version("diffusers") < "0.34":
+        pytest.skip("diffusers 0.33 joins text and image in front of the single-stream blocks")
     kit = family_kit(family, depth)
     assert failures(kit, kit.adapter, check) == []
     (message,) = failures(kit, replace(kit.adapter, stacks=stacks), check)

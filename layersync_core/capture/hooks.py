@@ -237,7 +237,9 @@ class Capture(Opening):
     def _on_last_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         current = self._open
         if current is not None and is_same(module, self._last) and _runs(current):
-            current.beside |= {"last": output, "given": (args, kwargs)}
+            # Not by |=, which the compiler of torch 2.4 doesn't know.
+            current.beside["last"] = output
+            current.beside["given"] = (args, kwargs)
 
     def _on_later_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current = self._open

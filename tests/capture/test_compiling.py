@@ -28,6 +28,7 @@ from tests.models import (
     toy_input,
     toy_term,
 )
+from tests.since import since
 
 
 @pytest.fixture
@@ -147,8 +148,9 @@ def test_further_forwards_of_a_compiled_model(fullgraph: bool) -> None:
     torch.testing.assert_close(sync.loss(), expected, rtol=1e-5, atol=1e-6)
     run(x)
     # With fullgraph=True the compiler reports our error as its own, with the line of code that raises it.
-    refused = torch._dynamo.exc.Unsupported if fullgraph else CaptureError
-    with pytest.raises(refused, match="SECOND_FORWARD" if fullgraph else SECOND):
+    # That of torch 2.4 doesn't trace the hook, which then raises it itself.
+    refused = (torch._dynamo.exc.Unsupported, CaptureError) if fullgraph else CaptureError
+    with pytest.raises(refused, match=f"SECOND_FORWARD|{SECOND}" if fullgraph else SECOND):
         run(x)
     torch.testing.assert_close(sync.loss(), expected, rtol=1e-5, atol=1e-6)
     run(x)
@@ -159,6 +161,7 @@ def test_further_forwards_of_a_compiled_model(fullgraph: bool) -> None:
 # torch, about its own tracing of an autograd function.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @compiles
+@since("torch", "2.5", "its compiler reports an error of another kind")
 @pytest.mark.parametrize("ask", ["apply", "loss"])
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_the_term_asked_for_in_a_compiled_function(fullgraph: bool, ask: str) -> None:
@@ -185,8 +188,12 @@ def test_the_term_asked_for_in_a_compiled_function(fullgraph: bool, ask: str) ->
 
 # A store in a block that is compiled and checkpointed is a side effect in a region that backward runs again.
 OPTION = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+has_the_option = pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, OPTION), reason=f"torch {torch.__version__} refuses such stores itself"
+)
 
 
+@has_the_option
 @compiles
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_compiled_and_checkpointed(reentrant: bool) -> None:
@@ -203,6 +210,7 @@ def test_compiled_and_checkpointed(reentrant: bool) -> None:
             assert_same_gradients(found, expected_gradients)
 
 
+@has_the_option
 @compiles
 def test_a_torch_that_cannot_compile_hooked_checkpoints_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_OPTIONS", {"an_option_that_this_torch_does_not_have": True})
@@ -225,6 +233,7 @@ class Around(nn.Module):
         return self.block(state)
 
 
+@since("torch", "2.5", "its compiler cannot enter a hooked block from a module of another's")
 @compiles
 @pytest.mark.parametrize("reentrant", [None, False])
 def test_blocks_inside_of_compiled_modules_of_one_class(reentrant: bool | None) -> None:
@@ -242,6 +251,7 @@ def test_blocks_inside_of_compiled_modules_of_one_class(reentrant: bool | None) 
             assert_same_gradients(found, expected_gradients)
 
 
+@has_the_option
 @pytest.mark.parametrize("before", [False, True])
 def test_the_compilers_options_while_anything_is_attached(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_users", 0)

@@ -19,6 +19,7 @@ from layersync_core.families.refusals import REFUSALS
 from tests import fakes
 from tests.cli.support import Capture, error_of
 from tests.hub import Hub, environment, served
+from tests.since import since
 from tests.startup_cases import DIT, FLUX, GOOD
 
 NAME = "black-forest-labs/FLUX.1-dev"
@@ -200,6 +201,7 @@ class TestAHubName:
         command = [sys.executable, "-m", "layersync_core", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment(home, url))
 
+    @since("transformers", "4.49", "it moves an old cache and says so")
     def test_in_a_process_from_a_hub(self, tmp_path: Path) -> None:
         files = {
             "model_index.json": "{}",

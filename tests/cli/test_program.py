@@ -79,7 +79,7 @@ class TestTheProgram:
         ],
     )
     def test_a_command_line_that_is_wrong(self, arguments: list[str], says: str, capsys: Capture) -> None:
-        assert says in error_of(capsys, *arguments)
+        assert says in error_of(capsys, *arguments).replace("MODEL", "model")  # as older versions of Typer write it
 
     def test_module_and_script_are_the_same(self) -> None:
         assert layersync("--version").stdout == f"{__version__}\n"

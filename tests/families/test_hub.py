@@ -13,6 +13,7 @@ import pytest
 
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
 from tests.hub import Hub, environment, fill_cache, served
+from tests.since import since
 from tests.startup_cases import DIT, FLUX
 
 NAME = "somebody/some-model"
@@ -155,6 +156,7 @@ class TestWithoutAConfig:
         for file in CONFIG_FILES:
             assert file in line
 
+    @since("huggingface-hub", "1", "it asks again for a while")
     @pytest.mark.parametrize(
         ("status", "says"),
         [(500, "later"), (503, "later"), (429, "later"), (403, "hf auth login"), (404, "check the name")],
@@ -166,6 +168,7 @@ class TestWithoutAConfig:
         assert f"{hub.url} answers {status}" in line
         assert says in line
 
+    @since("huggingface-hub", "1", "it asks again for a while")
     def test_nobody_there(self, tmp_path: Path) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))  # and does not listen
@@ -175,6 +178,7 @@ class TestWithoutAConfig:
         assert "refused" in line
         assert "check the network" in line
 
+    @since("huggingface-hub", "1", "it asks again for a while")
     def test_a_server_that_hangs(self, tmp_path: Path) -> None:
         with served(Hub({NAME: {"config.json": "{}"}}, hangs=60.0)) as hub:
             began = time.monotonic()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 
 from layersync_core import AdapterNotInstalledError, UnknownFamilyError, UnsupportedFamilyError, attach, resolve
@@ -122,6 +123,8 @@ def test_a_cascade_pipeline_keeps_stage_c_in_prior(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [KOLORS, LUMINA2, CASCADE_C, CASCADE_B, KANDINSKY_CUSTOM, OMNIGEN])
 def test_an_instance_of_diffusers_is_refused(config: Json) -> None:
     model = instance(config)
+    if not hasattr(diffusers, config["_class_name"]):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {config['_class_name']} yet")
     assert type(model).__module__.startswith("diffusers.")
     family = refused_family(identify(model))
     assert family is not None

@@ -18,6 +18,7 @@ from layersync_core.integrations.transformers import LayerSyncTrainerMixin
 from tests.models import assert_same_gradients, gradients_by_autograd, hooks_on, settings
 from tests.probe import probe as probe
 from tests.run.inside import WEIGHT, by_hand, main_loss, micro_batches, switched_on
+from tests.since import since
 
 SETTINGS = settings(1, 3, WEIGHT)
 
@@ -129,6 +130,7 @@ class Own(LayerSyncTrainerMixin, Trainer):
     pass
 
 
+@since("transformers", "4.49", "its Trainer tells a loss no number of items")
 @pytest.mark.parametrize(
     ("way", "accumulation"), [("model", 1), ("model", 4), ("compute_loss_func", 4), ("loss_is_scaled_for_ga", 4)]
 )
@@ -161,6 +163,7 @@ def test_a_loss_that_is_divided_by_the_items_of_the_step(way: str, accumulation:
     assert_same_gradients(found, expected)
 
 
+@since("transformers", "4.49", "its Trainer leaves such a step out")
 def test_a_last_step_of_fewer_batches_is_their_mean(tmp_path: Path) -> None:
     model, batches, _ = micro_batches(3)
     expected = gradients_by_autograd(by_hand(untouched := copy.deepcopy(model), batches[2]), untouched)

@@ -168,7 +168,7 @@ def test_torch_func_is_refused(launch: Launch) -> None:
     parameters = dict(model.named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return main_loss(torch.func.functional_call(model, parameters, kwargs=inputs))
+        return main_loss(torch.func.functional_call(model, parameters, (), inputs))
 
     for name, grad in torch.func.grad(loss)(parameters).items():
         parameters[name].grad = grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_it_can_be_built_and_is_typed(folder: Path, tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.skipif(not find_spec("ruff"), reason="pip install ruff")
 def test_its_code_is_clean(folder: Path) -> None:
     chosen = ["--isolated", "--line-length=120", "--select=E,F,I,D,N,UP", "--ignore=D203,D213,D107,D413,N803,N806"]
     done = python(folder, "-m", "ruff", "check", *chosen, str(folder / "layersync_plugin_wide_channels"))

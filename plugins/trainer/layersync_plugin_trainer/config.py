@@ -10,25 +10,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from layersync_core import (
     ConfigError,
     LayerSyncConfig,
+    Steps,
     canonical,
+    not_boolean,
     overlay,
     taken_for_the_hosts,
     unknown_key,
     validate,
 )
 
-
-def _number(value: Any) -> Any:
-    # Python treats True as 1; in a settings file it is a mistake.
-    if isinstance(value, bool):
-        raise ValueError("a boolean is not a number")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Steps = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]  # numpy's limit
-Real = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(not_boolean), Field(ge=0, le=2**32 - 1)]  # numpy's limit
+Real = Annotated[float, BeforeValidator(not_boolean), Field(ge=0, allow_inf_nan=False)]
 
 
 class TrainerConfig(BaseModel):
@@ -58,7 +51,7 @@ class TrainerConfig(BaseModel):
     ] = Field("constant", description="learning-rate schedule, by diffusers' names")
     lr_warmup_steps: Steps = Field(0, description="optimiser steps of linear warm-up")
     adam_weight_decay: Real = Field(0.0, description="weight decay of AdamW")
-    max_grad_norm: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = Field(
+    max_grad_norm: Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="gradients are clipped to this norm"
     )
     gradient_accumulation_steps: Count = Field(1, description="forwards per optimiser step")

@@ -30,6 +30,7 @@ def first_gradients(checkpoint):
     return [10 * entry["exp_avg"] for entry in state.values()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(train, tmp_path):
     shared = {"max_train_steps": 1, "max_grad_norm": 1e9, "num_sampling_steps": 1, "layersync_lambda": 5}
     shared |= {"layersync_enabled": "true", "layersync_student_block": 3, "layersync_teacher_block": 6}
@@ -123,6 +124,7 @@ def test_a_signal_leaves_a_checkpoint(train, start, tmp_path, number, code):
     assert json.loads((folder / "run.json").read_text())["steps"] == step + 1
 
 
+@pytest.mark.slow
 def test_both_processes_stop_at_one_step(start, tmp_path):
     folder = tmp_path / "run"
     process, log = start(accelerate(), folder)

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.metadata import version
 from types import ModuleType
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_run_leaves_everything(train, capsys):
         {"student": "block 2 of 8 (transformer_blocks.1)", "teacher": "block 5 of 8 (transformer_blocks.4)"}
     ]
     assert run["adapter"]["distribution"] == "layersync-adapter-dit"
-    assert run["versions"]["torch"] == torch.__version__
+    assert run["versions"]["torch"] == version("torch")
     assert (run["seed"], run["steps"], run["config"]["layersync_enabled"]) == (3, 4, True)
     page = (folder / "report.html").read_text()
     for said in ("Finished", "step 4 of 4", "block 2 of 8", "block 5 of 8", f"last {run['metrics']['loss']:.4g}"):
@@ -128,6 +129,8 @@ ERRORS = [
     ({**PAIR, "layersync_lambda": "nan"}, "layersync_lambda is nan"),
     ({**PAIR, "layersync_lambda": "inf"}, "layersync_lambda is inf"),
     ({**PAIR, "layersync_lambda": -1}, "layersync_lambda is -1"),
+    ({**PAIR, "layersync_lambda": 1e300}, "layersync_lambda is 1e+300"),
+    ({**PAIR, "layersync_lambda": 1e-300}, "layersync_lambda is 1e-300"),
     ({**PAIR, "layersync_student_block": -1}, "layersync_student_block is '-1'"),
     ({**PAIR, "layersync_student_block": 1.5}, "layersync_student_block is '1.5'"),
     ({**PAIR, "layersync_teacher_block": 9}, "LayerSync could not find layer"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from importlib.metadata import version
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,7 +21,7 @@ def test_run_json_and_checkpoints_say_it(finished):
     assert f"layersync-plugin-webui {__version__}" in run["only_loaded"]
     assert f"layersync-plugin-trainer {__version__}" not in run["only_loaded"]
     assert run["versions"]["layersync-plugin-trainer"] == __version__
-    assert run["versions"]["torch"] == torch.__version__
+    assert run["versions"]["torch"] == version("torch")
     manifest = json.loads((finished / "checkpoint-3" / "manifest.json").read_text())
     assert manifest["distributions"] == run["distributions"]
     assert {"torch", "diffusers", "accelerate"} <= manifest["libraries"].keys()

@@ -44,9 +44,9 @@ _LAYERSYNC = (
     "%(key)s is %(value)s, which is not after %(other)s %(second)s: the term would be cut off before it has its weight",
     "%(name)s has no switch: a field called <prefix>_enabled",
     "the weight of the pair %(value)s in layersync_pairs is %(second)s; it must be finite and greater than 0 "
-    "(the default is 0.2; layersync_enabled: false switches LayerSync off)",
-    "%(key)s is %(value)s; it must be finite and greater than 0 (the default is 0.2; layersync_enabled: false switches "
-    "LayerSync off)",
+    "in single precision (the default is 0.2; layersync_enabled: false switches LayerSync off)",
+    "%(key)s is %(value)s; it must be finite and greater than 0 in single precision (the default is 0.2; "
+    "layersync_enabled: false switches LayerSync off)",
     "layersync_pairs has the pair %(value)s twice",
     "give it once, with one weight",
     "layersync_pairs has %(value)s; each pair is [student, teacher] or [student, teacher, weight], blocks as whole "
