@@ -40,10 +40,13 @@ def test_a_training_that_fails_does_not_end_the_others(tmp_path: Path, monkeypat
     # In threads of this process, where the replacement is seen.
     monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(running, "train", train)
-    monkeypatch.setattr(running, "write_report", lambda *_: 1 / 0)  # a report that fails ends them no more
+
+    def write_report(*_: Any) -> None:
+        raise ZeroDivisionError("a report that fails ends them no more")
+
     results = Results(tmp_path, MANY)
     jobs = [Job("digits", "pair", 0, 4), Job("digits", "vanilla", 0, 4), Job("digits", "self", 0, 2)]
-    (failure,) = running.train_all(jobs, results, 1, tmp_path)
+    (failure,) = running.train_all(jobs, results, 1, tmp_path, write_report)
     assert "ZeroDivisionError: a bug" in failure
     assert failure.endswith("digits/pair/0 failed")
     assert set(Results(tmp_path, MANY).records) == {"digits/vanilla/0", "digits/self/0"}
@@ -57,10 +60,9 @@ def test_a_stop_waits_until_what_is_finished_is_kept(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(running, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(running, "train", train)
-    monkeypatch.setattr(running, "write_report", lambda *_: None)
     before, jobs = signal.getsignal(signal.SIGINT), plan(MANY)
     with pytest.raises(KeyboardInterrupt):
-        running.train_all(jobs, Results(tmp_path, MANY), 1, tmp_path)
+        running.train_all(jobs, Results(tmp_path, MANY), 1, tmp_path, lambda *_: None)
     assert 0 < len(Results(tmp_path, MANY).records) < len(jobs)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -89,7 +91,7 @@ def environment(first_on_path: Path = ROOT) -> dict[str, str]:
 def quick() -> Iterator[Callable[..., int]]:
     """The command with ``--quick``, in this process."""
     before = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: main(["--quick", *arguments])
+    yield lambda *arguments: main(["--quick", "--study", "effect", *arguments])
     signal.signal(signal.SIGTERM, before)
 
 
@@ -131,7 +133,7 @@ def test_a_package_that_is_missing_is_refused_with_the_remedy(tmp_path: Path) ->
 
 def quick_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start a quick run in a process group of its own, as a terminal does."""
-    words = command("--quick", "--output_dir", str(folder), *arguments)
+    words = command("--quick", "--study", "effect", "--output_dir", str(folder), *arguments)
     output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(words, start_new_session=True, cwd=ROOT, env=environment(), **output)
 

@@ -4,7 +4,8 @@ Trains small diffusion transformers with and without LayerSync, from the same we
 times, and measures the results; docs/effect.md explains arms and measures. Writes results.json (everything measured,
 training by training), table.md and effect.png into the output folder after every training; started again on the same
 folder, it trains what is missing. `--quick` trains every arm for a few steps on little data: it shows that the
-machinery works and says nothing about the effect.
+machinery works and says nothing about the effect. `--study depth` trains what shows how much of a model's depth
+LayerSync takes, into the folder `depth` of the output folder; without the flag, all is trained.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks.effect.arms import FULL, QUICK, Job, plan
-from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.running import train_all
-from benchmarks.effect.tasks import TASKS
+from benchmarks.effect.studies import STUDIES, Study
+from benchmarks.effect.tasks import EVERY_TASK
 from layersync_core.errors import LayerSyncError
 from layersync_plugin_trainer.claiming import claimed
 
@@ -33,16 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps of every arm; the figures mean nothing")
     parser.add_argument("--output_dir", default="./effect-output", help="folder for everything written")
     parser.add_argument("--processes", type=int, default=_cores(), help="trainings at a time (default: one per core)")
+    parser.add_argument("--study", choices=list(STUDIES), help="train only what this study needs (default: all)")
     options = parser.parse_args(arguments)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}; it takes a number from 1")
-    scale, folder = (QUICK if options.quick else FULL), Path(options.output_dir)
+    folder, names = Path(options.output_dir), [options.study] if options.study else list(STUDIES)
     # Treat SIGTERM like Ctrl-C: what is finished is in the file.
     signal.signal(signal.SIGTERM, _interrupt)
-    jobs = plan(scale)
     try:
         with claimed(folder):
-            return _run(jobs, Results(folder, scale), options.processes, folder)
+            # All are read before anything is trained.
+            every = [(STUDIES[name], STUDIES[name].results(folder, options.quick)) for name in names]
+            return max([_run(study, results, options.processes, folder / study.folder) for study, results in every])
     except LayerSyncError as error:
         parser.error(str(error))
     except ImportError as error:
@@ -55,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(jobs: list[Job], results: Results, processes: int, folder: Path) -> int:
-    missing = results.missing(jobs)
+def _run(study: Study, results: Results, processes: int, folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    missing = results.missing(results.jobs)
     for name in dict.fromkeys(job.task for job in missing):
-        TASKS[name].data()  # fails if something isn't installed
+        EVERY_TASK[name].data()  # fails if something isn't installed
     elsewhere = results.from_elsewhere()
     if elsewhere:
         print(
@@ -66,9 +69,12 @@ def _run(jobs: list[Job], results: Results, processes: int, folder: Path) -> int
             f"{elsewhere[0]} for one; compared with new ones, not only the arm differs",
             file=sys.stderr,
         )
-    print(f"{len(jobs)} trainings, {len(missing)} of them left, {processes} at a time; results in {folder}", flush=True)
-    failures = train_all(missing, results, processes, folder)
-    write_report(folder, results)
+    print(
+        f"{len(results.jobs)} trainings, {len(missing)} of them left, {processes} at a time; results in {folder}",
+        flush=True,
+    )
+    failures = train_all(missing, results, processes, folder, study.write_report)
+    study.write_report(folder, results)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

@@ -6,15 +6,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.effect.tasks import BLOCKS
+from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS
 
 PAPER = 4, 8
-"""The pair of the paper's rule at this depth; blocks count from 1."""
+"""The pair of the paper's rule at the depth of most tasks; blocks count from 1."""
 VANILLA, PAIR = "vanilla", "pair"
 EMA = 0.995
 """Decay of the averaged weights that are evaluated, a window of about 200 steps."""
-PROBED_TIMES = 0.2, 0.5
-"""Shares of noise at which the blocks are probed: little noise, and half noise. CKA is measured at the first."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,14 @@ class Arm:
 
     Attributes:
         title: Title in the table.
-        pair: Student and teacher block, from 1; None draws a pair for each seed.
+        pair: Student and teacher block of twelve, from 1; ``PAPER`` stands for the paper's rule at any depth, and None
+            draws a pair for each seed.
         weight: The term's weight; 0 is vanilla.
         cutoff: Share of the training after which the term is off; 0: never.
         stop_gradient: Whether the teacher is detached, as in the paper.
+        dropped: Probability with which each block between the pair, teacher included, is left out of a training step
+            (stochastic depth, Huang et al., arXiv 1603.09382, without its rescaling).
+        absent: Whether the model never has these blocks.
     """
 
     title: str
@@ -34,13 +36,27 @@ class Arm:
     weight: float = 0.2
     cutoff: float = 0.0
     stop_gradient: bool = True
+    dropped: float = 0.0
+    absent: bool = False
 
-    def pair_of(self, seed: int) -> tuple[int, int]:
-        """Return the pair for a seed."""
+    def pair_of(self, seed: int, blocks: int = BLOCKS) -> tuple[int, int]:
+        """Return the pair for a seed, in a model of some depth."""
+        if self.pair == PAPER:
+            return thirds(blocks)
         if self.pair is not None:
             return self.pair
         every = [(one, two) for two in range(2, BLOCKS + 1) for one in range(1, two) if (one, two) != PAPER]
         return random.Random(seed).choice(every)
+
+
+def thirds(blocks: int) -> tuple[int, int]:
+    """Return the blocks after a third and two thirds, from 1: the paper's 8 of 24 and 16 of 24."""
+    return round(blocks / 3), round(2 * blocks / 3)
+
+
+def between(pair: tuple[int, int]) -> tuple[int, int]:
+    """Return the first and last of the blocks that the pair asks to change little: those after the student."""
+    return pair[0] + 1, pair[1]
 
 
 ARMS: Mapping[str, Arm] = {
@@ -56,6 +72,16 @@ ARMS: Mapping[str, Arm] = {
     "self": Arm("a block with itself, 4 → 4", pair=(4, 4)),
     "cut-off": Arm("cut off at a third", cutoff=1 / 3),
 }
+DEEP_ARMS: Mapping[str, Arm] = {
+    VANILLA: ARMS[VANILLA],
+    PAIR: Arm("the pair of the thirds, weight 0.2"),
+    "cut-off": ARMS["cut-off"],
+    "cut-off-late": Arm("cut off at two thirds", cutoff=2 / 3),
+    "stochastic-depth": Arm("stochastic depth in its place", weight=0.0, dropped=0.5),
+    "never-there": Arm("without these blocks from the start", weight=0.0, absent=True),
+}
+"""Those of the study of depth."""
+EVERY_ARM: Mapping[str, Arm] = {**ARMS, **DEEP_ARMS, PAIR: ARMS[PAIR]}
 
 
 @dataclass(frozen=True)
@@ -124,3 +150,19 @@ def plan(scale: Scale) -> list[Job]:
     ablations = [Job("digits", arm, seed, scale.short) for seed in short for arm in ARMS if arm not in sides]
     others = [Job(task, arm, seed, scale.short) for task in ("faces", "shapes") for seed in short for arm in sides]
     return main + ablations + others
+
+
+DEEP = Scale(steps=900, short=900, samples=500)
+DEEP_QUICK = Scale(1, 1, 1, 1, every=1, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
+
+
+def deep_plan(scale: Scale) -> list[Job]:
+    """Return every training of the study of depth; where time is short, those at the end are left out.
+
+    First vanilla and the pair at each depth, then the other arms depth by depth, then more seeds of the main rows.
+    """
+    sides, few, more = (VANILLA, PAIR), range(scale.short_seeds), range(scale.short_seeds, scale.seeds)
+    jobs = [Job(task, arm, seed, scale.steps) for seed in few for task in DEEP_TASKS for arm in sides]
+    rest = [arm for arm in DEEP_ARMS if arm not in sides]
+    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in DEEP_TASKS for arm in rest]
+    return jobs + [Job(task, arm, seed, scale.steps) for seed in more for task in DEEP_TASKS for arm in sides]

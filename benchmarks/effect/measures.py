@@ -14,16 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.effect.arms import PROBED_TIMES, Scale
-from benchmarks.effect.results import Mark
+from benchmarks.effect.arms import Scale
+from benchmarks.effect.depth import blocks_of, changes, losses_without, runs
+from benchmarks.effect.results import Depth, Mark
 from benchmarks.effect.tasks import Task
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.data import Dataset, generator
 from layersync_plugin_trainer.feeding import Feed
-from layersync_plugin_trainer.objective import draw, held_out_loss, sample
+from layersync_plugin_trainer.objective import Batch, draw, held_out_loss, sample
 from layersync_plugin_trainer.similarity import block_states
 
 CHUNK = 128
+DEPTH_TIME = 0.5
+"""Share of noise at which it is measured how much each block changes."""
 Floats = NDArray[np.float64]
 
 
@@ -113,12 +116,13 @@ class Exam:
         """Return the loss on samples that training never saw."""
         return held_out_loss(model, self.feed, self._repeated, 0, self.device)
 
-    def examine(self, model: nn.Module, seed: int) -> Mark:
+    def examine(self, model: nn.Module, seed: int, span: tuple[int, int] | None = None) -> Mark:
         """Return every measure.
 
         Args:
             model: The bare model, without an attachment.
             seed: Seed of the noise that samples start from.
+            span: First and last of the blocks between student and teacher, if the model has them.
 
         Raises:
             FloatingPointError: The model's samples or states are not finite.
@@ -128,7 +132,7 @@ class Exam:
         drawn = sample(model, self.feed, classes, self.scale.euler_steps, seed, self.device)
         probes: dict[str, list[float]] = {}
         tokens: list[Tensor] = []
-        for time in PROBED_TIMES:
+        for time in self.task.times:
             train = self._states(model, self.data.samples, self.data.labels, time, "probe")
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
             if not all(state.isfinite().all() for state in (drawn, *rest)):
@@ -141,6 +145,19 @@ class Exam:
             cka=[[round(linear_cka(one, two), 5) for two in tokens] for one in tokens],
             frechet=self.judge.distance(drawn),
             accuracy=self.judge.accuracy(drawn, classes) if self.task.labels else None,
+            depth=self._depth(model, span) if self.task.deep else None,
+        )
+
+    def _depth(self, model: nn.Module, span: tuple[int, int] | None) -> Depth:
+        batch = self._noisy(self.data.held_out, self.data.held_out_labels, DEPTH_TIME, "depth").to(self.device)
+
+        def loss(model: nn.Module) -> float:
+            return held_out_loss(model, self.feed, self.data, 0, self.device)
+
+        return Depth(
+            whole=loss(model),
+            without=losses_without(model, runs(len(blocks_of(model)), span), loss),
+            change=changes(model, lambda whole: self.feed(whole, batch.noisy, batch.time, batch.labels)),
         )
 
     def _probes(self, train: list[Tensor], rest: list[Tensor]) -> list[float]:
@@ -164,16 +181,20 @@ class Exam:
 
     def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, time: float, name: str) -> list[Tensor]:
         """Return (B, S, D) for each block, on noisy samples without their class."""
+        batch = self._noisy(samples, labels, time, name)
+        parts = [batch[start : start + CHUNK].to(self.device) for start in range(0, len(samples), CHUNK)]
+        found = [block_states(model, self.adapter, self.feed, part)[0] for part in parts]
+        return [torch.cat(pieces).float().cpu() for pieces in zip(*found, strict=True)]
+
+    def _noisy(self, samples: Tensor, labels: Tensor, time: float, name: str) -> Batch:
+        """Return samples at one time without their class."""
         batch = draw(samples, labels, generator(0, name))
         null = self.feed.null_label
-        batch = replace(
+        return replace(
             batch,
             time=torch.full_like(batch.time, time),
             labels=batch.labels if null is None else torch.full_like(batch.labels, null),
         )
-        parts = [batch[start : start + CHUNK].to(self.device) for start in range(0, len(samples), CHUNK)]
-        found = [block_states(model, self.adapter, self.feed, part)[0] for part in parts]
-        return [torch.cat(pieces).float().cpu() for pieces in zip(*found, strict=True)]
 
 
 def _flat(samples: Tensor) -> Floats:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.effect.arms import ARMS, EMA, PAIR, PROBED_TIMES, VANILLA
+from benchmarks.effect.arms import ARMS, EMA, PAIR, VANILLA
 from benchmarks.effect.paired import Curve, Estimate, estimate, estimate_ratio, speed_up, speed_up_half_way
 from benchmarks.effect.results import Mark, Real, Record, Results
-from benchmarks.effect.tasks import TASKS
+from benchmarks.effect.tasks import PROBED_TIMES, TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
 TABLE, FIGURE = "table.md", "effect.png"
@@ -169,14 +169,15 @@ def _plain(values: list[float], digits: int) -> str:
 
 def _difference(row: Row, measure: Measure) -> str:
     values = row.differences(measure)
-    return _text(estimate(values), f"+.{measure.digits}f", None if measure.pulled else 0.0) if values else "–"
+    return text_of(estimate(values), f"+.{measure.digits}f", None if measure.pulled else 0.0) if values else "–"
 
 
 def _ratio(values: list[float]) -> str:
-    return _text(estimate_ratio(values), ".2f", 1.0) if values else "–"
+    return text_of(estimate_ratio(values), ".2f", 1.0) if values else "–"
 
 
-def _text(found: Estimate, form: str, nothing: float | None) -> str:
+def text_of(found: Estimate, form: str, nothing: float | None) -> str:
+    """Return an estimate with its interval, bold where that excludes a value which would mean no effect."""
     spread = "one seed" if math.isinf(found.high) else f"{found.low:{form}} to {found.high:{form}}"
     text = f"{found.mean:{form}} ({spread})".replace("-", "−")
     # An interval without width comes from values that are equal by chance, such as counts, and supports nothing.

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.effect.arms import ARMS, PROBED_TIMES, Job, Scale, plan
-from benchmarks.effect.tasks import BLOCKS, TASKS
+from benchmarks.effect.arms import EVERY_ARM, Job, Scale, between, plan
+from benchmarks.effect.depth import named, runs
+from benchmarks.effect.tasks import EVERY_TASK
 from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
 from layersync_plugin_trainer.report import versions
@@ -24,11 +26,24 @@ FILE = "results.json"
 
 
 Share = Annotated[float, Field(ge=0, le=1 + 1e-4)]  # CKA is rounded
-OfBlocks = Field(min_length=BLOCKS, max_length=BLOCKS)
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Depth(_Model):
+    """What the model does without some of its blocks.
+
+    Attributes:
+        whole: Flow-matching loss on the held-out samples, each once.
+        without: The same without a run of blocks, by its first and last block, as in ``5-8``.
+        change: How far each block is from the identity, at half noise.
+    """
+
+    whole: float
+    without: dict[str, float]
+    change: list[float]
 
 
 class Mark(_Model):
@@ -40,13 +55,24 @@ class Mark(_Model):
         cka: Linear CKA of each block with each, (N, N).
         frechet: Fréchet distance of drawn samples.
         accuracy: Share of them that is recognised; None if the model is not conditioned on a class.
+        depth: The model without some of its blocks, if the task asks for it.
     """
 
     held_out: float
-    probe: dict[str, Annotated[list[Share], OfBlocks]]
-    cka: Annotated[list[Annotated[list[Share], OfBlocks]], OfBlocks]
+    probe: dict[str, list[Share]]
+    cka: list[list[Share]]
     frechet: float
     accuracy: Share | None
+    depth: Depth | None = None
+
+    def is_of(self, blocks: int, times: tuple[float, ...], deep: bool, span: tuple[int, int] | None) -> bool:
+        """Return whether these are the measurements of a model with so many blocks."""
+        rows: list[list[Any]] = [*self.probe.values(), *self.cka, self.cka]
+        counts = {len(row) for row in rows}
+        if counts != {blocks} or self.probe.keys() != set(map(str, times)) or (self.depth is None) == deep:
+            return False
+        expected = {named(*run) for run in runs(blocks, span)}
+        return self.depth is None or (self.depth.without.keys() == expected and len(self.depth.change) == blocks)
 
 
 class Real(_Model):
@@ -89,10 +115,10 @@ class Record(_Model):
 
     @model_validator(mode="after")
     def _as_planned(self) -> Record:
-        arm = ARMS.get(self.arm)
-        if self.task not in TASKS or arm is None:
+        arm, task = EVERY_ARM.get(self.arm), EVERY_TASK.get(self.task)
+        if task is None or arm is None:
             raise ValueError(f"no task {self.task!r} with an arm {self.arm!r}")
-        if (self.pair, self.weight) != (arm.pair_of(self.seed), arm.weight):
+        if (self.pair, self.weight) != (arm.pair_of(self.seed, task.blocks), arm.weight):
             raise ValueError(f"pair {self.pair} and weight {self.weight} are not this version's {self.arm!r} arm")
         return self
 
@@ -101,15 +127,23 @@ class Record(_Model):
         """The job; its key is the record's name in the file."""
         return Job(self.task, self.arm, self.seed, self.steps)
 
-    def is_whole(self, scale: Scale) -> bool:
-        """Return whether the scale asks for this training and for exactly what was measured, up to its end."""
-        points = self.job.points(scale, self.diverged)
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """First and last of the blocks between student and teacher; None if the model never has them."""
+        return None if EVERY_ARM[self.arm].absent else between(self.pair)
+
+    def is_whole(self, scale: Scale, planned: list[Job]) -> bool:
+        """Return whether this training was planned, and exactly this was to be measured, up to its end."""
+        points, task = self.job.points(scale, self.diverged), EVERY_TASK[self.task]
+        span, blocks = self.span, task.blocks
+        if span is None:
+            blocks -= self.pair[1] - self.pair[0]
         return (
-            self.job in plan(scale)
+            self.job in planned
             and self.diverged in (None, *self.job.points(scale))
             and [step for step, _ in self.curve] == points
             and self.marks.keys() == {step for step in points if step in (scale.short, self.steps)}
-            and all(mark.probe.keys() == set(map(str, PROBED_TIMES)) for mark in self.marks.values())
+            and all(mark.is_of(blocks, task.times, task.deep, span) for mark in self.marks.values())
         )
 
 
@@ -118,16 +152,23 @@ class Results:
 
     Attributes:
         scale: How much is trained and measured.
+        jobs: Every training of the study.
         records: Each finished training, by its key.
     """
 
-    def __init__(self, folder: Path, scale: Scale) -> None:
+    def __init__(self, folder: Path, scale: Scale, planned: Callable[[Scale], list[Job]] = plan) -> None:
         """Read the results that the folder already holds.
+
+        Args:
+            folder: Where they are.
+            scale: How much is trained and measured.
+            planned: Returns every training of the study.
 
         Raises:
             ConfigError: It holds the results of another kind of run, or a training that this version would not make.
         """
         self.scale = scale
+        self.jobs = planned(scale)
         self.records: dict[str, Record] = {}
         self._file = folder / FILE
         if not self._file.exists():
@@ -141,7 +182,8 @@ class Results:
         for key, values in records.items():
             try:
                 record = Record.model_validate(values)
-                complaint = "" if key == record.job.key and record.is_whole(scale) else "not what this version trains"
+                right = key == record.job.key and record.is_whole(scale, self.jobs)
+                complaint = "" if right else "not what this version trains"
             except ValidationError as error:
                 wrong = error.errors()[0]
                 complaint = f"{'.'.join(map(str, wrong['loc']))} {wrong['msg']}".strip()
@@ -181,4 +223,4 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def _place(record: Record) -> tuple[int, ...]:
-    return list(TASKS).index(record.task), list(ARMS).index(record.arm), record.seed
+    return list(EVERY_TASK).index(record.task), list(EVERY_ARM).index(record.arm), record.seed

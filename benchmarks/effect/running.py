@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.effect.arms import Job
-from benchmarks.effect.report import write_report
 from benchmarks.effect.results import Results
 from benchmarks.effect.training import train
 
 _LOOK_AFTER = 0.2  # seconds between checks for a stop
 
 
-def train_all(jobs: list[Job], results: Results, processes: int, folder: Path) -> list[str]:
+def train_all(
+    jobs: list[Job], results: Results, processes: int, folder: Path, write_report: Callable[[Path, Results], None]
+) -> list[str]:
     """Train, write results and report after each training, and return the failures."""
     failures = []
     # Takes effect when a worker loads its linear algebra library; threads of several workers would block each other.

@@ -17,6 +17,8 @@ from layersync_plugin_trainer.data import SOURCES, Dataset, split
 HELD_OUT = 0.221
 """Share of the samples that training never sees: 397 of the 1797 digits."""
 WIDTH, BLOCKS = 96, 12
+PROBED_TIMES = 0.2, 0.5
+"""Shares of noise at which the blocks are probed: little noise, and half noise."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Task:
         source: Returns name, samples in [-1, 1] and classes for a shape.
         batch_size: Samples per step; 2048 tokens in each task.
         labels: Name of the class labels among the inputs; None if the model is not conditioned on the class.
+        blocks: Number of the model's blocks.
+        times: Shares of noise at which the blocks are probed. CKA is measured at the first.
+        deep: Whether it is also measured what the model does without some of its blocks.
     """
 
     title: str
@@ -42,6 +47,9 @@ class Task:
     source: Callable[[tuple[int, ...]], tuple[str, Tensor, Tensor]]
     batch_size: int
     labels: str | None = None
+    blocks: int = BLOCKS
+    times: tuple[float, ...] = PROBED_TIMES
+    deep: bool = False
     sample: str = "hidden_states"
     timestep: str = "timestep"
 
@@ -65,7 +73,7 @@ class Task:
         return split(*self.source(self.shape), HELD_OUT)
 
 
-def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
+def _dit(size: int, patch: int, classes: int, blocks: int = BLOCKS) -> dict[str, Any]:
     def build() -> nn.Module:
         from diffusers import DiTTransformer2DModel
 
@@ -73,7 +81,7 @@ def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
             num_attention_heads=6,
             attention_head_dim=WIDTH // 6,
             in_channels=1,
-            num_layers=BLOCKS,
+            num_layers=blocks,
             sample_size=size,
             patch_size=patch,
             num_embeds_ada_norm=classes,
@@ -93,6 +101,7 @@ def _dit(size: int, patch: int, classes: int) -> dict[str, Any]:
         "tiny_model": build,
         "example_inputs": inputs,
         "labels": "class_labels",
+        "blocks": blocks,
     }
 
 
@@ -144,3 +153,21 @@ TASKS: Mapping[str, Task] = {
     ),
 }
 """Digits: scikit-learn's, 8x8. Faces: scikit-image's ``lfw_subset``, 16x16. Shapes: clips of 4 frames of 8x8."""
+
+
+def digits(blocks: int) -> Task:
+    """Return the digits for a DiT of some depth, with what the study of depth measures."""
+    return Task(
+        title=f"digits, {blocks} blocks",
+        source=SOURCES["image"],
+        batch_size=64,
+        times=(0.2, 0.5, 0.8),
+        deep=True,
+        **_dit(8, 2, 10, blocks),
+    )
+
+
+DEPTHS = 12, 24, 8
+DEEP_TASKS: Mapping[str, Task] = {f"digits-{blocks}": digits(blocks) for blocks in DEPTHS}
+"""Those of the study of depth, in the order in which they are trained."""
+EVERY_TASK: Mapping[str, Task] = {**TASKS, **DEEP_TASKS}

@@ -16,14 +16,16 @@ from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.effect.arms import ARMS, EMA, Arm, Job, Scale
+from benchmarks.effect.arms import EMA, EVERY_ARM, Arm, Job, Scale, between
+from benchmarks.effect.depth import blocks_of, left_out
 from benchmarks.effect.measures import Exam
 from benchmarks.effect.results import Mark, Real, Record, machine
-from benchmarks.effect.tasks import TASKS
+from benchmarks.effect.tasks import EVERY_TASK
 from layersync_core import HiddenStateBuffer, attach, get_adapter, only_forward
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.arm import prepare
 from layersync_plugin_trainer.config import TrainerConfig
+from layersync_plugin_trainer.data import generator
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.models import Source
 from layersync_plugin_trainer.objective import Batches
@@ -67,7 +69,7 @@ class BothWays:
 @cache
 def exam_of(name: str, scale: Scale, device: torch.device) -> Exam:
     """Return a task's exam, the same object throughout a process."""
-    task = TASKS[name]
+    task = EVERY_TASK[name]
     data = task.data()
     if scale.data:
         parts = ("samples", "labels", "held_out", "held_out_labels")
@@ -83,7 +85,7 @@ def train(job: Job, scale: Scale) -> Record:
     # Given as a plugin, so that no environment variable can change it.
     accumulation = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=accumulation)
-    arm, exam = ARMS[job.arm], exam_of(job.task, scale, accelerator.device)
+    arm, exam = EVERY_ARM[job.arm], exam_of(job.task, scale, accelerator.device)
     config = TrainerConfig.model_validate(
         {
             "max_train_steps": job.steps,
@@ -95,9 +97,11 @@ def train(job: Job, scale: Scale) -> Record:
     began = time.perf_counter()
     set_seed(job.seed)
     model = Source(exam.task.family, exam.adapter, exam.task).build(config).to(accelerator.device)
+    pair = arm.pair_of(job.seed, exam.task.blocks)
+    if arm.absent:
+        del blocks_of(model)[pair[0] : pair[1]]
     # Copied before anything is attached, so that the copy is bare.
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA)).eval()
-    pair = arm.pair_of(job.seed)
     sync = _attach(model, exam.adapter, arm, pair, job.steps)
     trainer = prepare(accelerator, model, sync, exam.feed, config)
     batches = Batches(exam.data, job.seed, config.batch_size, null_label=exam.feed.null_label)
@@ -106,7 +110,8 @@ def train(job: Job, scale: Scale) -> Record:
     marks: dict[int, Mark] = {}
     diverged = None
     for step in range(1, job.steps + 1):
-        trainer.step(batches.of_step(step - 1))
+        with left_out(model, _dropped(arm, pair, job.seed, step)):
+            trainer.step(batches.of_step(step - 1))
         averaged.update_parameters(model)
         if step not in points:
             continue
@@ -115,7 +120,7 @@ def train(job: Job, scale: Scale) -> Record:
             if not math.isfinite(held_out + trainer.read_metrics()["loss"]):
                 raise FloatingPointError("the loss is not finite")
             if step in (scale.short, job.steps):
-                marks[step] = exam.examine(averaged.module, job.seed)
+                marks[step] = exam.examine(averaged.module, job.seed, None if arm.absent else between(pair))
         except FloatingPointError as error:
             print(f"{job.key}: {error} at step {step}, the training ends", flush=True)
             diverged = step
@@ -138,6 +143,16 @@ def train(job: Job, scale: Scale) -> Record:
         seconds=time.perf_counter() - began,
         machine=machine(accelerator.device),
     )
+
+
+def _dropped(arm: Arm, pair: tuple[int, int], seed: int, step: int) -> list[int]:
+    """Return the blocks that a step of training leaves out."""
+    if not arm.dropped:
+        return []
+    first, last = between(pair)
+    places = range(first, last + 1)
+    drawn = torch.rand(len(places), generator=generator(seed, "dropped", step))
+    return [block for block, number in zip(places, drawn.tolist(), strict=True) if number < arm.dropped]
 
 
 def _attach(model: nn.Module, adapter: Adapter, arm: Arm, pair: tuple[int, int], steps: int) -> Any:

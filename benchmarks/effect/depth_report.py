@@ -1,0 +1,156 @@
+"""The table and the figure of the study of depth, even of an unfinished one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.effect.arms import DEEP_ARMS, PAIR, VANILLA
+from benchmarks.effect.depth import RUN, named, runs
+from benchmarks.effect.paired import estimate
+from benchmarks.effect.report import text_of
+from benchmarks.effect.results import Depth, Record, Results
+from benchmarks.effect.tasks import DEEP_TASKS
+from layersync_plugin_trainer.figures import COLOURS, DPI
+
+TABLE, FIGURE = "table.md", "depth.png"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        title: The column's title.
+        form: How a value is written.
+        of: Returns the value of a training; None where it has none.
+        paired: Whether arms show their difference from vanilla.
+    """
+
+    title: str
+    form: str
+    of: Callable[[Record], float | None]
+    paired: bool = False
+
+
+def depth_of(record: Record) -> Depth:
+    """Return what was measured of a training's depth at its end."""
+    found = record.marks[record.steps].depth
+    assert found is not None
+    return found
+
+
+def rise(record: Record, run: tuple[int, int]) -> float:
+    """Return by which share the loss rises without a run of blocks."""
+    depth = depth_of(record)
+    return depth.without[named(*run)] / depth.whole - 1
+
+
+def _span(record: Record) -> float | None:
+    return None if record.span is None else rise(record, record.span)
+
+
+def _cheapest(record: Record) -> float:
+    return min(rise(record, run) for run in runs(len(depth_of(record).change)) if run[1] - run[0] + 1 == RUN)
+
+
+def _change(inside: bool) -> Callable[[Record], float | None]:
+    def of(record: Record) -> float | None:
+        change = depth_of(record).change
+        first, last = record.span or (0, -1)
+        # The first and the last block turn pixels into features and back.
+        blocks = [block for block in range(2, len(change)) if (first <= block <= last) == inside]
+        return float(np.mean([change[block - 1] for block in blocks])) if blocks else None
+
+    return of
+
+
+def _probe(time: str, side: int) -> Callable[[Record], float | None]:
+    def of(record: Record) -> float | None:
+        return None if record.span is None else record.marks[record.steps].probe[time][record.pair[side] - 1]
+
+    return of
+
+
+COLUMNS = (
+    Column("held-out loss", ".4f", lambda record: record.marks[record.steps].held_out, paired=True),
+    Column("rise of it without the blocks between", "+.1%", _span),
+    Column(f"without the cheapest {RUN} in a row", "+.1%", _cheapest),
+    Column("change by a block between", ".3f", _change(True)),
+    Column("change by other blocks", ".3f", _change(False)),
+    Column("probe of the student, noise 0.5", ".3f", _probe("0.5", 0)),
+    Column("of the teacher", ".3f", _probe("0.5", 1)),
+    Column("probe of the student, noise 0.8", ".3f", _probe("0.8", 0)),
+    Column("of the teacher", ".3f", _probe("0.8", 1)),
+)
+
+
+def trainings(results: Results, task: str, arm: str) -> list[Record]:
+    """Return the finished trainings of an arm, by seed."""
+    found = [it for it in results.records.values() if (it.task, it.arm) == (task, arm) and it.steps in it.marks]
+    return sorted(found, key=lambda record: record.seed)
+
+
+def table(results: Results) -> str:
+    """Return a Markdown table: means over the seeds, and in the loss paired differences from vanilla."""
+    head = ["blocks", "arm", "seeds", *(column.title for column in COLUMNS)]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for task in DEEP_TASKS:
+        vanilla = {record.seed: record for record in trainings(results, task, VANILLA)}
+        for arm, described in DEEP_ARMS.items():
+            if found := trainings(results, task, arm):
+                cells = [_cell(column, found, {} if arm == VANILLA else vanilla) for column in COLUMNS]
+                row = [str(DEEP_TASKS[task].blocks), described.title, str(len(found)), *cells]
+                lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: Column, found: list[Record], vanilla: dict[int, Record]) -> str:
+    if column.paired and vanilla:
+        pairs = [(column.of(record), column.of(vanilla[record.seed])) for record in found if record.seed in vanilla]
+        values = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+        return text_of(estimate(values), f"+{column.form}", 0.0) if values else "–"
+    values = [value for record in found if (value := column.of(record)) is not None]
+    return f"{np.mean(values):{column.form}}" if values else "–"
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Write table.md and depth.png."""
+    (folder / TABLE).write_text(table(results), encoding="utf-8")
+    depths = [task for task in DEEP_TASKS if trainings(results, task, VANILLA)]
+    if depths:
+        _draw(folder / FIGURE, results, depths)
+
+
+def _draw(file: Path, results: Results, depths: list[str]) -> None:
+    """Draw, for each depth, the rise of the loss without each single block and how much each block changes."""
+    figure = Figure(figsize=(4.5 * len(depths), 6.5), layout="constrained")
+    axes: Any = figure.subplots(2, len(depths), squeeze=False)
+    for place, task in enumerate(depths):
+        rises, moves = axes[:, place]
+        for arm in (VANILLA, PAIR):
+            if not (found := trainings(results, task, arm)):
+                continue
+            colour = COLOURS["vanilla" if arm == VANILLA else "layersync"]
+            blocks = range(1, DEEP_TASKS[task].blocks + 1)
+            single = np.mean([[rise(record, (block, block)) for block in blocks] for record in found], axis=0)
+            rises.plot(blocks, 100 * single, "o-", color=colour, label=DEEP_ARMS[arm].title)
+            moves.plot(blocks, np.mean([depth_of(record).change for record in found], axis=0), "o-", color=colour)
+            for axis in (rises, moves):
+                student, teacher = found[0].pair
+                axis.axvspan(student + 0.5, teacher + 0.5, color="0.93", zorder=0)
+        rises.set_title(DEEP_TASKS[task].title, fontsize="medium")
+        rises.set_yscale("symlog", linthresh=1)
+        moves.set_yscale("log")
+        moves.set_xlabel("block; grey: after the student, up to the teacher")
+    axes[0, 0].set_ylabel("rise of the held-out loss without it, %")
+    axes[1, 0].set_ylabel("‖out − in‖ / ‖in‖")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=DPI)

@@ -1,0 +1,45 @@
+"""The studies that the command runs: the effect on loss, representations and samples, and on the model's depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.effect import depth_report, report
+from benchmarks.effect.arms import DEEP, DEEP_QUICK, FULL, QUICK, Job, Scale, deep_plan, plan
+from benchmarks.effect.results import Results
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trainings that are reported together.
+
+    Attributes:
+        folder: Where its results are, below the output folder.
+        full: How much is trained and measured.
+        quick: The same for ``--quick``.
+        plan: Returns every training of a scale, the most important ones first.
+        write_report: Writes tables and figures into the study's folder.
+    """
+
+    folder: str
+    full: Scale
+    quick: Scale
+    plan: Callable[[Scale], list[Job]]
+    write_report: Callable[[Path, Results], None]
+
+    def results(self, folder: Path, quick: bool = False) -> Results:
+        """Return what is already there of it.
+
+        Args:
+            folder: The output folder, with those of all studies.
+            quick: Whether it is a quick run.
+        """
+        return Results(folder / self.folder, self.quick if quick else self.full, self.plan)
+
+
+STUDIES: Mapping[str, Study] = {
+    "effect": Study(".", FULL, QUICK, plan, report.write_report),
+    "depth": Study("depth", DEEP, DEEP_QUICK, deep_plan, depth_report.write_report),
+}
