@@ -30,10 +30,18 @@ def plugins_for_the_next_test() -> Iterator[None]:
             loaded.cache_clear()
 
 
+def _of_accelerate() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+
+
 @pytest.fixture(autouse=True)
 def accelerate_for_the_next_test() -> Iterator[None]:
     """Forget the settings of the first Accelerator: every later one of the process silently has them, not its own."""
+    before = _of_accelerate()
     yield
+    for name in _of_accelerate().keys() - before.keys():  # older Trainers of transformers leave their own
+        del os.environ[name]
+    os.environ.update(before)
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
         state.GradientState._reset_state()
