@@ -67,11 +67,28 @@ def _works(interpreter: str, distribution: Distribution) -> str:
     for family in distribution.families:
         if "similarity" not in rows[family]["detail"]:
             raise ReleaseError(f"{distribution.name}: {family} was not tried: {rows[family]['detail']}")
-    if distribution.plugins:
-        # A plugin's settings are keys of every configuration.
-        code = "from layersync_core.session import plugins; print(*sorted(plugins().config_models()))"
-        return f"plugin, settings of {python(['-c', code], interpreter, _variables()).strip() or 'no model'}"
-    return f"{len(distribution.families)} families work" if distribution.families else "works"
+    check_plugins(interpreter, distribution)
+    if distribution.families:
+        return f"{len(distribution.families)} families work"
+    return f"plugin {', '.join(distribution.plugins)} works" if distribution.plugins else "works"
+
+
+def check_plugins(interpreter: str, distribution: Distribution) -> None:
+    """Load the plugins of an installed distribution.
+
+    Raises:
+        ReleaseError: One of them does not work.
+    """
+    if not distribution.plugins:
+        return
+    code = (
+        "from layersync_core.cli.doctor.parts import look\n"
+        "print(*(f'{part.name} {part.state} {part.detail}' for part in look() if part.about == 'plugin'), sep='\\n')"
+    )
+    found = python(["-c", code], interpreter, _variables())
+    working = {line.split()[0] for line in found.splitlines() if line.split()[1:2] == ["good"]}
+    if missing := set(distribution.plugins) - working:
+        raise ReleaseError(f"{distribution.name}: {', '.join(sorted(missing))} does not work:\n{found}".rstrip())
 
 
 def _variables() -> dict[str, str]:
