@@ -25,10 +25,12 @@ from benchmarks.effect.arms import (
 )
 from benchmarks.effect.depth import blocks_of, changes, left_out, losses_without, named, runs
 from benchmarks.effect.depth_report import depth_of, table
+from benchmarks.effect.measures import Exam
 from benchmarks.effect.results import Depth, Mark, Real, Record, Results
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEEP_TASKS, TASKS, Task
 from layersync_core.testing import randomise_weights
+from tests.effect_records import ROOT
 
 SMALL = dataclasses.replace(DEEP_QUICK, evaluated=4, samples=16)
 
@@ -103,6 +105,7 @@ def run(arm: str, task: str = "digits-8", scale: Scale = SMALL) -> Record:
     return training.train(Job(task, arm, 0, scale.steps), scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", DEEP_ARMS)
 def test_each_arm_is_trained_and_measured_whole(arm: str) -> None:
     record = run(arm)
@@ -132,7 +135,9 @@ def test_a_block_that_is_left_out_gets_no_gradient() -> None:
     assert "3" not in trained
 
 
-def test_cutting_off_late_differs_from_cutting_off_early() -> None:
+def test_cutting_off_late_differs_from_cutting_off_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Probes and samples take most of a short training.
+    monkeypatch.setattr(Exam, "examine", lambda *_: Mark.model_construct())
     scale = dataclasses.replace(SMALL, steps=6, short=6, data=400, evaluated=400)
     losses = {arm: [loss for _, loss in run(arm, scale=scale).curve] for arm in (PAIR, "cut-off", "cut-off-late")}
     assert losses["cut-off"][:2] == losses[PAIR][:2]
@@ -216,13 +221,25 @@ def test_what_was_not_measured_whole_is_none_of_its_results(change: str) -> None
 
 
 @pytest.mark.slow
-def test_a_quick_run_trains_every_arm_at_every_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_trains_and_reports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a part of the plan, since the whole trains every arm at every depth even where it is quick."""
+    part = [job for job in deep_plan(DEEP_QUICK) if job.task == "digits-8" and job.arm in (VANILLA, "never-there")]
+    monkeypatch.setitem(STUDIES, "depth", dataclasses.replace(STUDIES["depth"], plan=lambda _: part))
     assert main(["--quick", "--study", "depth", "--output_dir", str(tmp_path)]) == 0
-    assert "18 trainings, 18 of them left" in capsys.readouterr().out
+    assert "2 trainings, 2 of them left" in capsys.readouterr().out
     shown = (tmp_path / "depth" / "table.md").read_text().splitlines()[2:]
-    assert [line.split(" | ")[0].strip("| ") for line in shown] == ["12"] * 6 + ["24"] * 6 + ["8"] * 6
+    assert [line.strip("| ").split(" | ")[:2] for line in shown] == [
+        ["8", DEEP_ARMS[VANILLA].title],
+        ["8", DEEP_ARMS["never-there"].title],
+    ]
     assert (tmp_path / "depth" / "depth.png").exists()
     assert not (tmp_path / "results.json").exists(), "of the other study"
+
+
+def test_what_is_trained_so_far_was_planned() -> None:
+    assert len(STUDIES["depth"].results(ROOT / "docs" / "effect").records) > 4
 
 
 def test_the_folder_of_results_says_which_study_they_are_of(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Study:
         return Results(folder / self.folder, self.quick if quick else self.full, self.plan)
 
 
-STUDIES: Mapping[str, Study] = {
+STUDIES: dict[str, Study] = {
     "effect": Study(".", FULL, QUICK, plan, report.write_report),
     "depth": Study("depth", DEEP, DEEP_QUICK, deep_plan, depth_report.write_report),
 }
