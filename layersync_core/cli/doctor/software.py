@@ -119,7 +119,7 @@ def _importable(name: str, version: str) -> Finding:
         return Finding("software", name, "good", version=version)
     try:
         with foreign():
-            module = import_module(name)
+            module = import_module(name.replace("-", "_"))
     except Exception as error:  # somebody else's module may raise anything
         return Finding("software", name, "wrong", f"cannot be imported: {describe_failure(error)}", version)
     return Finding("software", name, "good", version=version, origin=str(Path(module.__file__ or "").parent))
