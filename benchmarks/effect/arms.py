@@ -81,7 +81,7 @@ DEEP_ARMS: Mapping[str, Arm] = {
     "never-there": Arm("without these blocks from the start", weight=0.0, absent=True),
 }
 """Those of the study of depth."""
-EVERY_ARM: Mapping[str, Arm] = {**ARMS, **DEEP_ARMS, PAIR: ARMS[PAIR]}
+EVERY_ARM: Mapping[str, Arm] = {**ARMS, **DEEP_ARMS}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Task:
         tiny_model: Returns the model with new weights.
         example_inputs: Returns forward arguments for a number of samples.
         source: Returns name, samples in [-1, 1] and classes for a shape.
-        batch_size: Samples per step; 2048 tokens in each task.
+        batch_size: Samples per step: 2048 tokens, and 1024 in the study of depth.
         labels: Name of the class labels among the inputs; None if the model is not conditioned on the class.
         blocks: Number of the model's blocks.
         times: Shares of noise at which the blocks are probed. CKA is measured at the first.

@@ -19,8 +19,16 @@ from layersync_core.families.registry import GROUP
 CORE = "layersync-core"
 _OURS = "layersync-"
 _BESIDE = (
-    *("torch", "diffusers", "accelerate", "transformers", "peft", "safetensors", "deepspeed", "bitsandbytes"),
-    *("lightning", "pytorch-lightning"),
+    "torch",
+    "diffusers",
+    "accelerate",
+    "transformers",
+    "peft",
+    "safetensors",
+    "deepspeed",
+    "bitsandbytes",
+    "lightning",
+    "pytorch-lightning",
 )
 """Distributions that most training programs have, whether or not LayerSync requires them."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from layersync_core import LOG_FILE, PROCESS_FILE
 from layersync_plugin_trainer import checkpoint, html_report, models, report
+from plugins.trainer.tests.launching import ENVIRONMENT, TWO_PROCESSES
 
 # The weights have 3 MB, the optimiser's state 6 MB, a figure 60 kB, everything else less than 20 kB.
 WEIGHTS, OPTIMISER, FIGURE, METRICS = 2_000_000, 4_000_000, 30_000, 300
@@ -158,12 +158,10 @@ sys.exit(main(sys.argv[1:]))
 def test_one_of_two_processes_has_no_room(tmp_path):
     script, folder = tmp_path / "script.py", tmp_path / "run"
     script.write_text(ONE_RANK_HAS_NO_ROOM)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     flags = ["--max_train_steps", "1", "--train_batch_size", "2", "--num_sampling_steps", "1", "--report_to", "none"]
     done = subprocess.run(
-        [*launch, str(script), "train", "--output_dir", str(folder), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        [*TWO_PROCESSES, str(script), "train", "--output_dir", str(folder), *flags],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,

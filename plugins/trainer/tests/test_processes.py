@@ -13,15 +13,7 @@ import time
 import pytest
 import torch
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-COMMAND = ["-m", "layersync_core", "train", "--num_sampling_steps", "1", "--report_to", "none"]
-
-
-def accelerate(*more):
-    # The flag that launches several processes is --multi_gpu; with --cpu accelerate always starts one.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return [*launch, *rest, *COMMAND, *map(str, more)]
+from plugins.trainer.tests.launching import ENVIRONMENT, TRAIN, accelerate
 
 
 def first_gradients(checkpoint):
@@ -109,7 +101,7 @@ def start(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint(train, start, tmp_path, number, code):
     folder = tmp_path / "run"
-    process, log = start([sys.executable, *COMMAND], folder)
+    process, log = start([sys.executable, *TRAIN], folder)
     process.send_signal(number)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == code, log.read_text()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,6 +20,7 @@ from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.models import find_source
 from layersync_plugin_twinflow import Draws, Rule, few_steps, load_twinflow, twinflow_loss
 from layersync_plugin_twinflow.target_time import TargetTime
+from plugins.trainer.tests.launching import ENVIRONMENT, accelerate
 
 STATE = "layersync_state.safetensors"
 TWINFLOW = {"twinflow_enabled": True, "twinflow_adversarial_enabled": True}
@@ -205,14 +204,10 @@ def test_two_processes_train_what_one_trains(train, tmp_path, convention):
     settings = ONE_STEP | {"twinflow_time_embedding": convention}
     one = train(folder="one", train_batch_size=8, **settings)
     run_of(one)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    launch += ["-m", "layersync_core", "train", "--output_dir", tmp_path / "two", "--train_batch_size", "4"]
-    launch += ["--num_sampling_steps", "1", "--report_to", "none"]
-    flags = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
     launched = subprocess.run(
-        [*launch, *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        accelerate("--output_dir", tmp_path / "two", "--train_batch_size", 4, *flags),
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
