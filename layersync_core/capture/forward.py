@@ -103,7 +103,7 @@ class Forward:
         return None if self.ask_grid is None else self.ask_grid()
 
     def release(self) -> None:
-        """Drop every tensor, since ``ask_grid`` and ``ask_last`` keep the forward alive in a reference cycle."""
+        """Drop every tensor, whoever still refers to the forward."""
         self.outputs.clear()
         self.beside.clear()
         self.args, self.kwargs, self.tracked = (), {}, {}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import proxy
 
 from torch import Tensor, nn
 
@@ -70,7 +71,9 @@ class Reader:
             tensor = self.buffer[self.buffer.key(index)] = tokens_of(tracked[index], spans[index])
         self.blocks.check_apart(tracked)
         layout = self.layout
-        call = partial(self._call, forward, *tensor.shape[:2])
+        # A forward that referred to itself would keep its graph in memory until Python looks for such cycles.
+        weak = proxy(forward)
+        call = partial(self._call, weak, *tensor.shape[:2])
         forward.video, grid_of = layout.video, layout.grid
         if grid_of is not None and forward.by_model:
             forward.ask_grid = lambda: grid_of(call())
@@ -79,7 +82,7 @@ class Reader:
         forward.target, forward.real = self._masks(forward, call)
         forward.tracked, forward.spans = tracked, spans
         if forward.beside:
-            forward.ask_last = partial(self._last_output, forward, lengths)
+            forward.ask_last = partial(self._last_output, weak, lengths)
 
     def peek(self, forward: Forward, index: int) -> Tensor:
         """Return (B, S, D), the tokens of a block that has just returned, before the forward is over.

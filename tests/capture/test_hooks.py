@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from layersync_core import Attachment, CaptureError, attach
+from layersync_core import (
+    Attachment,
+    CaptureError,
+    HiddenStateBuffer,
+    attach,
+    get_adapter,
+    only_forward,
+)
 from tests.capture.ways import SECOND, WAYS, block_by_block, call
 from tests.models import (
     Toy,
@@ -405,3 +414,25 @@ def test_blocks_in_checkpoint_wrappers(implementation: str, late: bool) -> None:
             loss.backward()
             found = {name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model).items()}
             assert_same_gradients(found, expected_gradients)
+
+
+@pytest.mark.parametrize("case", ["dit", "flux", "wan"])
+def test_what_is_discarded_goes_at_once(case: str) -> None:
+    """Python's collector comes by when it likes; until then each forward's whole graph would stay in memory."""
+    model, inputs = build(case)
+    adapter, layers = get_adapter(case), range(3)
+    buffer = HiddenStateBuffer(layers)
+    capture = adapter.capture(model, layers, buffer)
+    gc.disable()
+    try:
+        model(**inputs)
+        forward = only_forward(capture)
+        capture.collect(forward)
+        state = weakref.ref(forward.tracked[0])
+        del forward
+        assert state() is not None
+        capture.discard()
+        assert state() is None
+    finally:
+        gc.enable()
+        capture.remove()
