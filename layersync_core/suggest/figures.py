@@ -32,11 +32,19 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class Recommended:
-    """A pair to train with, blocks counted from 1, and why."""
+    """A pair to train with, blocks counted from 1, why, and when to stop.
+
+    Attributes:
+        student: Student block.
+        teacher: Teacher block.
+        reason: What was measured, and what is the paper's rule.
+        stop: Share of the training after which to switch the term off; None where nothing measured asks for it.
+    """
 
     student: int
     teacher: int
     reason: str
+    stop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Figures:
         samples: Samples whose classes were known.
         skip: How much the loss rises without one block; empty if that was not asked for.
         skip_runs: The same for runs of several blocks.
+        loss: The loss of the whole model on the batches on which blocks were left out; None if none were.
+        between: How much it rises without the blocks after a student, up to its teacher: the depth LayerSync takes.
         forwards: Number of measured forwards.
         fed: Which inputs were not the user's own, in a sentence; empty if none.
         sub_sample: How the numbers were estimated, and from which tokens.
@@ -82,6 +92,8 @@ class Figures:
     samples: int = 0
     skip: list[float | None] = field(default_factory=list)
     skip_runs: list[SkippedRun] = field(default_factory=list)
+    loss: float | None = None
+    between: list[SkippedRun] = field(default_factory=list)
     forwards: int = 0
     fed: str = ""
     sub_sample: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +132,19 @@ class Figures:
         """
         values = [value for grid in getattr(self, name) if (value := grid[student][teacher]) is not None]
         return sum(values) / len(values) if values else None
+
+    def rise_between(self, student: int, teacher: int) -> float | None:
+        """Return the share by which the loss rises without the blocks after a student, up to its teacher.
+
+        Args:
+            student: Index of the student, from 0.
+            teacher: Index of the teacher.
+
+        Returns:
+            The share; None where it was not measured.
+        """
+        rises = [run.rise for run in self.between if (run.first, run.last) == (student + 2, teacher + 1)]
+        return rises[0] / self.loss if rises and self.loss else None
 
 
 def plain(grid: Tensor) -> Grid:

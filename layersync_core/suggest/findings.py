@@ -11,6 +11,7 @@ from layersync_core.suggest.figures import Figures
 from layersync_core.suggest.verdict import judge
 
 VERSION = 1
+_RUNS = "skip_runs", "between"
 
 
 @dataclass
@@ -20,12 +21,12 @@ class Findings(Figures):
     def content(self) -> dict[str, Any]:
         """Return what ``suggest.json`` holds."""
         recommended, verdict = judge(self)
-        values = {name: value for name, value in vars(self).items() if name not in ("described", "skip_runs")}
+        values = {name: value for name, value in vars(self).items() if name not in ("described", *_RUNS)}
         return {
             "version": VERSION,
             "blocks": [block.path for block in self.described],
             **values,
-            "skip_runs": [asdict(run) for run in self.skip_runs],
+            **{name: [asdict(run) for run in getattr(self, name)] for name in _RUNS},
             "recommended": [asdict(pair) for pair in recommended],
             "verdict": asdict(verdict),
         }

@@ -21,6 +21,11 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     for pair in content["recommended"]:
         lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
         lines.append(f"    {pair['reason']}")
+        if pair["stop"] is not None:
+            lines.append(
+                f"    stop after {pair['stop']:.0%} of the training (layersync_cutoff_step): the blocks between, which "
+                "LayerSync makes nearly the identity, do something"
+            )
     if not content["recommended"]:
         lines.append("recommended: none")
     lines.append(f"does it favour LayerSync? {content['verdict']['answer']}: {content['verdict']['reason']}")

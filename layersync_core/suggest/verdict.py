@@ -15,6 +15,12 @@ SATURATED = 0.95
 """Centred cosine above which a student has next to nothing left to learn from its teacher."""
 STRANGERS = 0.05
 """CKA below which two blocks share next to nothing, so there is no sign that one could become the other."""
+SPARE = 0.1
+"""Share by which the loss may rise without the blocks between, which LayerSync turns into the identity."""
+IDLE = 0.02
+"""Below this rise they do so little that nothing asks to give them back."""
+STOP = 1 / 3
+"""Share of the training after which the term is best switched off otherwise."""
 STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
 """Where the paper's best pairs are, as fractions of the depth."""
 _BEST_DEPTHS = 0.3, 0.65
@@ -101,10 +107,14 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
             f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
         )
     if not found.gap:
-        return [_recommend(found, pair) for pair in _apart(worth, near)], Verdict(
+        ranked = _apart(worth, near)
+        spared = [pair for pair in ranked if not _is_needed(found, pair)]
+        if not spared:
+            return [], Verdict("no", f"these blocks are similar but not equal, but {_needed(found, ranked)}")
+        return [_recommend(found, pair) for pair in spared], Verdict(
             "unknown",
             "these blocks are similar but not equal, so there is something to learn; whether the deeper ones are "
-            "better was not measured, since the classes of the samples are unknown",
+            f"better was not measured, since the classes of the samples are unknown; {_depth(found, spared[0])}",
         )
     better = [pair for pair in worth if _lead(found, pair) > _SURE * _error(found, pair)]
     if not better:
@@ -118,11 +128,16 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     # Leads within the standard error count as equal.
     step = max(_error(found, better[0]), 1e-6)
     ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)), near)
-    return [_recommend(found, pair) for pair in ranked], Verdict(
-        "yes",
+    spared = [pair for pair in ranked if not _is_needed(found, pair)]
+    best = (spared or ranked)[0]
+    led = (
         "deeper blocks separate the classes of the samples better, a linear probe by "
-        f"{_lead(found, ranked[0]):.3f} ± {_error(found, ranked[0]):.3f}, and earlier blocks are not similar to them "
-        "yet",
+        f"{_lead(found, best):.3f} ± {_error(found, best):.3f}"
+    )
+    if not spared:
+        return [], Verdict("no", f"{led}, but {_needed(found, ranked)}")
+    return [_recommend(found, pair) for pair in spared], Verdict(
+        "yes", f"{led}, and earlier blocks are not similar to them yet; {_depth(found, best)}"
     )
 
 
@@ -136,6 +151,31 @@ def _why_not(found: Figures, pair: Pair) -> str:
     if cka < STRANGERS:
         return f"they share next to nothing, with a CKA of {cka:.3f}"
     return ""
+
+
+def _rise(found: Figures, pair: Pair) -> float | None:
+    return found.rise_between(pair.student.index, pair.teacher.index)
+
+
+def _is_needed(found: Figures, pair: Pair) -> bool:
+    """Return whether the model cannot spare the blocks between, as far as that was measured."""
+    rise = _rise(found, pair)
+    return rise is not None and rise > SPARE
+
+
+def _needed(found: Figures, pairs: Sequence[Pair]) -> str:
+    least = min(pairs, key=lambda pair: _rise(found, pair) or 0.0)
+    return (
+        "there is no depth to spare: LayerSync makes the blocks between student and teacher nearly the identity, and "
+        f"without them the loss rises by {_rise(found, least):.1%} ({least}), more than {SPARE:.0%}"
+    )
+
+
+def _depth(found: Figures, pair: Pair) -> str:
+    rise = _rise(found, pair)
+    if rise is None:
+        return "whether there is depth to spare was not measured"
+    return f"without the blocks between, the loss changes by {rise:+.1%}, so there is depth to spare"
 
 
 def _mean(found: Figures, name: str, pair: Pair) -> float | None:
@@ -182,7 +222,11 @@ def _recommend(found: Figures, pair: Pair) -> Recommended:
     skip = found.skip[pair.student.index] if found.skip else None
     if skip is not None:
         measured += f"; without the student block the loss changes by {skip:+.3g}"
-    return Recommended(pair.student.index + 1, pair.teacher.index + 1, f"{measured}. {_prior(pair)}")
+    rise, stop = _rise(found, pair), None
+    if rise is not None:
+        measured += f"; without the blocks between, the loss changes by {rise:+.1%}"
+        stop = STOP if rise > IDLE else None
+    return Recommended(pair.student.index + 1, pair.teacher.index + 1, f"{measured}. {_prior(pair)}", stop)
 
 
 def _prior(pair: Pair) -> str:

@@ -35,16 +35,37 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
             found.skip_runs.append(SkippedRun(first + 1, last + 1, rise))
 
 
+def leave_out_between(found: Findings, model: nn.Module, loss: Callable[[], float]) -> None:
+    """Record how much the loss rises without the blocks between each recommended pair, the teacher among them.
+
+    Args:
+        found: Its ``loss`` and ``between`` are set.
+        model: The model.
+        loss: Returns the model's loss, always on the same batches.
+    """
+    pairs = [(pair["student"], pair["teacher"]) for pair in found.content()["recommended"]]
+    runs = [(student, teacher - 1) for student, teacher in pairs if _is_one(found.described[student - 1 : teacher])]
+    if not runs:
+        return
+    found.loss = loss()
+    for first, last in runs:
+        with _without(model, found.described, first, last):
+            found.between.append(SkippedRun(first + 1, last + 1, round(loss() - found.loss, 6)))
+
+
 def _runs(blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
     """Yield the first and last block (0-based) of each run that can be left out, single blocks first."""
     size = 1
     while size < len(blocks):
         for first in range(1, len(blocks) - size + 1, max(size // 2, 1)):
-            run = blocks[first - 1 : first + size]
-            # A block's input is the output of the one before it, in the same form only within one stack.
-            if len({(block.stack, block.width, block.stage) for block in run}) == 1:
+            if _is_one(blocks[first - 1 : first + size]):
                 yield first, first + size - 1
         size *= 2
+
+
+def _is_one(run: Sequence[Block]) -> bool:
+    # A block's input is the output of the one before it, in the same form only within one stack.
+    return len({(block.stack, block.width, block.stage) for block in run}) == 1
 
 
 @contextmanager

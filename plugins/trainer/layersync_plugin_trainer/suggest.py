@@ -30,7 +30,7 @@ from layersync_plugin_trainer.feeding import Feed, check_forward, declared
 from layersync_plugin_trainer.models import Source, find_source
 from layersync_plugin_trainer.objective import Batch, draw, flow_loss
 from layersync_plugin_trainer.probing import score_probes
-from layersync_plugin_trainer.skipping import leave_out
+from layersync_plugin_trainer.skipping import leave_out, leave_out_between
 
 FED = (
     "fed with embedded samples, mixed with noise as flow matching does; for a model trained on other data or with "
@@ -162,10 +162,31 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
             "with layersync run --layersync_suggest N"
         ) from error
     samples = data.load(feed.layout.modality, feed.layout.shape, feed.classes)
+    found = measure(config, model, source.adapter, feed, samples, device)
+    found.fed = TINY if source.folder is None else FED
+    return found
+
+
+def measure(
+    config: SuggestConfig, model: nn.Module, adapter: Adapter, feed: Feed, samples: data.Dataset, device: torch.device
+) -> Findings:
+    """Measure a model on samples: its blocks, and its loss without those between the pairs that speak for themselves.
+
+    Args:
+        config: How much is measured.
+        model: The model, in eval mode and without an attachment.
+        adapter: Its family's adapter.
+        feed: How it is fed.
+        samples: The data.
+        device: Where the model is.
+
+    Raises:
+        CaptureError: Hidden states are not finite.
+    """
     batches = [*_batches(config, samples, feed)]
     # If the model got the classes, every probe could read them back.
     asked = feed.classes is None or feed.null_label is not None
-    with Probe(model, source.adapter, config.tokens, config.seed) as probe:
+    with Probe(model, adapter, config.tokens, config.seed) as probe:
         for level, batch in tqdm(batches, desc="suggest", unit="forward"):
             there = batch.to(device)
             labels = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
@@ -173,10 +194,11 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
                 feed(model, there.noisy, there.time, labels)
         found = probe.findings()
         score_probes(found, probe)
-    found.fed = TINY if source.folder is None else FED
+    first = [batch.to(device) for _, batch in batches[:: config.batches]]
+    loss = partial(_loss, model, feed, first)
+    leave_out_between(found, model, loss)
     if config.skip:
-        first = [batch.to(device) for _, batch in batches[:: config.batches]]
-        leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)
+        leave_out(found, model, loss, len(first), config.skip)
     return found
 
 

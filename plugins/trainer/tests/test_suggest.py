@@ -74,15 +74,21 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_trained_model_has_better_teachers(tmp_path, capsys, trained):
+def test_a_trained_model_has_better_teachers_but_no_depth_to_spare(tmp_path, capsys, trained):
     content = run(tmp_path, str(trained), batches=90, noise_levels=(0.5,))
-    assert content["verdict"]["answer"] == "yes"
-    (pair,) = content["recommended"]
-    assert (pair["student"], pair["teacher"]) == (2, 4)
-    assert "so not saturated; a linear probe is right for" in pair["reason"]
-    assert "prior (the paper's, not measured here): depths 0.33 and 0.67" in pair["reason"]
+    assert content["gap"][0][1][3] > 0.05
+    (run_between,) = [run for run in content["between"] if run["first"] == 3 and run["last"] == 4]
+    assert run_between["rise"] > 0.1 * content["loss"]
+    # The same two blocks left out by the other flag, which measures on the same samples.
+    skipped = run(tmp_path, str(trained), batches=90, noise_levels=(0.5,), skip=50)["skip_runs"]
+    assert run_between["rise"] == pytest.approx(
+        next(found["rise"] for found in skipped if (found["first"], found["last"]) == (3, 4)), abs=1e-5
+    )
+    assert content["verdict"]["answer"] == "no"
+    assert "a linear probe by" in content["verdict"]["reason"]
+    assert "no depth to spare" in content["verdict"]["reason"]
     printed = capsys.readouterr().out
-    assert "student block 2 of 6 (transformer_blocks.1), teacher block 4 of 6 (transformer_blocks.3)" in printed
+    assert "does it favour LayerSync? no: deeper blocks separate the classes" in printed
     assert "fed with embedded samples" in printed
 
 
