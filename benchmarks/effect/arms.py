@@ -6,11 +6,11 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS
+from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS, GPU_TASK, MAIN_SETTING, SETTINGS
 
 PAPER = 4, 8
 """The pair of the paper's rule at the depth of most tasks; blocks count from 1."""
-VANILLA, PAIR = "vanilla", "pair"
+VANILLA, PAIR, CUT_OFF = "vanilla", "pair", "cut-off"
 EMA = 0.995
 """Decay of the averaged weights that are evaluated, a window of about 200 steps."""
 
@@ -70,12 +70,12 @@ ARMS: Mapping[str, Arm] = {
     "swapped": Arm("student and teacher swapped, 8 → 4", pair=(8, 4)),
     "no-stop-gradient": Arm("no stop-gradient on the teacher", stop_gradient=False),
     "self": Arm("a block with itself, 4 → 4", pair=(4, 4)),
-    "cut-off": Arm("cut off at a third", cutoff=1 / 3),
+    CUT_OFF: Arm("cut off at a third", cutoff=1 / 3),
 }
 DEEP_ARMS: Mapping[str, Arm] = {
     VANILLA: ARMS[VANILLA],
     PAIR: Arm("the pair of the thirds, weight 0.2"),
-    "cut-off": ARMS["cut-off"],
+    CUT_OFF: ARMS[CUT_OFF],
     "cut-off-late": Arm("cut off at two thirds", cutoff=2 / 3),
     "stochastic-depth": Arm("stochastic depth in its place", weight=0.0, dropped=0.5),
     "never-there": Arm("without these blocks from the start", weight=0.0, absent=True),
@@ -166,3 +166,28 @@ def deep_plan(scale: Scale) -> list[Job]:
     rest = [arm for arm in DEEP_ARMS if arm not in sides]
     jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in DEEP_TASKS for arm in rest]
     return jobs + [Job(task, arm, seed, scale.steps) for seed in more for task in DEEP_TASKS for arm in sides]
+
+
+SETTING_ARMS = VANILLA, PAIR, CUT_OFF
+SETTING = Scale(steps=600, short=600, evaluated=600)
+SETTING_QUICK = Scale(1, 1, 1, 1, every=1, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
+
+
+def settings_plan(scale: Scale) -> list[Job]:
+    """Return every training on which the prediction is tested; where time is short, those at the end are left out.
+
+    First vanilla everywhere, from which the predictions are made, then the other arms, then more seeds of the main row.
+    """
+    few, more = range(scale.short_seeds), range(scale.short_seeds, scale.seeds)
+    jobs = [Job(task, VANILLA, seed, scale.steps) for seed in few for task in SETTINGS]
+    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in SETTINGS for arm in (PAIR, CUT_OFF)]
+    return jobs + [Job(MAIN_SETTING, arm, seed, scale.steps) for seed in more for arm in SETTING_ARMS]
+
+
+GPU = Scale(steps=6000, short=6000, seeds=1, every=1000, evaluated=1000)
+GPU_QUICK = Scale(1, 1, 1, 1, every=1, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
+
+
+def gpu_plan(scale: Scale) -> list[Job]:
+    """Return the two trainings for a GPU."""
+    return [Job(GPU_TASK, arm, seed, scale.steps) for seed in range(scale.seeds) for arm in (VANILLA, PAIR)]

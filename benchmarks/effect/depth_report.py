@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.effect.arms import DEEP_ARMS, PAIR, VANILLA
 from benchmarks.effect.depth import RUN, named, runs
 from benchmarks.effect.paired import estimate
-from benchmarks.effect.report import text_of
+from benchmarks.effect.report import text_of, trainings
 from benchmarks.effect.results import Depth, Record, Results
 from benchmarks.effect.tasks import DEEP_TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
@@ -88,12 +88,6 @@ COLUMNS = (
     Column("probe of the student, noise 0.8", ".3f", _probe("0.8", 0)),
     Column("of the teacher", ".3f", _probe("0.8", 1)),
 )
-
-
-def trainings(results: Results, task: str, arm: str) -> list[Record]:
-    """Return the finished trainings of an arm, by seed."""
-    found = [it for it in results.records.values() if (it.task, it.arm) == (task, arm) and it.steps in it.marks]
-    return sorted(found, key=lambda record: record.seed)
 
 
 def table(results: Results) -> str:

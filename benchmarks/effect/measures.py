@@ -16,17 +16,22 @@ from torch import Tensor, nn
 
 from benchmarks.effect.arms import Scale
 from benchmarks.effect.depth import blocks_of, changes, losses_without, runs
-from benchmarks.effect.results import Depth, Mark
+from benchmarks.effect.results import Call, Depth, Mark
 from benchmarks.effect.tasks import Task
 from layersync_core.protocol import Adapter
+from layersync_plugin_trainer.config import SuggestConfig
 from layersync_plugin_trainer.data import Dataset, generator
 from layersync_plugin_trainer.feeding import Feed
 from layersync_plugin_trainer.objective import Batch, draw, held_out_loss, sample
 from layersync_plugin_trainer.similarity import block_states
+from layersync_plugin_trainer.suggest import measure
 
 CHUNK = 128
 DEPTH_TIME = 0.5
-"""Share of noise at which it is measured how much each block changes."""
+"""Share of noise at which it is measured how much each block changes, and at which predictions are made."""
+CALLED, CALLED_AT_ONCE = 1024, 64
+"""Samples from which a prediction is made, and how many of them are in a batch."""
+_MANY = 20  # classes
 Floats = NDArray[np.float64]
 
 
@@ -99,7 +104,12 @@ class Exam:
     @cached_property
     def judge(self) -> Judge:
         """The classifier of samples."""
-        return Judge(self.data)
+        return Judge(self._seen)
+
+    @cached_property
+    def _seen(self) -> Dataset:
+        count = self.task.seen or len(self.data.samples)
+        return replace(self.data, samples=self.data.samples[:count], labels=self.data.labels[:count])
 
     @cached_property
     def _repeated(self) -> Dataset:
@@ -133,7 +143,7 @@ class Exam:
         probes: dict[str, list[float]] = {}
         tokens: list[Tensor] = []
         for time in self.task.times:
-            train = self._states(model, self.data.samples, self.data.labels, time, "probe")
+            train = self._states(model, self._seen.samples, self._seen.labels, time, "probe", pooled=True)
             rest = self._states(model, self._repeated.held_out, self._repeated.held_out_labels, time, "probed")
             if not all(state.isfinite().all() for state in (drawn, *rest)):
                 raise FloatingPointError("samples or states are not finite")
@@ -146,6 +156,21 @@ class Exam:
             frechet=self.judge.distance(drawn),
             accuracy=self.judge.accuracy(drawn, classes) if self.task.labels else None,
             depth=self._depth(model, span) if self.task.deep else None,
+        )
+
+    def call(self, model: nn.Module) -> Call:
+        """Return what ``layersync suggest`` says of a model that was trained without LayerSync."""
+        batches = 2 if self.scale.data else CALLED // CALLED_AT_ONCE
+        config = SuggestConfig.model_validate(
+            {"noise_levels": (DEPTH_TIME,), "batches": batches, "batch_size": CALLED_AT_ONCE}
+        )
+        content = measure(config, model, self.adapter, self.feed, self.data, self.device).content()
+        pair = content["recommended"][0] if content["recommended"] else None
+        return Call(
+            answer=content["verdict"]["answer"],
+            reason=content["verdict"]["reason"],
+            pair=pair and (pair["student"], pair["teacher"]),
+            stop=pair and pair["stop"],
         )
 
     def _depth(self, model: nn.Module, span: tuple[int, int] | None) -> Depth:
@@ -167,10 +192,12 @@ class Exam:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        labels, asked = self.data.labels.numpy(), self._repeated.held_out_labels.numpy()
+        labels, asked = self._seen.labels.numpy(), self._repeated.held_out_labels.numpy()
+        # Both reach the same classifier; a Newton step takes the cube of the number of classes.
+        solver = "newton-cholesky" if labels.max() < _MANY else "lbfgs"
         scores = []
         for seen, unseen in zip(train, rest, strict=True):
-            line = LogisticRegression(solver="newton-cholesky", max_iter=self.scale.probe_rounds)
+            line = LogisticRegression(solver=solver, max_iter=self.scale.probe_rounds)
             probe = make_pipeline(StandardScaler(), line)
             with warnings.catch_warnings():
                 if self.scale.data:
@@ -179,12 +206,16 @@ class Exam:
             scores.append(float(probe.score(unseen.mean(1).numpy(), asked)))
         return scores
 
-    def _states(self, model: nn.Module, samples: Tensor, labels: Tensor, time: float, name: str) -> list[Tensor]:
-        """Return (B, S, D) for each block, on noisy samples without their class."""
+    def _states(
+        self, model: nn.Module, samples: Tensor, labels: Tensor, time: float, name: str, pooled: bool = False
+    ) -> list[Tensor]:
+        """Return (B, S, D) for each block, on noisy samples without their class; (B, 1, D), the mean, if pooled."""
         batch = self._noisy(samples, labels, time, name)
-        parts = [batch[start : start + CHUNK].to(self.device) for start in range(0, len(samples), CHUNK)]
-        found = [block_states(model, self.adapter, self.feed, part)[0] for part in parts]
-        return [torch.cat(pieces).float().cpu() for pieces in zip(*found, strict=True)]
+        found = []
+        for start in range(0, len(samples), CHUNK):
+            states, _ = block_states(model, self.adapter, self.feed, batch[start : start + CHUNK].to(self.device))
+            found.append([(state.mean(1, keepdim=True) if pooled else state).float().cpu() for state in states])
+        return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
     def _noisy(self, samples: Tensor, labels: Tensor, time: float, name: str) -> Batch:
         """Return samples at one time without their class."""

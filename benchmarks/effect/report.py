@@ -185,6 +185,12 @@ def text_of(found: Estimate, form: str, nothing: float | None) -> str:
     return f"**{text}**" if told else text
 
 
+def trainings(results: Results, task: str, arm: str) -> list[Record]:
+    """Return the finished trainings of an arm, by seed."""
+    found = [it for it in results.records.values() if (it.task, it.arm) == (task, arm) and it.steps in it.marks]
+    return sorted(found, key=lambda record: record.seed)
+
+
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md and effect.png."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.effect.arms import EVERY_ARM, Job, Scale, between, plan
+from benchmarks.effect.arms import EVERY_ARM, VANILLA, Job, Scale, between, plan
 from benchmarks.effect.depth import named, runs
 from benchmarks.effect.tasks import EVERY_TASK
 from layersync_core.errors import ConfigError
@@ -75,6 +75,22 @@ class Mark(_Model):
         return self.depth is None or (self.depth.without.keys() == expected and len(self.depth.change) == blocks)
 
 
+class Call(_Model):
+    """What ``layersync suggest`` says of a model that was trained without LayerSync.
+
+    Attributes:
+        answer: Whether LayerSync is likely to help: yes, no or unknown.
+        reason: Why, with the figures.
+        pair: The best pair; None if it recommends none.
+        stop: Share of the training after which to stop; None if nothing asks for it.
+    """
+
+    answer: Literal["yes", "no", "unknown"]
+    reason: str
+    pair: tuple[int, int] | None
+    stop: float | None
+
+
 class Real(_Model):
     """The classifier's results on held-out samples: the scale for drawn ones."""
 
@@ -95,6 +111,7 @@ class Record(_Model):
         curve: Points (optimiser step, held-out loss).
         marks: All other measurements, by optimiser step.
         diverged: The step at which loss or samples were no longer finite and the training ended.
+        call: The prediction, from a vanilla model of a task that asks for it.
         real: The scale for drawn samples.
         seconds: Time of training and measuring.
         machine: Versions and the kind of device.
@@ -109,6 +126,7 @@ class Record(_Model):
     curve: list[tuple[int, float]]
     marks: dict[int, Mark]
     diverged: int | None
+    call: Call | None = None
     real: Real
     seconds: float
     machine: dict[str, str]
@@ -138,8 +156,10 @@ class Record(_Model):
         span, blocks = self.span, task.blocks
         if span is None:
             blocks -= self.pair[1] - self.pair[0]
+        called = task.called and self.arm == VANILLA and self.diverged is None
         return (
             self.job in planned
+            and (self.call is not None) == called
             and self.diverged in (None, *self.job.points(scale))
             and [step for step, _ in self.curve] == points
             and self.marks.keys() == {step for step in points if step in (scale.short, self.steps)}

@@ -6,8 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.effect import depth_report, report
-from benchmarks.effect.arms import DEEP, DEEP_QUICK, FULL, QUICK, Job, Scale, deep_plan, plan
+from benchmarks.effect import depth_report, gpu_report, report, settings_report
+from benchmarks.effect.arms import (
+    DEEP,
+    DEEP_QUICK,
+    FULL,
+    GPU,
+    GPU_QUICK,
+    QUICK,
+    SETTING,
+    SETTING_QUICK,
+    Job,
+    Scale,
+    deep_plan,
+    gpu_plan,
+    plan,
+    settings_plan,
+)
 from benchmarks.effect.results import Results
 
 
@@ -21,6 +36,7 @@ class Study:
         quick: The same for ``--quick``.
         plan: Returns every training of a scale, the most important ones first.
         write_report: Writes tables and figures into the study's folder.
+        before: Returns what is printed once vanilla is trained, before any other arm is; None if there is nothing.
     """
 
     folder: str
@@ -28,6 +44,7 @@ class Study:
     quick: Scale
     plan: Callable[[Scale], list[Job]]
     write_report: Callable[[Path, Results], None]
+    before: Callable[[Results], list[str]] | None = None
 
     def results(self, folder: Path, quick: bool = False) -> Results:
         """Return what is already there of it.
@@ -42,4 +59,9 @@ class Study:
 STUDIES: dict[str, Study] = {
     "effect": Study(".", FULL, QUICK, plan, report.write_report),
     "depth": Study("depth", DEEP, DEEP_QUICK, deep_plan, depth_report.write_report),
+    "settings": Study(
+        "settings", SETTING, SETTING_QUICK, settings_plan, settings_report.write_report, settings_report.predictions
+    ),
 }
+GPU_STUDY = Study("gpu", GPU, GPU_QUICK, gpu_plan, gpu_report.write_report)
+"""Not among the others, which a laptop can train."""

@@ -1,0 +1,108 @@
+"""The prediction and the outcome, setting by setting, even of an unfinished run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
+from benchmarks.effect.paired import Estimate, estimate, estimate_ratio
+from benchmarks.effect.report import text_of, trainings
+from benchmarks.effect.results import Call, Record, Results
+from benchmarks.effect.tasks import SETTINGS
+
+TABLE = "table.md"
+
+
+def call_of(results: Results, task: str) -> Call | None:
+    """Return the prediction for a setting: from the vanilla model of the first seed; None if it isn't there yet."""
+    first = next(iter(trainings(results, task, VANILLA)), None)
+    return first.call if first is not None and first.seed == 0 else None
+
+
+def gap(record: Record) -> float:
+    """Return what LayerSync could close: the teacher's probe minus the student's, at noise 0.5."""
+    probe, (student, teacher) = record.marks[record.steps].probe["0.5"], record.pair
+    return probe[teacher - 1] - probe[student - 1]
+
+
+def paired(results: Results, task: str, arm: str) -> list[tuple[Record, Record]]:
+    """Return the arm's and vanilla's training for each seed that has both."""
+    vanilla = {record.seed: record for record in trainings(results, task, VANILLA)}
+    return [(record, vanilla[record.seed]) for record in trainings(results, task, arm) if record.seed in vanilla]
+
+
+def distance(results: Results, task: str, arm: str) -> Estimate | None:
+    """Return by what the arm multiplies the Fréchet distance of samples; None if nothing is trained yet."""
+    marks = [[side.marks[side.steps].frechet for side in sides] for sides in paired(results, task, arm)]
+    return estimate_ratio([ours / theirs for ours, theirs in marks]) if marks else None
+
+
+def loss(results: Results, task: str, arm: str) -> Estimate | None:
+    """Return how much higher the arm's held-out loss is; None if nothing is trained yet."""
+    marks = [[side.marks[side.steps].held_out for side in sides] for sides in paired(results, task, arm)]
+    return estimate([ours - theirs for ours, theirs in marks]) if marks else None
+
+
+def outcome(results: Results, task: str) -> str | None:
+    """Return yes if samples are closer to the data with either arm, beyond chance, and no otherwise.
+
+    Returns:
+        None while an arm has fewer than two seeds, where nothing can be beyond chance.
+    """
+    found = [distance(results, task, arm) for arm in (PAIR, CUT_OFF)]
+    if any(one is None or math.isinf(one.high) for one in found):
+        return None
+    return "yes" if any(one is not None and one.high < 1 for one in found) else "no"
+
+
+def right(results: Results) -> tuple[int, int]:
+    """Return how many of the predictions were right, and how many settings have an outcome."""
+    both = [(call, outcome(results, task)) for task in SETTINGS if (call := call_of(results, task)) is not None]
+    known = [call.answer == found for call, found in both if found is not None]
+    return sum(known), len(known)
+
+
+def predictions(results: Results) -> list[str]:
+    """Return, for each setting, the gap that LayerSync could close and the prediction, as lines for a terminal."""
+    lines = []
+    for task, described in SETTINGS.items():
+        if call := call_of(results, task):
+            gaps = ", ".join(f"{gap(record):+.3f}" for record in trainings(results, task, VANILLA))
+            lines.append(f"{described.title}: gap at noise 0.5 {gaps}; likely to help? {call.answer}: {call.reason}")
+    return lines
+
+
+def table(results: Results) -> str:
+    """Return a Markdown table with a row for each setting."""
+    head = [
+        *("setting", "seeds", "gap at noise 0.5", "likely to help?"),
+        *(f"{what}, {arm}" for what in ("Fréchet distance", "held-out loss") for arm in ("pair", "cut off")),
+        *("it helped", "right"),
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for task, described in SETTINGS.items():
+        vanilla, call, found = trainings(results, task, VANILLA), call_of(results, task), outcome(results, task)
+        if call is None:
+            continue
+        cells = [
+            described.title,
+            str(len(paired(results, task, PAIR))),
+            f"{sum(map(gap, vanilla)) / len(vanilla):+.3f}",
+            call.answer,
+            *(_text(distance(results, task, arm), ".3f", 1.0) for arm in (PAIR, CUT_OFF)),
+            *(_text(loss(results, task, arm), "+.4f", 0.0) for arm in (PAIR, CUT_OFF)),
+            found or "–",
+            "–" if found is None else "right" if found == call.answer else "wrong",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(found: Estimate | None, form: str, nothing: float) -> str:
+    return "–" if found is None else text_of(found, form, nothing)
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Write table.md."""
+    (folder / TABLE).write_text(table(results), encoding="utf-8")
