@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from benchmarks.effect import training
-from benchmarks.effect.__main__ import main
 from benchmarks.effect.arms import (
     DEEP,
     DEEP_ARMS,
@@ -218,24 +217,6 @@ def test_what_was_not_measured_whole_is_none_of_its_results(change: str) -> None
     cut = whole.model_copy(update={"marks": {DEEP.steps: mark.model_copy(update=other)}})
     assert whole.is_whole(DEEP, deep_plan(DEEP))
     assert not cut.is_whole(DEEP, deep_plan(DEEP))
-
-
-@pytest.mark.slow
-def test_the_command_trains_and_reports_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a part of the plan, since the whole trains every arm at every depth even where it is quick."""
-    part = [job for job in deep_plan(DEEP_QUICK) if job.task == "digits-8" and job.arm in (VANILLA, "never-there")]
-    monkeypatch.setitem(STUDIES, "depth", dataclasses.replace(STUDIES["depth"], plan=lambda _: part))
-    assert main(["--quick", "--study", "depth", "--output_dir", str(tmp_path)]) == 0
-    assert "2 trainings, 2 of them left" in capsys.readouterr().out
-    shown = (tmp_path / "depth" / "table.md").read_text().splitlines()[2:]
-    assert [line.strip("| ").split(" | ")[:2] for line in shown] == [
-        ["8", DEEP_ARMS[VANILLA].title],
-        ["8", DEEP_ARMS["never-there"].title],
-    ]
-    assert (tmp_path / "depth" / "depth.png").exists()
-    assert not (tmp_path / "results.json").exists(), "of the other study"
 
 
 def test_what_is_trained_so_far_was_planned() -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from benchmarks.effect import running
 from benchmarks.effect.__main__ import main
-from benchmarks.effect.arms import ARMS, FULL, QUICK, Job, Scale, plan
+from benchmarks.effect.arms import ARMS, DEEP_ARMS, FULL, QUICK, SETTING_ARMS, Job, Scale, plan
 from benchmarks.effect.results import FILE, Record, Results
+from benchmarks.effect.studies import STUDIES
 from layersync_core import ConfigError
 from layersync_plugin_trainer.claiming import claimed
 from tests.effect_records import MANY, ROOT, record
@@ -132,8 +133,8 @@ def test_a_package_that_is_missing_is_refused_with_the_remedy(tmp_path: Path) ->
 
 
 def quick_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a quick run in a process group of its own, as a terminal does."""
-    words = command("--quick", "--study", "effect", "--output_dir", str(folder), *arguments)
+    """Start a quick run of all studies in a process group of its own, as a terminal does."""
+    words = command("--quick", "--output_dir", str(folder), *arguments)
     output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(words, start_new_session=True, cwd=ROOT, env=environment(), **output)
 
@@ -191,6 +192,11 @@ def test_a_quick_run_is_stopped_and_goes_on(
     shown = (tmp_path / "table.md").read_text()
     assert all(shown.count(arm.title) >= 1 for arm in ARMS.values())
     assert (tmp_path / "effect.png").read_bytes().startswith(b"\x89PNG")
+    for name, arms in (("depth", DEEP_ARMS), ("settings", SETTING_ARMS)):
+        study = STUDIES[name]
+        assert {record.arm for record in study.results(tmp_path, quick=True).records.values()} == set(arms)
+        assert (tmp_path / name / "table.md").read_text().count("\n") > 2
+    assert (tmp_path / "depth" / "depth.png").exists()
 
     assert quick("--output_dir", str(tmp_path)) == 0
     assert "0 of them left" in capsys.readouterr().out

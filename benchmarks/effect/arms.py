@@ -113,9 +113,14 @@ class Scale:
     batch_size: int = 0
 
     @property
+    def is_quick(self) -> bool:
+        """Whether the data are limited, so that the figures mean nothing."""
+        return bool(self.data)
+
+    @property
     def probe_rounds(self) -> int:
-        """Largest number of Newton steps of a linear probe; few with limited data, where the figures mean nothing."""
-        return 1 if self.data else 100
+        """Largest number of Newton steps of a linear probe."""
+        return 1 if self.is_quick else 100
 
 
 FULL = Scale()
@@ -162,10 +167,11 @@ def deep_plan(scale: Scale) -> list[Job]:
     First vanilla and the pair at each depth, then the other arms depth by depth, then more seeds of the main rows.
     """
     sides, few, more = (VANILLA, PAIR), range(scale.short_seeds), range(scale.short_seeds, scale.seeds)
-    jobs = [Job(task, arm, seed, scale.steps) for seed in few for task in DEEP_TASKS for arm in sides]
+    tasks = ["digits-8"] if scale.is_quick else [*DEEP_TASKS]
+    jobs = [Job(task, arm, seed, scale.steps) for seed in few for task in tasks for arm in sides]
     rest = [arm for arm in DEEP_ARMS if arm not in sides]
-    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in DEEP_TASKS for arm in rest]
-    return jobs + [Job(task, arm, seed, scale.steps) for seed in more for task in DEEP_TASKS for arm in sides]
+    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in tasks for arm in rest]
+    return jobs + [Job(task, arm, seed, scale.steps) for seed in more for task in tasks for arm in sides]
 
 
 SETTING_ARMS = VANILLA, PAIR, CUT_OFF
@@ -179,8 +185,9 @@ def settings_plan(scale: Scale) -> list[Job]:
     First vanilla everywhere, from which the predictions are made, then the other arms, then more seeds of the main row.
     """
     few, more = range(scale.short_seeds), range(scale.short_seeds, scale.seeds)
-    jobs = [Job(task, VANILLA, seed, scale.steps) for seed in few for task in SETTINGS]
-    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in SETTINGS for arm in (PAIR, CUT_OFF)]
+    tasks = ["glyphs-6", "discs-24"] if scale.is_quick else [*SETTINGS]
+    jobs = [Job(task, VANILLA, seed, scale.steps) for seed in few for task in tasks]
+    jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in tasks for arm in (PAIR, CUT_OFF)]
     return jobs + [Job(MAIN_SETTING, arm, seed, scale.steps) for seed in more for arm in SETTING_ARMS]
 
 

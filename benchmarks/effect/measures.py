@@ -160,11 +160,11 @@ class Exam:
 
     def call(self, model: nn.Module) -> Call:
         """Return what ``layersync suggest`` says of a model that was trained without LayerSync."""
-        batches = 2 if self.scale.data else CALLED // CALLED_AT_ONCE
+        batches = 2 if self.scale.is_quick else CALLED // CALLED_AT_ONCE
         config = SuggestConfig.model_validate(
             {"noise_levels": (DEPTH_TIME,), "batches": batches, "batch_size": CALLED_AT_ONCE}
         )
-        content = measure(config, model, self.adapter, self.feed, self.data, self.device).content()
+        content = measure(config, model, self.adapter, self.feed, self.data, self.device, bar=False).content()
         pair = content["recommended"][0] if content["recommended"] else None
         return Call(
             answer=content["verdict"]["answer"],
@@ -200,7 +200,7 @@ class Exam:
             line = LogisticRegression(solver=solver, max_iter=self.scale.probe_rounds)
             probe = make_pipeline(StandardScaler(), line)
             with warnings.catch_warnings():
-                if self.scale.data:
+                if self.scale.is_quick:
                     warnings.simplefilter("ignore", ConvergenceWarning)
                 probe.fit(seen.mean(1).numpy(), labels)
             scores.append(float(probe.score(unseen.mean(1).numpy(), asked)))

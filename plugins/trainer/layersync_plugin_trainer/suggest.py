@@ -168,7 +168,13 @@ def _with_embedded(config: SuggestConfig, model: nn.Module, source: Source, devi
 
 
 def measure(
-    config: SuggestConfig, model: nn.Module, adapter: Adapter, feed: Feed, samples: data.Dataset, device: torch.device
+    config: SuggestConfig,
+    model: nn.Module,
+    adapter: Adapter,
+    feed: Feed,
+    samples: data.Dataset,
+    device: torch.device,
+    bar: bool = True,
 ) -> Findings:
     """Measure a model on samples: its blocks, and its loss without those between the pairs that speak for themselves.
 
@@ -179,6 +185,7 @@ def measure(
         feed: How it is fed.
         samples: The data.
         device: Where the model is.
+        bar: Whether to show progress.
 
     Raises:
         CaptureError: Hidden states are not finite.
@@ -187,7 +194,7 @@ def measure(
     # If the model got the classes, every probe could read them back.
     asked = feed.classes is None or feed.null_label is not None
     with Probe(model, adapter, config.tokens, config.seed) as probe:
-        for level, batch in tqdm(batches, desc="suggest", unit="forward"):
+        for level, batch in tqdm(batches, desc="suggest", unit="forward", disable=not bar):
             there = batch.to(device)
             labels = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
             with probe.at(level, there.labels if asked else None):
