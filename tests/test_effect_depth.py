@@ -25,10 +25,11 @@ from benchmarks.effect.arms import (
 from benchmarks.effect.depth import blocks_of, changes, left_out, losses_without, named, runs
 from benchmarks.effect.depth_report import depth_of, table
 from benchmarks.effect.measures import Exam
-from benchmarks.effect.results import Depth, Mark, Real, Record, Results
+from benchmarks.effect.results import Mark, Record, Results
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEEP_TASKS, TASKS, Task
 from layersync_core.testing import randomise_weights
+from tests.effect_made import of_depth as record
 from tests.effect_records import ROOT
 
 SMALL = dataclasses.replace(DEEP_QUICK, evaluated=4, samples=16)
@@ -153,37 +154,6 @@ def test_the_plan() -> None:
 
 
 # Results and report.
-
-
-def record(arm: str, seed: int, loss: float, span_loss: float, task: str = "digits-12") -> Record:
-    blocks, pair = DEEP_TASKS[task].blocks, DEEP_ARMS[arm].pair_of(seed, DEEP_TASKS[task].blocks)
-    absent = DEEP_ARMS[arm].absent
-    count = blocks - (pair[1] - pair[0]) * absent
-    without = {named(*run): 2 * loss for run in runs(count, None if absent else between(pair))}
-    if not absent:
-        without[named(*between(pair))] = span_loss
-    mark = Mark(
-        held_out=loss,
-        probe={time: [0.5] * count for time in ("0.2", "0.5", "0.8")},
-        cka=[[1.0] * count] * count,
-        frechet=1.0,
-        accuracy=None,
-        depth=Depth(whole=loss, without=without, change=[0.1] * count),
-    )
-    return Record(
-        task=task,
-        arm=arm,
-        seed=seed,
-        steps=DEEP.steps,
-        pair=pair,
-        weight=DEEP_ARMS[arm].weight,
-        curve=[(step, loss) for step in range(100, 901, 100)],
-        marks={DEEP.steps: mark},
-        diverged=None,
-        real=Real(accuracy=0.9, frechet=0.5),
-        seconds=1.0,
-        machine={},
-    )
 
 
 def test_the_table_has_the_rise_without_the_blocks_between(tmp_path: Path) -> None:

@@ -134,6 +134,6 @@ def test_trainings_of_other_versions_are_named(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_table_of_its_results() -> None:
-    page = (ROOT / "docs" / "effect.md").read_text()
+    page = (ROOT / "docs" / "ablations.md").read_text()
     shown = page.split("<!-- table -->\n")[1].split("<!-- /table -->")[0]
     assert shown == table(Results(ROOT / "docs" / "effect", FULL))

@@ -27,11 +27,13 @@ from benchmarks.effect.arms import (
     settings_plan,
 )
 from benchmarks.effect.drawn import PLAIN
-from benchmarks.effect.results import Call, Mark, Real, Record, Results
+from benchmarks.effect.results import Call, Results
 from benchmarks.effect.settings_report import call_of, outcome, predictions, right, table
 from benchmarks.effect.studies import GPU_STUDY, STUDIES
 from benchmarks.effect.tasks import GPU_TASK, MAIN_SETTING, ON_GPU, SETTINGS, faint, plain_glyphs
 from layersync_core.testing import randomise_weights
+from tests.effect_made import of_setting as record
+from tests.effect_made import settings as made
 
 SMALL = dataclasses.replace(SETTING_QUICK, evaluated=4, samples=16)
 
@@ -106,7 +108,7 @@ def test_a_prediction_is_what_suggest_says(monkeypatch: pytest.MonkeyPatch) -> N
             pair = {"student": 8, "teacher": 16, "stop": 1 / 3}
             return {"recommended": [pair], "verdict": {"answer": "yes", "reason": "a gap"}}
 
-    def measure(config: Any, *others: Any) -> Found:
+    def measure(config: Any, *others: Any, **further: Any) -> Found:
         asked.append(config)
         return Found()
 
@@ -120,45 +122,6 @@ def test_a_prediction_is_what_suggest_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # Prediction and outcome.
-
-
-def record(task: str, arm: str, seed: int, frechet: float, answer: Any = "no", held_out: float = 0.5) -> Record:
-    described, mark_step = SETTINGS[task], SETTING.steps
-    mark = Mark(
-        held_out=held_out,
-        probe={str(time): [0.3 + 0.01 * block for block in range(described.blocks)] for time in described.times},
-        cka=[[1.0] * described.blocks] * described.blocks,
-        frechet=frechet,
-        accuracy=None,
-    )
-    return Record(
-        task=task,
-        arm=arm,
-        seed=seed,
-        steps=SETTING.steps,
-        pair=EVERY_ARM[arm].pair_of(seed, described.blocks),
-        weight=EVERY_ARM[arm].weight,
-        curve=[(step, held_out) for step in range(100, 601, 100)],
-        marks={mark_step: mark},
-        diverged=None,
-        call=Call(answer=answer, reason="as made", pair=None, stop=None) if arm == VANILLA else None,
-        real=Real(accuracy=0.9, frechet=0.5),
-        seconds=1.0,
-        machine={},
-    )
-
-
-def made(folder: Path, ratios: dict[str, tuple[float, float]], answers: dict[str, str]) -> Results:
-    """Return results in which each arm multiplies vanilla's distance by a ratio, nearly the same at every seed."""
-    (folder / "settings").mkdir()
-    results = STUDIES["settings"].results(folder)
-    for task, (pair, cut) in ratios.items():
-        for seed in range(3):
-            base = 10.0 + seed
-            results.add(record(task, VANILLA, seed, base, answers[task]))
-            for arm, ratio in ((PAIR, pair), (CUT_OFF, cut)):
-                results.add(record(task, arm, seed, base * (ratio + 0.001 * seed), held_out=0.51 + 0.001 * seed))
-    return results
 
 
 def test_a_prediction_is_right_where_it_says_what_happened(tmp_path: Path) -> None:

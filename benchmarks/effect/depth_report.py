@@ -19,6 +19,7 @@ from benchmarks.effect.tasks import DEEP_TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
 TABLE, FIGURE = "table.md", "depth.png"
+BY_DEPTH = sorted(DEEP_TASKS, key=lambda task: DEEP_TASKS[task].blocks)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def rise(record: Record, run: tuple[int, int]) -> float:
     return depth.without[named(*run)] / depth.whole - 1
 
 
-def _span(record: Record) -> float | None:
+def rise_between(record: Record) -> float | None:
+    """Return the share by which the loss rises without all blocks between the pair; None if it never had them."""
     return None if record.span is None else rise(record, record.span)
 
 
@@ -59,15 +61,21 @@ def _cheapest(record: Record) -> float:
     return min(rise(record, run) for run in runs(len(depth_of(record).change)) if run[1] - run[0] + 1 == RUN)
 
 
-def _change(inside: bool) -> Callable[[Record], float | None]:
-    def of(record: Record) -> float | None:
-        change = depth_of(record).change
-        first, last = record.span or (0, -1)
-        # The first and the last block turn pixels into features and back.
-        blocks = [block for block in range(2, len(change)) if (first <= block <= last) == inside]
-        return float(np.mean([change[block - 1] for block in blocks])) if blocks else None
+def change_between(record: Record) -> float | None:
+    """Return by how much a block between the pair changes its tokens, on average; None if it never had them."""
+    return _change(record, inside=True)
 
-    return of
+
+def _change_elsewhere(record: Record) -> float | None:
+    return _change(record, inside=False)
+
+
+def _change(record: Record, inside: bool) -> float | None:
+    change = depth_of(record).change
+    first, last = record.span or (0, -1)
+    # The first and the last block turn pixels into features and back.
+    blocks = [block for block in range(2, len(change)) if (first <= block <= last) == inside]
+    return float(np.mean([change[block - 1] for block in blocks])) if blocks else None
 
 
 def _probe(time: str, side: int) -> Callable[[Record], float | None]:
@@ -79,10 +87,10 @@ def _probe(time: str, side: int) -> Callable[[Record], float | None]:
 
 COLUMNS = (
     Column("held-out loss", ".4f", lambda record: record.marks[record.steps].held_out, paired=True),
-    Column("rise of it without the blocks between", "+.1%", _span),
+    Column("rise of it without the blocks between", "+.1%", rise_between),
     Column(f"without the cheapest {RUN} in a row", "+.1%", _cheapest),
-    Column("change by a block between", ".3f", _change(True)),
-    Column("change by other blocks", ".3f", _change(False)),
+    Column("change by a block between", ".3f", change_between),
+    Column("change by other blocks", ".3f", _change_elsewhere),
     Column("probe of the student, noise 0.5", ".3f", _probe("0.5", 0)),
     Column("of the teacher", ".3f", _probe("0.5", 1)),
     Column("probe of the student, noise 0.8", ".3f", _probe("0.8", 0)),
@@ -94,7 +102,7 @@ def table(results: Results) -> str:
     """Return a Markdown table: means over the seeds, and in the loss paired differences from vanilla."""
     head = ["blocks", "arm", "seeds", *(column.title for column in COLUMNS)]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for task in DEEP_TASKS:
+    for task in BY_DEPTH:
         vanilla = {record.seed: record for record in trainings(results, task, VANILLA)}
         for arm, described in DEEP_ARMS.items():
             if found := trainings(results, task, arm):
@@ -116,7 +124,7 @@ def _cell(column: Column, found: list[Record], vanilla: dict[int, Record]) -> st
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md and depth.png."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")
-    depths = [task for task in DEEP_TASKS if trainings(results, task, VANILLA)]
+    depths = [task for task in BY_DEPTH if trainings(results, task, VANILLA)]
     if depths:
         _draw(folder / FIGURE, results, depths)
 

@@ -1,0 +1,118 @@
+"""Write what was found into docs/effect.md, the start page and the README: `python -m benchmarks.effect.page`.
+
+Everything between ``<!-- effect: NAME -->`` and ``<!-- /effect -->`` on these pages is made here from the results in
+docs/effect, so that no figure on them is typed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.effect import depth_report, settings_report
+from benchmarks.effect.arms import PAIR, VANILLA
+from benchmarks.effect.depth_report import rise_between
+from benchmarks.effect.expectations import Outcome, difference, mean, of_depth, of_settings
+from benchmarks.effect.results import Results
+from benchmarks.effect.settings_report import call_of, outcome, right
+from benchmarks.effect.studies import STUDIES
+from benchmarks.effect.tasks import DEPTHS, SETTINGS
+
+ROOT = Path(__file__).parents[2]
+PAGES = "README.md", "docs/index.md", "docs/effect.md"
+_MARKED = re.compile(r"(<!-- effect: (\w+) -->\n).*?(<!-- /effect -->)", re.DOTALL)
+
+
+def written(page: str, parts: dict[str, Callable[[], str]]) -> str:
+    """Return a page with its marked parts made anew.
+
+    Args:
+        page: The page's text.
+        parts: What makes each part, by its name.
+
+    Raises:
+        KeyError: The page asks for a part that nobody makes.
+    """
+    return _MARKED.sub(lambda found: found[1] + parts[found[2]]() + found[3], page)
+
+
+def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str]]:
+    """Return what makes each part from the results in a folder, by the part's name."""
+    depth, settings = (STUDIES[name].results(folder) for name in ("depth", "settings"))
+    return {
+        "short": lambda: _short(depth),
+        "depth_table": lambda: depth_report.table(depth),
+        "settings": lambda: _settings(settings),
+        "settings_table": lambda: settings_report.table(settings),
+        "calls": lambda: _calls(settings),
+        "expected": lambda: _expected(of_depth(depth), of_settings(settings)),
+        "time": lambda: _time(depth, settings),
+    }
+
+
+def _short(depth: Results) -> str:
+    vanilla, pair = (mean(depth, "digits-12", arm, rise_between) for arm in (VANILLA, PAIR))
+    costs = {blocks: difference(depth, f"digits-{blocks}", PAIR, VANILLA) for blocks in sorted(DEPTHS)}
+    lower = [str(blocks) for blocks, cost in costs.items() if cost is not None and cost.high < 0]
+    return _lines(
+        "Without the blocks between student and teacher, the held-out loss of a small DiT of 12 blocks on 8x8 digits "
+        f"rises by {vanilla:.0%} if it was trained without LayerSync, and by {pair:.0%} if it was trained with it. The "
+        "term makes these blocks nearly the identity: **LayerSync spends depth.** At "
+        f"{' and '.join(lower) or 'none'} of the depths that were trained (8, 12 and 24 blocks) did it lower the loss."
+    )
+
+
+def _settings(settings: Results) -> str:
+    correct, known = right(settings)
+    gained = ", ".join(SETTINGS[task].title for task in SETTINGS if outcome(settings, task) == "yes")
+    answers = [call.answer for task in SETTINGS if (call := call_of(settings, task)) is not None]
+    helped = [outcome(settings, task) for task in SETTINGS].count("yes")
+    return _lines(
+        f"**{correct} of {known} predictions were right.** LayerSync helped in {helped} of the settings"
+        f"{f' ({gained})' if gained else ''}, and yes was said of {answers.count('yes')}. To say no always would have "
+        f"been right in {known - helped}."
+    )
+
+
+def _calls(settings: Results) -> str:
+    calls = {SETTINGS[task].title: call for task in SETTINGS if (call := call_of(settings, task)) is not None}
+    return "".join(f"- {title}: **{call.answer}**, {call.reason}.\n" for title, call in calls.items())
+
+
+def _expected(*studies: list[Outcome]) -> str:
+    said = {True: "kept", False: "**not kept**", None: "unfinished"}
+    lines = []
+    for title, outcomes in zip(("depth", "settings"), studies, strict=True):
+        lines += [f"| expected of the study of {title} | measured | |", "| --- | --- | --- |"]
+        lines += [f"| {one.expected} | {one.measured} | {said[one.kept]} |" for one in outcomes]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _time(*studies: Results) -> str:
+    hours = [sum(record.seconds for record in study.records.values()) / 3600 for study in studies]
+    trained = [f"{len(study.records)} of {len(study.jobs)} trainings" for study in studies]
+    return _lines(
+        f"Trained so far: {trained[0]} of the study of depth in {hours[0]:.1f} core-hours, {trained[1]} of the "
+        f"settings in {hours[1]:.1f}."
+    )
+
+
+def _lines(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
+
+
+def main() -> int:
+    """Write the pages."""
+    made = parts()
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(written(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
