@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -38,19 +39,34 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
 def leave_out_between(found: Findings, model: nn.Module, loss: Callable[[], float]) -> None:
     """Record how much the loss rises without the blocks between each recommended pair, the teacher among them.
 
+    Between blocks of several stacks, the first block of each further stack stays, since nothing else returns its form.
+
     Args:
         found: Its ``loss`` and ``between`` are set.
         model: The model.
         loss: Returns the model's loss, always on the same batches.
     """
-    pairs = [(pair["student"], pair["teacher"]) for pair in found.content()["recommended"]]
-    runs = [(student, teacher - 1) for student, teacher in pairs if _is_one(found.described[student - 1 : teacher])]
-    if not runs:
-        return
-    found.loss = loss()
-    for first, last in runs:
-        with _without(model, found.described, first, last):
-            found.between.append(SkippedRun(first + 1, last + 1, round(loss() - found.loss, 6)))
+    for pair in found.content()["recommended"]:
+        runs = _runs_between(found.described, pair["student"] - 1, pair["teacher"] - 1)
+        if not runs:
+            continue
+        if found.loss is None:
+            found.loss = loss()
+        with ExitStack() as left_out:
+            for first, last in runs:
+                left_out.enter_context(_without(model, found.described, first, last))
+            rise = round(loss() - found.loss, 6)
+        found.between.append(SkippedRun(pair["student"] + 1, pair["teacher"], rise))
+
+
+def _runs_between(blocks: Sequence[Block], student: int, teacher: int) -> list[tuple[int, int]]:
+    """Return the first and last block (0-based) of each run after the student that can be left out."""
+    found = []
+    for _, run in groupby(blocks[student : teacher + 1], key=_form):
+        _, *others = run  # the first of them returns what the others will
+        if others:
+            found.append((others[0].index, others[-1].index))
+    return found
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
@@ -58,14 +74,14 @@ def _runs(blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
     size = 1
     while size < len(blocks):
         for first in range(1, len(blocks) - size + 1, max(size // 2, 1)):
-            if _is_one(blocks[first - 1 : first + size]):
+            if len(set(map(_form, blocks[first - 1 : first + size]))) == 1:
                 yield first, first + size - 1
         size *= 2
 
 
-def _is_one(run: Sequence[Block]) -> bool:
+def _form(block: Block) -> tuple[str, int | None, str]:
     # A block's input is the output of the one before it, in the same form only within one stack.
-    return len({(block.stack, block.width, block.stage) for block in run}) == 1
+    return block.stack, block.width, block.stage
 
 
 @contextmanager
