@@ -170,6 +170,10 @@ def test_the_table_has_the_rise_without_the_blocks_between(tmp_path: Path) -> No
     assert pair[4] == "+2.4%"
     assert never[2:5] == ["1", "−0.0100 (one seed)", "–"]
     STUDIES["depth"].write_report(tmp_path / "depth", results)
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "depth" / "runs.md").read_text().splitlines()[4:]]
+    assert len(rows) == 2 * len(runs(12)) + len(runs(8))
+    assert rows[0] == ["12", "vanilla", "1", "+100.00%", "0.100", "0.500", "0.500", "0.500"]
+    assert ["12", "vanilla", "5-8", "+50.00%", "–", "–", "–", "–"] in rows
     assert (tmp_path / "depth" / "depth.png").read_bytes().startswith(b"\x89PNG")
     assert STUDIES["depth"].results(tmp_path).records == results.records
 

@@ -21,8 +21,11 @@ def test_every_figure_is_that_of_the_results(name: str) -> None:
     assert text == page.written(text, page.parts()), "python -m benchmarks.effect.page writes them"
 
 
-def test_the_figure_is_of_the_results() -> None:
-    assert (ROOT / "docs" / "effect" / "depth" / "depth.png").read_bytes().startswith(b"\x89PNG")
+def test_the_table_of_every_run_of_blocks_is_that_of_the_results() -> None:
+    folder = ROOT / "docs" / "effect"
+    shown = (folder / "depth" / "runs.md").read_text()
+    assert shown == page.depth_report.page_by_run(STUDIES["depth"].results(folder))
+    assert (folder / "depth" / "depth.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_part_is_made_anew_and_the_rest_of_a_page_stays() -> None:

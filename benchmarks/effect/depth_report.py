@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from benchmarks.effect.results import Depth, Record, Results
 from benchmarks.effect.tasks import DEEP_TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
-TABLE, FIGURE = "table.md", "depth.png"
+TABLE, RUNS, FIGURE = "table.md", "runs.md", "depth.png"
+TIMES = "0.2", "0.5", "0.8"
 BY_DEPTH = sorted(DEEP_TASKS, key=lambda task: DEEP_TASKS[task].blocks)
 
 
@@ -121,9 +123,36 @@ def _cell(column: Column, found: list[Record], vanilla: dict[int, Record]) -> st
     return f"{np.mean(values):{column.form}}" if values else "–"
 
 
+def page_by_run(results: Results) -> str:
+    """Return a page with a row for each block and run of blocks of each arm: means over the seeds."""
+    head = [
+        "blocks",
+        "arm",
+        "left out",
+        "rise of the held-out loss",
+        "change",
+        *(f"probe at noise {it}" for it in TIMES),
+    ]
+    lines = ["# Without each block and run of blocks", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for task, (arm, described) in product(BY_DEPTH, DEEP_ARMS.items()):
+        if not (found := trainings(results, task, arm)):
+            continue
+        for run in runs(len(depth_of(found[0]).change), found[0].span):
+            cells = [f"{np.mean([rise(record, run) for record in found]):+.2%}"]
+            if run[0] == run[1]:
+                marks, place = [record.marks[record.steps] for record in found], run[0] - 1
+                cells.append(f"{np.mean([depth_of(record).change[place] for record in found]):.3f}")
+                cells += [f"{np.mean([mark.probe[time][place] for mark in marks]):.3f}" for time in TIMES]
+            else:
+                cells += ["–"] * (1 + len(TIMES))
+            lines.append(f"| {' | '.join([str(DEEP_TASKS[task].blocks), described.title, named(*run), *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_report(folder: Path, results: Results) -> None:
-    """Write table.md and depth.png."""
+    """Write table.md, runs.md and depth.png."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")
+    (folder / RUNS).write_text(page_by_run(results), encoding="utf-8")
     depths = [task for task in BY_DEPTH if trainings(results, task, VANILLA)]
     if depths:
         _draw(folder / FIGURE, results, depths)
