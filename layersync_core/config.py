@@ -21,7 +21,7 @@ from pydantic import (
 
 from layersync_core.errors import ConfigError
 from layersync_core.files import read_json
-from layersync_core.pairs import Pair, check_pair, check_weight, refuse_twice
+from layersync_core.pairs import Pair, check_pair, check_weight, kept_in_single_precision, refuse_twice
 from layersync_core.schedule import Schedule
 from layersync_core.spelling import ALIASES as ALIASES
 from layersync_core.spelling import PREFIX, SWITCH, absent, canonical, is_on, taken_for_the_hosts
@@ -58,7 +58,7 @@ def _parsed(value: Any) -> Any:
 
 BlockNumber = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
 GeneratedTokens = Annotated[int, BeforeValidator(not_boolean), AfterValidator(_some)]
-Weight = Annotated[float, BeforeValidator(not_boolean)]
+Weight = Annotated[float, BeforeValidator(not_boolean), AfterValidator(kept_in_single_precision)]
 Steps = Annotated[int, BeforeValidator(not_boolean), Field(ge=0)]
 
 

@@ -17,6 +17,13 @@ class Pair(NamedTuple):
     weight: float
 
 
+def kept_in_single_precision(value: float) -> float:
+    """Return a number, after refusing one that turns to 0 or infinity in single precision, as most losses are."""
+    if value and math.isfinite(value) and c_float(value).value in (0.0, math.inf, -math.inf):
+        raise ValueError("single precision takes it for 0 or infinity; give a number that it keeps, such as 0.1")
+    return value
+
+
 def check_weight(name: str, weight: float) -> None:
     """Raise ValueError unless a weight is finite and greater than 0 in single precision, as most losses are."""
     single = c_float(weight).value

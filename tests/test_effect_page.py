@@ -76,6 +76,7 @@ def test_expectations_of_the_depth_that_are_kept(tmp_path: Path) -> None:
         ("cut-off-late", (0.4, 0.59), [4]),
         ("stochastic-depth", (0.43, 0.431), [5]),
         ("never-there", (0.45, 0.0), [6]),
+        ("never-there", (0.35, 0.0), [6]),
     ],
 )
 def test_expectations_of_the_depth_that_are_not(

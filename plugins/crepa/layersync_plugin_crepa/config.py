@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from layersync_core import BlockNumber, Steps, Weight, not_boolean
 
 Count = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
-Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[Weight, Field(gt=0, allow_inf_nan=False)]
 
 # SimpleTuner's synonyms for a feature source.
 _SOURCES = {"external": "encoder", "internal": "backbone", "selfflow": "self_flow"}

@@ -41,6 +41,8 @@ def test_the_older_spelling_of_backbone_features() -> None:
         (BACKBONE | {"crepa_block_index": True}, "a boolean is not a number"),
         (BACKBONE | {"crepa_lambda": 0}, "crepa_lambda is 0"),
         (BACKBONE | {"crepa_lambda": float("nan")}, "crepa_lambda is nan"),
+        (BACKBONE | {"crepa_lambda": 1e-300}, "crepa_lambda is 1e-300: single precision takes it for 0 or infinity"),
+        (BACKBONE | {"crepa_lambda_end": 1e300}, r"crepa_lambda_end is 1e\+300: single precision takes it for 0"),
         (BACKBONE | {"crepa_adjacent_tau": 0}, "crepa_adjacent_tau is 0"),
         (BACKBONE | {"crepa_similarity_threshold": 1.8}, r"threshold is 1\.8, .* is from -1\.736 to 1\.736"),
         (

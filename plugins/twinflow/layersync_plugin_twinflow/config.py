@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from layersync_core import not_boolean
+from layersync_core import Weight, not_boolean
 
 Order = Annotated[int, BeforeValidator(not_boolean), Field(ge=1)]
-Positive = Annotated[float, BeforeValidator(not_boolean), Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(not_boolean), Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[Weight, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[Weight, Field(ge=0, allow_inf_nan=False)]
 
 _ADVERSARIAL = ("twinflow_adversarial_weight", "twinflow_rectify_weight")
 

@@ -55,6 +55,7 @@ def test_strings_of_a_command_line_are_read_and_an_explicit_0_is_a_0():
         ({"twinflow_allow_no_ema_teacher": True, "twinflow_ema_decay": 0.9}, "twinflow_ema_decay has no effect"),
         ({"twinflow_adversarial_weight": 0.5}, "add twinflow_adversarial_enabled: true"),
         ({"twinflow_rectify_weight": 0.5}, "add twinflow_adversarial_enabled: true"),
+        ({"twinflow_target_clamp": 1e-50}, "twinflow_target_clamp is 1e-50: single precision takes it for 0"),
         ({"twinflow_allow_diff2flow": True}, "trains every model by flow matching"),
         ({"twinflow_estimate_ordr": 3}, "twinflow_estimate_order"),
         ({"crepa_feature_source": "self_flow"}, "twinflow_enabled and crepa_feature_source self_flow exclude"),

@@ -47,6 +47,8 @@ _LAYERSYNC = (
     "in single precision (the default is 0.2; layersync_enabled: false switches LayerSync off)",
     "%(key)s is %(value)s; it must be finite and greater than 0 in single precision (the default is 0.2; "
     "layersync_enabled: false switches LayerSync off)",
+    "single precision takes it for 0 or infinity",
+    "give a number that it keeps, such as 0.1",
     "layersync_pairs has the pair %(value)s twice",
     "give it once, with one weight",
     "layersync_pairs has %(value)s; each pair is [student, teacher] or [student, teacher, weight], blocks as whole "
