@@ -28,6 +28,7 @@ _COMMANDS = {
 }
 _COMPLETE = "_LAYERSYNC_COMPLETE"
 """Set by a shell that asks what could be typed next; Typer makes it of the program's name."""
+_INSTALL = "--install-completion"
 _USER_ERROR = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except OSError as error:
+            if arguments[0] == _INSTALL:
+                return _complain(
+                    f"cannot write the completion below {os.path.expanduser('~')}: {error.strerror}; set HOME, or put "
+                    "what --show-completion prints where your shell reads it"
+                )
             if error.errno not in (*_FULL, errno.EPIPE):
                 raise
             with suppress(OSError, ValueError, AttributeError):  # else Python tries again when it ends

@@ -152,6 +152,12 @@ def test_the_script_of_a_shell_can_be_shown_and_installed(
     written = [path for path in tmp_path.rglob("*layersync*") if path.is_file()]
     assert len(written) == 1
     assert script.strip() in written[0].read_text()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert main(["--install-completion"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write the completion below {tmp_path / 'file'}: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
