@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import wraps
-from typing import Any, cast
+from copy import deepcopy
+from functools import update_wrapper
+from operator import itemgetter
+from types import MethodType
+from typing import Any
 from weakref import ref
 
 from torch import Tensor, nn
@@ -160,18 +163,24 @@ class _Around:
     @classmethod
     def of(cls, pl_module: Any) -> _Around:
         """Return the one that is there, or put one there."""
-        there = getattr(vars(pl_module).get("training_step"), "layersync", None)
+        there = vars(pl_module).get("training_step")
         if isinstance(there, cls):
             return there
         around = cls(pl_module)
-
-        @wraps(around._original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            return around._run(*args, **kwargs)
-
-        cast(Any, training_step).layersync = around
-        pl_module.training_step = training_step
+        update_wrapper(around, around._original)  # Lightning looks at the method's parameters
+        pl_module.training_step = around
         return around
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of the module calls its own method, on its own weights and without a term.
+        if self._replaced is not None:
+            return deepcopy(self._replaced, memo)
+        return MethodType(type(self._module).training_step, memo.get(id(self._module), self._module))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._replaced is not None:
+            return itemgetter(0), ((self._replaced,),)
+        return getattr, (self._module, "training_step")
 
     def leave(self, callback: CallbackBase) -> None:
         """Take a callback out; the last one gives the module its own method back."""
@@ -181,7 +190,7 @@ class _Around:
         elif not self.callbacks:
             self._module.training_step = self._replaced
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for callback in self.callbacks:
             callback.go_on()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,35 @@ def test_nothing_is_left_after_a_fit_and_a_second_one_works(tmp_path: Path) -> N
         trainer(tmp_path, callbacks=[callback]).fit(flow, loader([inputs]))
         assert (hooks_on(model), callback.attachment, vars(flow).get("training_step")) == (0, None, None)
     assert_same_gradients(flow.found[1], expected)
+
+
+class Copies(lightning.pytorch.Callback):
+    """Copies and saves a module while it is trained, as averaged weights and checkpoints of whole modules do."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.copy: Any = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.copy = copy.deepcopy(pl_module)
+        torch.save(pl_module, self.file)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_copy_of_the_module_trains_itself_and_without_a_term(compiled: bool, tmp_path: Path) -> None:
+    model, (inputs,), with_term = micro_batches(1)
+    untouched = copy.deepcopy(model)
+    expected = gradients_by_autograd(main_loss(untouched(**inputs)), untouched)
+    flow = Flow(model)
+    if compiled:  # Lightning replaces the method of a module that it compiles
+        flow.training_step = types.MethodType(Steps.training_step, flow)
+    copies = Copies(tmp_path / "module.pt")
+    callback = LayerSyncCallback("transformer", **SETTINGS)
+    trainer(tmp_path, callbacks=[callback, copies]).fit(flow, loader([inputs]))
+    assert_same_gradients(flow.found[0], with_term)
+    for other in (copies.copy, torch.load(tmp_path / "module.pt", weights_only=False)):
+        other.training_step(inputs, 0).backward()
+        assert_same_gradients(gradients(other.transformer), expected)
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
