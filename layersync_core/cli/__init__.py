@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if _COMPLETE in os.environ:
         return _complete()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _named_levels(arguments[0] != "run"):
         warnings.simplefilter("always", LayerSyncWarning)
         warnings.showwarning = _one_line_warnings(warnings.showwarning)
         try:
@@ -164,6 +165,30 @@ def _no_options() -> None:
 def _complain(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return _USER_ERROR
+
+
+@contextmanager
+def _named_levels(wanted: bool) -> Iterator[None]:
+    """Begin what is logged with its level, as in ``warning: …``, where nobody has set logging up.
+
+    Args:
+        wanted: False for ``run``, in whose process the user's own program may log.
+    """
+    handler = logging.lastResort
+    if handler is None or not wanted:
+        yield
+        return
+    before = handler.formatter
+    handler.setFormatter(_Levelled())
+    try:
+        yield
+    finally:
+        handler.setFormatter(before)
+
+
+class _Levelled(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return f"{record.levelname.lower()}: {record.message}"
 
 
 def _one_line_warnings(others: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +155,10 @@ class TestCheck:
         model, settings = case.write(tmp_path)
         assert main(["check", str(model), "--config", str(settings)]) == 0
         assert ["very first" in record.getMessage() for record in caplog.records] == [True]
+        command = [sys.executable, "-m", "layersync_core", "check", str(model), "--config", str(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("warning: student block 1 of 28")
 
     def test_without_settings_it_says_what_a_run_would(self, model: str, capsys: Capture) -> None:
         for command in (["check", model], ["run", "--", "true"]):
