@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS, GPU_TASK, MAIN_SETTING, SETTINGS
+from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS, EVERY_TASK, GPU_TASK, MAIN_SETTING, SETTINGS
 
 PAPER = 4, 8
 """The pair of the paper's rule at the depth of most tasks; blocks count from 1."""
@@ -140,6 +140,11 @@ class Job:
     def key(self) -> str:
         """Task, arm and seed."""
         return f"{self.task}/{self.arm}/{self.seed}"
+
+    @property
+    def is_called(self) -> bool:
+        """Whether it is predicted from this training whether LayerSync helps."""
+        return EVERY_TASK[self.task].called and self.arm == VANILLA and self.seed == 0
 
     def points(self, scale: Scale, end: int | None = None) -> list[int]:
         """Return the steps after which the held-out loss is measured, up to `end` if it is given."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.effect.arms import DEEP_ARMS, PAIR, VANILLA
 from benchmarks.effect.depth import RUN, named, runs
 from benchmarks.effect.paired import estimate
-from benchmarks.effect.report import text_of, trainings
+from benchmarks.effect.report import count_of, text_of, trainings
 from benchmarks.effect.results import Depth, Record, Results
 from benchmarks.effect.tasks import DEEP_TASKS
 from layersync_plugin_trainer.figures import COLOURS, DPI
@@ -109,7 +109,7 @@ def table(results: Results) -> str:
         for arm, described in DEEP_ARMS.items():
             if found := trainings(results, task, arm):
                 cells = [_cell(column, found, {} if arm == VANILLA else vanilla) for column in COLUMNS]
-                row = [str(DEEP_TASKS[task].blocks), described.title, str(len(found)), *cells]
+                row = [str(DEEP_TASKS[task].blocks), described.title, count_of(results, task, arm), *cells]
                 lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
+from benchmarks.effect.arms import CUT_OFF, PAIR, SETTING_ARMS, VANILLA
 from benchmarks.effect.depth_report import change_between, rise_between
 from benchmarks.effect.paired import Estimate, estimate
 from benchmarks.effect.report import text_of, trainings
-from benchmarks.effect.results import Record, Results
+from benchmarks.effect.results import Call, Record, Results
 from benchmarks.effect.settings_report import call_of, gap, outcome, right
-from benchmarks.effect.tasks import DEPTHS, SETTINGS
+from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, SETTINGS
 
 LATE, STOCHASTIC, ABSENT = "cut-off-late", "stochastic-depth", "never-there"
 Of = Callable[[Record], "float | None"]
@@ -48,89 +48,120 @@ def mean(results: Results, task: str, arm: str, of: Of) -> float | None:
     return fmean(values) if values else None
 
 
-def difference(results: Results, task: str, arm: str, base: str) -> Estimate | None:
-    """Return by how much the held-out loss differs between two arms; None without a seed that both have."""
+def compared(results: Results, task: str, arm: str, base: str, of: Of) -> tuple[float, float] | None:
+    """Return the means of a measure in two arms over the seeds that both have; None without one."""
+    ours, theirs = ({record.seed: of(record) for record in trainings(results, task, name)} for name in (arm, base))
+    both = [(one, theirs.get(seed)) for seed, one in ours.items()]
+    pairs = [(one, other) for one, other in both if one is not None and other is not None]
+    return (fmean(one for one, _ in pairs), fmean(other for _, other in pairs)) if pairs else None
+
+
+def differences(results: Results, task: str, arm: str, base: str) -> dict[int, float]:
+    """Return by how much the held-out loss differs between two arms, by seed."""
     bases = {record.seed: held_out(record) for record in trainings(results, task, base)}
     ours = {record.seed: held_out(record) for record in trainings(results, task, arm)}
-    found = [ours[seed] - bases[seed] for seed in ours if seed in bases]
-    return estimate(found) if found else None
+    return {seed: ours[seed] - bases[seed] for seed in ours if seed in bases}
+
+
+def difference(results: Results, task: str, arm: str, base: str) -> Estimate | None:
+    """Return by how much the held-out loss differs between two arms; None without a seed that both have."""
+    found = differences(results, task, arm, base)
+    return estimate([*found.values()]) if found else None
+
+
+def is_whole(results: Results, task: str, *arms: str) -> bool:
+    """Return whether every planned training of some arms of a task has ended."""
+    return not any(job.task == task and job.arm in arms for job in results.missing(results.jobs))
 
 
 def of_depth(results: Results) -> list[Outcome]:
     """Return the outcomes of the study of depth, in the order of EXPECTED.md."""
+    depths = sorted(DEPTHS)
 
-    def each(expected: str, look: Callable[[Results, int], Found | None]) -> Outcome:
-        found = {blocks: look(results, blocks) for blocks in sorted(DEPTHS)}
+    def each(expected: str, look: Callable[[Results, str], Found | None], *arms: str) -> Outcome:
+        found = {blocks: look(results, f"digits-{blocks}") for blocks in depths}
         said = [f"{blocks} blocks: {one[0]}" for blocks, one in found.items() if one is not None]
-        kept = None if None in found.values() else all(one is not None and one[1] for one in found.values())
-        return Outcome(expected, "; ".join(said) or "–", kept)
+        whole = all(is_whole(results, f"digits-{blocks}", VANILLA, *arms) for blocks in depths)
+        kept = all(one is not None and one[1] for one in found.values()) if whole else None
+        return Outcome(expected, "; ".join(said).replace("-", "−") or "–", kept)
 
-    costs = {blocks: difference(results, f"digits-{blocks}", PAIR, VANILLA) for blocks in sorted(DEPTHS)}
-    falls = [cost.mean for cost in costs.values() if cost is not None]
     return [
+        each("1. Without the blocks between, the loss rises with the pair by less than a quarter", _rises, PAIR),
+        each("2. With the pair, a block between changes its tokens by at most half as much", _changes, PAIR),
+        _falls(results, depths),
+        each("4. Cut off at a third, half of vanilla's rise comes back; at two thirds, less", _returns, CUT_OFF, LATE),
         each(
-            "1. Without the blocks between, the loss rises with the pair by less than a quarter of vanilla's rise",
-            _rises,
+            "5. Stochastic depth rises by less than the pair, at a loss that is not higher", _dropped, PAIR, STOCHASTIC
         ),
-        each("2. With the pair, a block between changes its tokens by at most half as much as in vanilla", _changes),
-        Outcome(
-            "3. What the pair costs in held-out loss falls with depth",
-            "; ".join(f"{blocks} blocks: {_signed(cost)}" for blocks, cost in costs.items() if cost) or "–",
-            all(one > other for one, other in pairwise(falls)) if len(falls) == len(costs) else None,
-        ),
-        each("4. Cut off at a third, at least half of vanilla's rise comes back; at two thirds, less", _comes_back),
-        each("5. Stochastic depth has a smaller rise than the pair, at a held-out loss that is not higher", _dropped),
-        each("6. Never there, the held-out loss is within 2 % of vanilla's at 12 and 24 blocks, and not at 8", _absent),
-        each("7. The pair lowers the held-out loss at no depth, and the gap at noise 0.5 is below 0.05", _gains),
+        each("6. Never there, the loss is within 2 % at 12 and 24 blocks, and not at 8", _absent, ABSENT),
+        each("7. The pair lowers the held-out loss at no depth", _lowers, PAIR),
+        each("7. The gap at noise 0.5 is below 0.05 at each depth", _gap),
     ]
 
 
-def _compared(results: Results, blocks: int, arm: str, base: str, of: Of) -> tuple[float, float] | None:
-    ours, theirs = (mean(results, f"digits-{blocks}", name, of) for name in (arm, base))
-    return None if ours is None or theirs is None else (ours, theirs)
-
-
-def _rises(results: Results, blocks: int) -> Found | None:
-    found = _compared(results, blocks, PAIR, VANILLA, rise_between)
+def _rises(results: Results, task: str) -> Found | None:
+    found = compared(results, task, PAIR, VANILLA, rise_between)
     return found and (f"{found[0]:.1%} against {found[1]:.1%}", found[0] < found[1] / 4)
 
 
-def _changes(results: Results, blocks: int) -> Found | None:
-    found = _compared(results, blocks, PAIR, VANILLA, change_between)
+def _changes(results: Results, task: str) -> Found | None:
+    found = compared(results, task, PAIR, VANILLA, change_between)
     return found and (f"{found[0]:.3f} against {found[1]:.3f}", found[0] <= found[1] / 2)
 
 
-def _comes_back(results: Results, blocks: int) -> Found | None:
-    early = _compared(results, blocks, CUT_OFF, VANILLA, rise_between)
-    late = _compared(results, blocks, LATE, VANILLA, rise_between)
+def _falls(results: Results, depths: list[int]) -> Outcome:
+    costs = [differences(results, f"digits-{blocks}", PAIR, VANILLA) for blocks in depths]
+    said = [
+        f"{blocks} blocks: {_signed(estimate([*cost.values()]))}"
+        for blocks, cost in zip(depths, costs, strict=True)
+        if cost
+    ]
+    steps = [
+        estimate([one[seed] - other[seed] for seed in one if seed in other])
+        for one, other in pairwise(costs)
+        if one.keys() & other.keys()
+    ]
+    whole = all(is_whole(results, f"digits-{blocks}", VANILLA, PAIR) for blocks in depths)
+    return Outcome(
+        "3. What the pair costs in held-out loss falls with depth, from 8 to 12 to 24 blocks, beyond chance",
+        "; ".join([*said, *(f"a step of {_signed(step)}" for step in steps)]) or "–",
+        all(step.low > 0 for step in steps) if whole else None,
+    )
+
+
+def _returns(results: Results, task: str) -> Found | None:
+    early = compared(results, task, CUT_OFF, VANILLA, rise_between)
+    late = compared(results, task, LATE, VANILLA, rise_between)
     if early is None or late is None:
         return None
     said = f"{early[0]:.1%} and {late[0]:.1%} of vanilla's {early[1]:.1%}"
     return said, early[0] >= early[1] / 2 and late[0] < early[0]
 
 
-def _dropped(results: Results, blocks: int) -> Found | None:
-    found = _compared(results, blocks, STOCHASTIC, PAIR, rise_between)
-    more = difference(results, f"digits-{blocks}", STOCHASTIC, PAIR)
+def _dropped(results: Results, task: str) -> Found | None:
+    found = compared(results, task, STOCHASTIC, PAIR, rise_between)
+    more = difference(results, task, STOCHASTIC, PAIR)
     if found is None or more is None:
         return None
     return f"{found[0]:.1%} against {found[1]:.1%}, loss {_signed(more)}", found[0] < found[1] and more.low <= 0
 
 
-def _absent(results: Results, blocks: int) -> Found | None:
-    found = _compared(results, blocks, ABSENT, VANILLA, held_out)
+def _absent(results: Results, task: str) -> Found | None:
+    found = compared(results, task, ABSENT, VANILLA, held_out)
     if found is None:
         return None
     more = found[0] / found[1] - 1
-    return f"{more:+.1%}".replace("-", "−"), (abs(more) < 0.02) == (blocks > min(DEPTHS))
+    return f"{more:+.1%}", (abs(more) < 0.02) == (DEEP_TASKS[task].blocks > min(DEPTHS))
 
 
-def _gains(results: Results, blocks: int) -> Found | None:
-    cost = difference(results, f"digits-{blocks}", PAIR, VANILLA)
-    lead = mean(results, f"digits-{blocks}", VANILLA, gap)
-    if cost is None or lead is None:
-        return None
-    return f"loss {_signed(cost)}, gap {lead:+.3f}".replace("-", "−"), cost.high >= 0 and lead < 0.05
+def _lowers(results: Results, task: str) -> Found | None:
+    cost = difference(results, task, PAIR, VANILLA)
+    return None if cost is None else (_signed(cost), cost.high >= 0)
+
+
+def _gap(results: Results, task: str) -> Found | None:
+    lead = mean(results, task, VANILLA, gap)
+    return None if lead is None else (f"{lead:+.3f}", lead < 0.05)
 
 
 def _signed(found: Estimate) -> str:
@@ -139,20 +170,30 @@ def _signed(found: Estimate) -> str:
 
 def of_settings(results: Results) -> list[Outcome]:
     """Return the outcomes of the study of settings, in the order of EXPECTED.md."""
-    calls = {task: call.answer for task in SETTINGS if (call := call_of(results, task)) is not None}
+    calls = {task: call for task in SETTINGS if (call := call_of(results, task)) is not None}
     helped = {task: found for task in SETTINGS if (found := outcome(results, task)) is not None}
-    yes, gained = ([SETTINGS[task].title for task, it in found.items() if it == "yes"] for found in (calls, helped))
-    costs = {task: cost.mean for task in helped if (cost := difference(results, task, PAIR, VANILLA))}
-    cuts = {task: cost.mean for task in helped if (cost := difference(results, task, CUT_OFF, VANILLA))}
-    nearer = [task for task in helped if abs(cuts[task]) < abs(costs[task])]
-    most = max(costs, key=costs.__getitem__, default="glyphs-6")
+    yes = [SETTINGS[task].title for task, call in calls.items() if call.answer == "yes"]
+    gained = [SETTINGS[task].title for task, found in helped.items() if found == "yes"]
+    costs = {task: cost for task in helped if (cost := difference(results, task, PAIR, VANILLA))}
+    cuts = {task: cost for task in helped if (cost := difference(results, task, CUT_OFF, VANILLA))}
+    nearer = [task for task in helped if abs(cuts[task].mean) < abs(costs[task].mean)]
+    most = max(costs, key=lambda task: costs[task].mean, default="glyphs-6")
     correct, known = right(results)
-    whole = len(helped) == len(SETTINGS)
+    called = len(calls) == len(SETTINGS)
+    whole = called and all(is_whole(results, task, *SETTING_ARMS) for task in SETTINGS)
+    wants = {SETTINGS[task].title: _wanted(call) for task, call in calls.items() if call.answer == "no"}
+    deep = [task for task in SETTINGS if SETTINGS[task].blocks == 24]
+    as_said = {SETTINGS[task].title: "a gap" for task in deep} | {SETTINGS["glyphs-6"].title: "depth"}
     return [
         Outcome(
             "1. The rule says no in at least six of the seven settings",
-            f"no in {len(calls) - len(yes)} of {len(calls)}{_named(yes)}",
-            len(yes) <= 1 if len(calls) == len(SETTINGS) else None,
+            f"no in {len(wants)} of {len(calls)}{_named(yes)}",
+            len(wants) >= 6 if called else None,
+        ),
+        Outcome(
+            "1. It does so for want of a gap at 24 blocks, and of depth at 6",
+            "; ".join(f"{title}: {want}" for title, want in wants.items()) or "–",
+            as_said.items() <= wants.items() if called else None,
         ),
         Outcome(
             "2. LayerSync helps in at most one",
@@ -166,8 +207,8 @@ def of_settings(results: Results) -> list[Outcome]:
         ),
         Outcome(
             "4. The held-out loss is higher with the pair everywhere, and most at 6 blocks",
-            f"in {sum(cost > 0 for cost in costs.values())} of {known}, most in {SETTINGS[most].title}",
-            min(costs.values()) > 0 and most == "glyphs-6" if whole else None,
+            f"shown in {sum(cost.low > 0 for cost in costs.values())} of {known}, most in {SETTINGS[most].title}",
+            all(cost.low > 0 for cost in costs.values()) and most == "glyphs-6" if whole else None,
         ),
         Outcome(
             "5. Cut off at a third, the held-out loss is nearer to vanilla's than with the pair to the end",
@@ -175,6 +216,12 @@ def of_settings(results: Results) -> list[Outcome]:
             len(nearer) == known if whole else None,
         ),
     ]
+
+
+def _wanted(call: Call) -> str:
+    """Return for want of what a prediction says no."""
+    known = {"no teacher separates": "a gap", "no depth to spare": "depth", "saturated": "something to learn"}
+    return next((want for text, want in known.items() if text in call.reason), "another")
 
 
 def _named(titles: list[str]) -> str:

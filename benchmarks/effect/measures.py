@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.effect.arms import Scale
 from benchmarks.effect.depth import blocks_of, changes, losses_without, runs
-from benchmarks.effect.results import Call, Depth, Mark
+from benchmarks.effect.results import Call, Compared, Depth, Mark
 from benchmarks.effect.tasks import Task
+from layersync_core import allowed_places
 from layersync_core.protocol import Adapter
 from layersync_plugin_trainer.config import SuggestConfig
 from layersync_plugin_trainer.data import Dataset, generator
@@ -164,9 +165,21 @@ class Exam:
         config = SuggestConfig.model_validate(
             {"noise_levels": (DEPTH_TIME,), "batches": batches, "batch_size": CALLED_AT_ONCE}
         )
-        content = measure(config, model, self.adapter, self.feed, self.data, self.device, bar=False).content()
+        found = measure(config, model, self.adapter, self.feed, self.data, self.device, bar=False)
+        content = found.content()
         pair = content["recommended"][0] if content["recommended"] else None
         return Call(
+            compared=[
+                Compared(
+                    student=student + 1,
+                    teacher=teacher + 1,
+                    lead=found.gap[0][student][teacher],
+                    error=found.gap_error[0][student][teacher],
+                    centred=found.centered_cosine[0][student][teacher],
+                    rise=found.rise_between(student, teacher),
+                )
+                for student, teacher in allowed_places(found.described)
+            ],
             answer=content["verdict"]["answer"],
             reason=content["verdict"]["reason"],
             pair=pair and (pair["student"], pair["teacher"]),

@@ -191,6 +191,17 @@ def trainings(results: Results, task: str, arm: str) -> list[Record]:
     return sorted(found, key=lambda record: record.seed)
 
 
+def diverged(results: Results, task: str, arm: str) -> int:
+    """Return how many trainings of an arm diverged."""
+    return sum((it.task, it.arm) == (task, arm) and it.diverged is not None for it in results.records.values())
+
+
+def count_of(results: Results, task: str, arm: str) -> str:
+    """Return the number of finished trainings of an arm, and of those that diverged."""
+    lost = diverged(results, task, arm)
+    return f"{len(trainings(results, task, arm))}" + f" ({lost} diverged)" * bool(lost)
+
+
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md and effect.png."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")

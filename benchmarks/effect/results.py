@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.effect.arms import EVERY_ARM, VANILLA, Job, Scale, between, plan
+from benchmarks.effect.arms import EVERY_ARM, Job, Scale, between, plan
 from benchmarks.effect.depth import named, runs
 from benchmarks.effect.tasks import EVERY_TASK
 from layersync_core.errors import ConfigError
@@ -61,7 +61,7 @@ class Mark(_Model):
     held_out: float
     probe: dict[str, list[Share]]
     cka: list[list[Share]]
-    frechet: float
+    frechet: Annotated[float, Field(gt=0)]
     accuracy: Share | None
     depth: Depth | None = None
 
@@ -75,16 +75,38 @@ class Mark(_Model):
         return self.depth is None or (self.depth.without.keys() == expected and len(self.depth.change) == blocks)
 
 
+class Compared(_Model):
+    """What ``layersync suggest`` measured of a pair that the paper's rules allow.
+
+    Attributes:
+        student: Student block, from 1.
+        teacher: Teacher block.
+        lead: The teacher's linear probe minus the student's.
+        error: Its standard error.
+        centred: Centred cosine of the two.
+        rise: Share by which the loss rises without the blocks between; None where that was not measured.
+    """
+
+    student: int
+    teacher: int
+    lead: float | None
+    error: float | None
+    centred: float | None
+    rise: float | None
+
+
 class Call(_Model):
     """What ``layersync suggest`` says of a model that was trained without LayerSync.
 
     Attributes:
+        compared: The pairs that it compared.
         answer: Whether LayerSync is likely to help: yes, no or unknown.
         reason: Why, with the figures.
         pair: The best pair; None if it recommends none.
-        stop: Share of the training after which to stop; None if nothing asks for it.
+        stop: Share of the training after which to stop, 1 for never; None if it recommends no pair.
     """
 
+    compared: list[Compared]
     answer: Literal["yes", "no", "unknown"]
     reason: str
     pair: tuple[int, int] | None
@@ -111,7 +133,7 @@ class Record(_Model):
         curve: Points (optimiser step, held-out loss).
         marks: All other measurements, by optimiser step.
         diverged: The step at which loss or samples were no longer finite and the training ended.
-        call: The prediction, from a vanilla model of a task that asks for it.
+        call: The prediction, from the first seed's vanilla model of a task that asks for it.
         real: The scale for drawn samples.
         seconds: Time of training and measuring.
         machine: Versions and the kind of device.
@@ -128,7 +150,7 @@ class Record(_Model):
     diverged: int | None
     call: Call | None = None
     real: Real
-    seconds: float
+    seconds: Annotated[float, Field(ge=0)]
     machine: dict[str, str]
 
     @model_validator(mode="after")
@@ -156,7 +178,7 @@ class Record(_Model):
         span, blocks = self.span, task.blocks
         if span is None:
             blocks -= self.pair[1] - self.pair[0]
-        called = task.called and self.arm == VANILLA and self.diverged is None
+        called = self.job.is_called and self.diverged is None
         return (
             self.job in planned
             and (self.call is not None) == called

@@ -52,7 +52,7 @@ def train_all(
                         write_report(folder, results)
                     except Exception as broken:  # don't lose hours of training because of a figure
                         print(f"warning: no report yet: {broken!r}", file=sys.stderr)
-                    print(f"{job.key} is done, {len(results.missing(jobs))} to go", flush=True)
+                    print(f"{job.key} is done, {len(results.missing(results.jobs))} to go", flush=True)
                 if stop:
                     raise KeyboardInterrupt
         except BrokenProcessPool:

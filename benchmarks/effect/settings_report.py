@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
 from benchmarks.effect.paired import Estimate, estimate, estimate_ratio
-from benchmarks.effect.report import text_of, trainings
+from benchmarks.effect.report import count_of, diverged, text_of, trainings
 from benchmarks.effect.results import Call, Record, Results
 from benchmarks.effect.tasks import SETTINGS
 
@@ -47,13 +47,16 @@ def loss(results: Results, task: str, arm: str) -> Estimate | None:
 def outcome(results: Results, task: str) -> str | None:
     """Return yes if samples are closer to the data with either arm, beyond chance, and no otherwise.
 
+    An arm of which a training diverged does not count as one that helped.
+
     Returns:
         None while an arm has fewer than two seeds, where nothing can be beyond chance.
     """
     found = [distance(results, task, arm) for arm in (PAIR, CUT_OFF)]
     if any(one is None or math.isinf(one.high) for one in found):
         return None
-    return "yes" if any(one is not None and one.high < 1 for one in found) else "no"
+    stable = [one for arm, one in zip((PAIR, CUT_OFF), found, strict=True) if not diverged(results, task, arm)]
+    return "yes" if any(one is not None and one.high < 1 for one in stable) else "no"
 
 
 def right(results: Results) -> tuple[int, int]:
@@ -87,7 +90,7 @@ def table(results: Results) -> str:
             continue
         cells = [
             described.title,
-            str(len(paired(results, task, PAIR))),
+            count_of(results, task, PAIR),
             f"{sum(map(gap, vanilla)) / len(vanilla):+.3f}",
             call.answer,
             *(_text(distance(results, task, arm), ".3f", 1.0) for arm in (PAIR, CUT_OFF)),

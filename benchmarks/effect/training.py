@@ -16,7 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.effect.arms import EMA, EVERY_ARM, VANILLA, Arm, Job, Scale, between
+from benchmarks.effect.arms import EMA, EVERY_ARM, Arm, Job, Scale, between
 from benchmarks.effect.depth import blocks_of, left_out
 from benchmarks.effect.measures import Exam
 from benchmarks.effect.results import Mark, Real, Record, machine
@@ -129,7 +129,7 @@ def train(job: Job, scale: Scale) -> Record:
         curve.append((step, held_out))
         print(f"{job.key}: step {step} of {job.steps}, held-out loss {held_out:.4f}", flush=True)
     sync.remove()
-    judge, called = exam.judge, exam.task.called and job.arm == VANILLA and diverged is None
+    judge = exam.judge
     return Record(
         task=job.task,
         arm=job.arm,
@@ -140,7 +140,7 @@ def train(job: Job, scale: Scale) -> Record:
         curve=curve,
         marks=marks,
         diverged=diverged,
-        call=exam.call(averaged.module) if called else None,
+        call=exam.call(averaged.module) if job.is_called and diverged is None else None,
         real=Real(accuracy=judge.accuracy_on_real, frechet=judge.distance_of_real),
         seconds=time.perf_counter() - began,
         machine=machine(accelerator.device),

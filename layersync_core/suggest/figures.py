@@ -38,7 +38,7 @@ class Recommended:
         student: Student block.
         teacher: Teacher block.
         reason: What was measured, and what is the paper's rule.
-        stop: Share of the training after which to switch the term off; None where nothing measured asks for it.
+        stop: Share of the training after which to switch the term off, 1 for never; None where that was not measured.
     """
 
     student: int
@@ -68,12 +68,14 @@ class Figures:
         centered_cosine: The same after subtracting the mean token.
         gap: Accuracy of the teacher's linear probe minus the student's; empty if no classes are known. Rows are
             students.
+        gap_error: Standard error of that difference, of paired samples.
         probe: Accuracy of a linear probe of each block at each noise level; empty if no classes are known.
         chance: Accuracy of always guessing the most common class; None if no classes are known.
         samples: Samples whose classes were known.
         skip: How much the loss rises without one block; empty if that was not asked for.
         skip_runs: The same for runs of several blocks.
-        loss: The loss of the whole model on the batches on which blocks were left out; None if none were.
+        skip_loss: The loss of the whole model on the same batches; None if that was not asked for.
+        loss: The loss of the whole model on the batches of ``between``; None if nothing was left out.
         between: How much it rises without the blocks after a student, up to its teacher: the depth LayerSync takes.
         forwards: Number of measured forwards.
         fed: Which inputs were not the user's own, in a sentence; empty if none.
@@ -87,11 +89,13 @@ class Figures:
     cosine: list[Grid] = field(default_factory=list)
     centered_cosine: list[Grid] = field(default_factory=list)
     gap: list[Grid] = field(default_factory=list)
+    gap_error: list[Grid] = field(default_factory=list)
     probe: list[list[float]] = field(default_factory=list)
     chance: float | None = None
     samples: int = 0
     skip: list[float | None] = field(default_factory=list)
     skip_runs: list[SkippedRun] = field(default_factory=list)
+    skip_loss: float | None = None
     loss: float | None = None
     between: list[SkippedRun] = field(default_factory=list)
     forwards: int = 0
@@ -126,7 +130,7 @@ class Figures:
         """Return the mean over noise levels of a measure of two blocks; None where nothing was measured.
 
         Args:
-            name: ``cka``, ``cosine``, ``centered_cosine`` or ``gap``.
+            name: ``cka``, ``cosine``, ``centered_cosine``, ``gap`` or ``gap_error``.
             student: Index of one block, from 0.
             teacher: Index of the other.
         """

@@ -21,11 +21,7 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
     for pair in content["recommended"]:
         lines.append(f"student {_named(found, pair['student'])}, teacher {_named(found, pair['teacher'])}")
         lines.append(f"    {pair['reason']}")
-        if pair["stop"] is not None:
-            lines.append(
-                f"    stop after {pair['stop']:.0%} of the training (layersync_cutoff_step): the blocks between, which "
-                "LayerSync makes nearly the identity, do something"
-            )
+        lines.append(f"    {_when(pair['stop'])}")
     if not content["recommended"]:
         lines.append("recommended: none")
     lines.append(f"does it favour LayerSync? {content['verdict']['answer']}: {content['verdict']['reason']}")
@@ -35,6 +31,17 @@ def lines_of(found: Figures, content: dict[str, Any]) -> list[str]:
 def level_name(level: float | None) -> str:
     """Return the name of a noise level."""
     return "noise level unknown" if level is None else f"noise level {level:g}"
+
+
+def _when(stop: float | None) -> str:
+    if stop is None:
+        return "when to stop was not measured"
+    if stop == 1:
+        return "no need to stop: the model does not use the blocks between"
+    return (
+        f"stop after {stop:.0%} of the training (set layersync_cutoff_step to that share of your steps): the model "
+        "uses the blocks between, which the term goes on taking"
+    )
 
 
 def _named(found: Figures, number: int) -> Block:

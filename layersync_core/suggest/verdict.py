@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
+from statistics import NormalDist
 from typing import Any
 
 from layersync_core.losses.pairing import pair_advice, suggest_pair
@@ -27,7 +28,7 @@ _BEST_DEPTHS = 0.3, 0.65
 _FEW = 6  # blocks; with fewer it only matters that the teacher is deeper and not the last
 _MOST = 3
 _NEAR = 10  # blocks within 1/10 of the depth are neighbours
-_SURE = 2.0  # standard errors of the difference of two probes
+_CHANCE = 0.025  # that the best of all leads is as large by chance
 
 
 @dataclass(frozen=True)
@@ -108,37 +109,43 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
         )
     if not found.gap:
         ranked = _apart(worth, near)
-        spared = [pair for pair in ranked if not _is_needed(found, pair)]
+        spared = _spared(found, ranked, worth)
         if not spared:
-            return [], Verdict("no", f"these blocks are similar but not equal, but {_needed(found, ranked)}")
+            return [], Verdict("no", f"these blocks are similar but not equal, but {_needed(found, worth)}")
         return [_recommend(found, pair) for pair in spared], Verdict(
             "unknown",
             "these blocks are similar but not equal, so there is something to learn; whether the deeper ones are "
             f"better was not measured, since the classes of the samples are unknown; {_depth(found, spared[0])}",
         )
-    better = [pair for pair in worth if _lead(found, pair) > _SURE * _error(found, pair)]
+    best = max(worth, key=lambda pair: _lead(found, pair))
+    # The best of many leads is large by chance alone.
+    sure = NormalDist().inv_cdf(1 - _CHANCE / len(worth))
+    better = [pair for pair in worth if _lead(found, pair) > sure * _error(found, pair)]
     if not better:
-        best = max(worth, key=lambda pair: _lead(found, pair))
         return [], Verdict(
             "no",
-            "no teacher separates the classes of the samples significantly better than its student; the largest lead "
-            f"of a linear probe is {_lead(found, best):+.3f} ± {_error(found, best):.3f} ({best}), with "
-            f"{found.samples} samples; more would show a smaller lead",
+            "no teacher separates the classes of the samples better than its student beyond chance; the largest lead "
+            f"of a linear probe is {_led(found, best)}, which is not {sure:.1f} errors; the errors are those of "
+            f"{found.samples} samples",
         )
     # Leads within the standard error count as equal.
-    step = max(_error(found, better[0]), 1e-6)
+    step = max(_error(found, best), 1e-6)
     ranked = _apart(sorted(better, key=lambda pair: (-(_lead(found, pair) // step), pair.distance)), near)
-    spared = [pair for pair in ranked if not _is_needed(found, pair)]
-    best = (spared or ranked)[0]
-    led = (
-        "deeper blocks separate the classes of the samples better, a linear probe by "
-        f"{_lead(found, best):.3f} ± {_error(found, best):.3f}"
-    )
+    spared = _spared(found, ranked, better)
+    led = "deeper blocks separate the classes of the samples better, a linear probe by "
     if not spared:
-        return [], Verdict("no", f"{led}, but {_needed(found, ranked)}")
+        return [], Verdict("no", f"{led}{_led(found, ranked[0])}, but {_needed(found, better)}")
     return [_recommend(found, pair) for pair in spared], Verdict(
-        "yes", f"{led}, and earlier blocks are not similar to them yet; {_depth(found, best)}"
+        "yes",
+        f"{led}{_led(found, spared[0])}, and earlier blocks are not similar to them yet; {_depth(found, spared[0])}",
     )
+
+
+def _spared(found: Figures, ranked: Sequence[Pair], candidates: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs whose blocks between can be spared; if there is none, the one with the fewest, if it can."""
+    spared = [pair for pair in ranked if not _is_needed(found, pair)]
+    fewest = min(candidates, key=lambda pair: (pair.teacher.index - pair.student.index, pair.distance))
+    return spared or ([] if _is_needed(found, fewest) else [fewest])
 
 
 def _why_not(found: Figures, pair: Pair) -> str:
@@ -164,10 +171,11 @@ def _is_needed(found: Figures, pair: Pair) -> bool:
 
 
 def _needed(found: Figures, pairs: Sequence[Pair]) -> str:
-    least = min(pairs, key=lambda pair: _rise(found, pair) or 0.0)
+    measured = [(rise, pair) for pair in pairs if (rise := _rise(found, pair)) is not None]
+    rise, least = min(measured, key=lambda one: one[0])
     return (
         "there is no depth to spare: LayerSync makes the blocks between student and teacher nearly the identity, and "
-        f"without them the loss rises by {_rise(found, least):.1%} ({least}), more than {SPARE:.0%}"
+        f"without them the loss rises by {rise:.1%} ({least}), more than {SPARE:.0%}"
     )
 
 
@@ -193,8 +201,12 @@ def _scores(found: Figures, pair: Pair) -> list[float]:
 
 
 def _error(found: Figures, pair: Pair) -> float:
-    """Return the standard error of the difference of two accuracies, as for independent samples."""
-    return float((sum(score * (1 - score) for score in _scores(found, pair)) / max(found.samples, 1)) ** 0.5)
+    """Return the standard error of the lead, which several noise levels of the same samples make no smaller."""
+    return _mean(found, "gap_error", pair) or 0.0
+
+
+def _led(found: Figures, pair: Pair) -> str:
+    return f"{_lead(found, pair):+.3f} ± {_error(found, pair):.3f} ({pair})"
 
 
 def _apart(pairs: Sequence[Pair], near: int) -> list[Pair]:
@@ -225,7 +237,7 @@ def _recommend(found: Figures, pair: Pair) -> Recommended:
     rise, stop = _rise(found, pair), None
     if rise is not None:
         measured += f"; without the blocks between, the loss changes by {rise:+.1%}"
-        stop = STOP if rise > IDLE else None
+        stop = STOP if rise > IDLE else 1.0
     return Recommended(pair.student.index + 1, pair.teacher.index + 1, f"{measured}. {_prior(pair)}", stop)
 
 

@@ -12,7 +12,9 @@ from layersync_core.suggest.verdict import IDLE, SPARE
 DEPTH, SAMPLES = 12, 1000
 
 
-def findings(lead: float, centred: float = 0.5, rises: dict[tuple[int, int], float] | None = None) -> Findings:
+def findings(
+    lead: float, centred: float = 0.5, rises: dict[tuple[int, int], float] | None = None, error: float = 0.01
+) -> Findings:
     """Return figures of a model whose blocks from 7 on have better probes than those before."""
     blocks = [Block(index, f"blocks.{index}", "blocks", 8, "", DEPTH, False) for index in range(DEPTH)]
     found = Findings("Made", blocks, [0.5], forwards=16, samples=SAMPLES)
@@ -20,6 +22,7 @@ def findings(lead: float, centred: float = 0.5, rises: dict[tuple[int, int], flo
         setattr(found, name, [[[value] * DEPTH] * DEPTH])
     probe = [0.5 + lead * (index >= 6) for index in range(DEPTH)]
     found.probe, found.gap = [probe], [[[two - one for two in probe] for one in probe]]
+    found.gap_error = [[[error] * DEPTH] * DEPTH]
     if rises is not None:
         found.loss = 2.0
         found.between = [SkippedRun(student + 1, teacher, 2.0 * rise) for (student, teacher), rise in rises.items()]
@@ -39,8 +42,12 @@ def every(rise: float) -> dict[tuple[int, int], float]:
         (findings(0.1, centred=0.99, rises=every(0.03)), "no", "saturated already"),
         (findings(0.1), "yes", "whether there is depth to spare was not measured"),
         (findings(0.1, rises=every(SPARE)), "yes", "depth to spare"),
+        # Nine pairs are compared, and the best of nine is 2.7 errors above zero by chance once in forty times.
+        (findings(0.03, rises=every(0.03)), "yes", r"\+0.030 ± 0.010"),
+        (findings(0.025, rises=every(0.03)), "no", r"\+0.025 ± 0.010 .* which is not 2.8 errors"),
+        (findings(0.1, error=0.05, rises=every(0.03)), "no", "beyond chance"),
     ],
-    ids=["all three", "no depth", "no gap", "saturated", "depth unknown", "just enough"],
+    ids=["all three", "no depth", "no gap", "saturated", "depth unknown", "just enough", "sure", "unsure", "vague"],
 )
 def test_the_answer_needs_a_gap_depth_to_spare_and_something_to_learn(
     found: Findings, answer: str, reason: str
@@ -70,12 +77,26 @@ def test_a_pair_whose_blocks_between_are_needed_is_left_out() -> None:
     assert content["verdict"]["answer"] == "yes"
 
 
-@pytest.mark.parametrize(("rise", "stop"), [(IDLE / 2, None), (2 * IDLE, 1 / 3), (None, None)])
-def test_blocks_that_do_something_are_given_back_by_stopping(rise: float | None, stop: float | None) -> None:
+def test_if_all_take_too_much_the_pair_with_the_fewest_blocks_between_is_looked_at() -> None:
+    found = findings(0.1, rises={pair: 0.5 for pair in every(0) if pair[1] - pair[0] > 2} | {(5, 7): 0.05})
+    (pair,) = found.content()["recommended"]
+    assert (pair["student"], pair["teacher"]) == (5, 7)
+    assert found.content()["verdict"]["answer"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("rise", "stop", "said"),
+    [
+        (IDLE / 2, 1, "no need to stop"),
+        (2 * IDLE, 1 / 3, "stop after 33% of the training (set layersync_cutoff_step"),
+        (None, None, "when to stop was not measured"),
+    ],
+)
+def test_blocks_that_do_something_are_given_back_by_stopping(rise: float | None, stop: float | None, said: str) -> None:
     found = findings(0.1, rises=None if rise is None else every(rise))
-    assert {pair["stop"] for pair in found.content()["recommended"]} == {stop}
-    said = [line for line in found.lines() if "stop after 33% of the training (layersync_cutoff_step)" in line]
-    assert bool(said) == (stop is not None)
+    pairs = found.content()["recommended"]
+    assert {pair["stop"] for pair in pairs} == {stop}
+    assert sum(line.strip().startswith(said) for line in found.lines()) == len(pairs) > 0
 
 
 def assert_matches(pattern: str, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from layersync_core import (
     ConfigError,
@@ -122,6 +122,14 @@ class SuggestConfig(BaseModel):
         0, description="forwards to spend on measuring how much the loss rises without a block; 0: skip this"
     )
     seed: Seed = Field(0, description="seed of samples, noise and sub-samples")
+
+    @field_validator("noise_levels")
+    @classmethod
+    def _each_once(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        # The same noisy samples twice would find themselves when one of them is left out of a probe.
+        if len(set(levels)) < len(levels):
+            raise ValueError("give each level once")
+        return levels
 
 
 RESERVED = "layersync train"

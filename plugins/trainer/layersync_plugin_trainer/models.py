@@ -88,10 +88,17 @@ class Source:
             return self._tiny()
         kind = _diffusers_class(read_model_config(self.folder))
         try:
-            return kind.from_pretrained(self.folder, local_files_only=True, torch_dtype=torch.float32)  # type: ignore[no-any-return]
+            model: nn.Module = kind.from_pretrained(self.folder, local_files_only=True, torch_dtype=torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"the weights in {self.folder} cannot be loaded: {reason}") from error
+        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if missing:
+            raise ConfigError(
+                f"the weights in {self.folder} are not those of its config: {len(missing)} are missing, such as "
+                f"{missing[0]}"
+            )
+        return model
 
     def _tiny(self) -> nn.Module:
         try:

@@ -17,14 +17,14 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
     """Record how much the loss rises without each block, then without runs of 2, 4, 8 … blocks, while the budget lasts.
 
     Args:
-        found: Its ``skip`` and ``skip_runs`` are set.
+        found: Its ``skip``, ``skip_runs`` and ``skip_loss`` are set.
         model: The model.
         loss: Returns the model's loss, always on the same batches.
         cost: Forwards per loss.
         budget: Forwards to spend, enough for at least two losses.
     """
     left = budget // cost - 1  # one goes to the whole model
-    whole = loss()
+    found.skip_loss = whole = loss()
     blocks = found.described
     found.skip = [None] * len(blocks)
     for first, last in tqdm([*_runs(blocks)][:left], desc="suggest --skip", unit="run"):
@@ -46,17 +46,25 @@ def leave_out_between(found: Findings, model: nn.Module, loss: Callable[[], floa
         model: The model.
         loss: Returns the model's loss, always on the same batches.
     """
-    for pair in found.content()["recommended"]:
-        runs = _runs_between(found.described, pair["student"] - 1, pair["teacher"] - 1)
-        if not runs:
-            continue
-        if found.loss is None:
-            found.loss = loss()
-        with ExitStack() as left_out:
-            for first, last in runs:
-                left_out.enter_context(_without(model, found.described, first, last))
-            rise = round(loss() - found.loss, 6)
-        found.between.append(SkippedRun(pair["student"] + 1, pair["teacher"], rise))
+    seen: set[tuple[int, int]] = set()
+    # Which pairs are recommended depends on what was measured of others.
+    while new := [pair for pair in _recommended(found) if pair not in seen]:
+        seen.update(new)
+        for student, teacher in new:
+            runs = _runs_between(found.described, student - 1, teacher - 1)
+            if not runs:
+                continue
+            if found.loss is None:
+                found.loss = loss()
+            with ExitStack() as left_out:
+                for first, last in runs:
+                    left_out.enter_context(_without(model, found.described, first, last))
+                rise = round(loss() - found.loss, 6)
+            found.between.append(SkippedRun(student + 1, teacher, rise))
+
+
+def _recommended(found: Findings) -> list[tuple[int, int]]:
+    return [(pair["student"], pair["teacher"]) for pair in found.content()["recommended"]]
 
 
 def _runs_between(blocks: Sequence[Block], student: int, teacher: int) -> list[tuple[int, int]]:

@@ -40,6 +40,7 @@ TINY = (
     "this is the family's tiny model with random weights: it shows what the command does, and says nothing about "
     "trained ones"
 )
+_BATCHES_OF_LOSS = 4  # per noise level
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -127,10 +128,15 @@ def _check_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: 
     if labels is None:
         return
     sizes = {len(value) for value in arguments.values() if value.ndim}
-    if labels.ndim != 1 or labels.is_floating_point() or len(labels) not in sizes:
+    whole = not labels.is_floating_point() and labels.dtype is not torch.bool
+    if labels.ndim != 1 or not whole or len(labels) not in sizes or not len(labels):
         raise ConfigError(
             f"data {file}: labels has shape {tuple(labels.shape)} and type {labels.dtype}; expected one whole number "
             f"for each sample of the batch, (B,)"
+        )
+    if int(labels.min()) < 0:
+        raise ConfigError(
+            f"data {file}: labels has {int(labels.min())}; leave out the samples whose class is not known"
         )
     for name, value in arguments.items():
         if value.shape == labels.shape and torch.equal(value, labels):
@@ -143,7 +149,7 @@ def _check_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: 
 def _run(model: nn.Module, arguments: dict[str, Tensor], file: Path) -> None:
     try:
         model(**arguments)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         kinds = {value.dtype for value in arguments.values() if value.is_floating_point()}
         own = next(model.parameters()).dtype
@@ -201,17 +207,18 @@ def measure(
                 feed(model, there.noisy, there.time, labels)
         found = probe.findings()
         score_probes(found, probe)
-    first = [batch.to(device) for _, batch in batches[:: config.batches]]
-    loss = partial(_loss, model, feed, first)
-    leave_out_between(found, model, loss)
+    each = len(batches) // len(config.noise_levels)
+    some = [batch.to(device) for place, (_, batch) in enumerate(batches) if place % each < _BATCHES_OF_LOSS]
+    leave_out_between(found, model, partial(_loss, model, feed, some))
     if config.skip:
-        leave_out(found, model, loss, len(first), config.skip)
+        first = [batch.to(device) for _, batch in batches[::each]]
+        leave_out(found, model, partial(_loss, model, feed, first), len(first), config.skip)
     return found
 
 
 def _batches(config: SuggestConfig, samples: data.Dataset, feed: Feed) -> Iterator[tuple[float, Batch]]:
-    """Yield batches for each noise level: the same samples at every level, each with its own noise."""
-    size = config.batches * config.batch_size
+    """Yield batches for each noise level: the same samples at every level, each with its own noise, none twice."""
+    size = min(config.batches * config.batch_size, len(samples.samples))
     chosen = data.positions(config.seed, 0, size, len(samples.samples))
     for level in config.noise_levels:
         whole = draw(samples.samples[chosen], samples.labels[chosen], data.generator(config.seed, "suggest", level))
