@@ -9,7 +9,7 @@ from benchmarks.effect.arms import CUT_OFF, DEEP, DEEP_ARMS, EVERY_ARM, PAIR, SE
 from benchmarks.effect.depth import named, runs
 from benchmarks.effect.results import Call, Depth, Mark, Real, Record, Results
 from benchmarks.effect.studies import STUDIES
-from benchmarks.effect.tasks import DEEP_TASKS, SETTINGS
+from benchmarks.effect.tasks import DEEP_TASKS, MAIN_SETTING, SETTINGS
 
 
 def of_depth(
@@ -82,7 +82,7 @@ def settings(folder: Path, ratios: dict[str, tuple[float, float]], answers: dict
     (folder / "settings").mkdir()
     results = STUDIES["settings"].results(folder)
     for task, (pair, cut) in ratios.items():
-        for seed in range(3):
+        for seed in range(5 if task == MAIN_SETTING else 3):
             base = 10.0 + seed
             results.add(of_setting(task, VANILLA, seed, base, answers[task]))
             for arm, ratio, loss in ((PAIR, pair, 0.51), (CUT_OFF, cut, 0.505)):

@@ -27,10 +27,11 @@ from benchmarks.effect.arms import (
     settings_plan,
 )
 from benchmarks.effect.drawn import PLAIN
-from benchmarks.effect.results import Call, Results
+from benchmarks.effect.results import Compared, Results
 from benchmarks.effect.settings_report import call_of, outcome, predictions, right, table
 from benchmarks.effect.studies import GPU_STUDY, STUDIES
 from benchmarks.effect.tasks import GPU_TASK, MAIN_SETTING, ON_GPU, SETTINGS, faint, plain_glyphs
+from layersync_core import Block, Findings, SkippedRun
 from layersync_core.testing import randomise_weights
 from tests.effect_made import of_setting as record
 from tests.effect_made import settings as made
@@ -102,20 +103,22 @@ def test_a_prediction_is_what_suggest_says(monkeypatch: pytest.MonkeyPatch) -> N
     from benchmarks.effect import measures
 
     asked: list[Any] = []
+    found = Findings("Made", [Block(index, f"blocks.{index}", "blocks", 8, "", 6) for index in range(6)], [0.5])
+    for name, value in (("cka", 0.5), ("cosine", 0.5), ("centered_cosine", 0.6), ("gap", 0.2), ("gap_error", 0.01)):
+        setattr(found, name, [[[value] * 6] * 6])
+    found.probe = [[0.4] * 6]
+    found.forwards, found.samples, found.loss, found.between = 16, 1024, 2.0, [SkippedRun(3, 4, 0.1)]
 
-    class Found:
-        def content(self) -> dict[str, Any]:
-            pair = {"student": 8, "teacher": 16, "stop": 1 / 3}
-            return {"recommended": [pair], "verdict": {"answer": "yes", "reason": "a gap"}}
-
-    def measure(config: Any, *others: Any, **further: Any) -> Found:
+    def measure(config: Any, *others: Any, **further: Any) -> Findings:
         asked.append(config)
-        return Found()
+        return found
 
     monkeypatch.setattr(measures, "measure", measure)
     exam = dataclasses.replace(training.exam_of("glyphs-6", SMALL, torch.device("cpu")), scale=SETTING)
     call = exam.call(torch.nn.Identity())
-    assert call == Call(answer="yes", reason="a gap", pair=(8, 16), stop=1 / 3)
+    assert (call.answer, call.pair, call.stop) == ("yes", (2, 4), 1 / 3)
+    assert call.reason == found.content()["verdict"]["reason"]
+    assert call.compared == [Compared(student=2, teacher=4, lead=0.2, error=0.01, centred=0.6, rise=0.05)]
     (config,) = asked
     assert config.noise_levels == (0.5,)
     assert config.batches * config.batch_size == 1024
@@ -137,9 +140,9 @@ def test_a_prediction_is_right_where_it_says_what_happened(tmp_path: Path) -> No
         (SETTINGS["glyphs-6"].title, "no", "yes", "wrong"),
         (SETTINGS["discs-24"].title, "no", "no", "right"),
     ]
-    assert rows[0][1:3] == ["3", "+0.080"]
-    assert rows[0][4].startswith("**0.801 (")
-    assert rows[0][6].startswith("**+0.0110 (")
+    assert [row[1:3] for row in rows[:2]] == [["5", "+0.080"], ["3", "+0.040"]]
+    assert rows[0][4].startswith("**0.802 (")
+    assert rows[0][6].startswith("**+0.0120 (")
     assert STUDIES["settings"].results(tmp_path).records == results.records
 
 

@@ -74,18 +74,20 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_trained_model_has_better_teachers_but_no_depth_to_spare(tmp_path, capsys, trained):
+def test_a_trained_model_has_better_teachers_but_no_depth_to_spare(tmp_path, capsys, monkeypatch, trained):
+    monkeypatch.setattr("layersync_plugin_trainer.suggest._BATCHES_OF_LOSS", 1)  # as many as the other flag's
     content = run(tmp_path, str(trained), batches=90, noise_levels=(0.5,))
     assert content["gap"][0][1][3] > 0.05
     (run_between,) = [run for run in content["between"] if run["first"] == 3 and run["last"] == 4]
     assert run_between["rise"] > 0.1 * content["loss"]
+    assert content["gap"][0][1][3] > 2 * content["gap_error"][0][1][3] > 0
     # The same two blocks left out by the other flag, which measures on the same samples.
     skipped = run(tmp_path, str(trained), batches=90, noise_levels=(0.5,), skip=50)["skip_runs"]
     assert run_between["rise"] == pytest.approx(
         next(found["rise"] for found in skipped if (found["first"], found["last"]) == (3, 4)), abs=1e-5
     )
     assert content["verdict"]["answer"] == "no"
-    assert "a linear probe by" in content["verdict"]["reason"]
+    assert "a linear probe by +0." in content["verdict"]["reason"]
     assert "no depth to spare" in content["verdict"]["reason"]
     printed = capsys.readouterr().out
     assert "does it favour LayerSync? no: deeper blocks separate the classes" in printed
@@ -117,6 +119,47 @@ def test_labels_that_the_model_gets_are_refused(tmp_path):
     save_file({**arguments, "labels": labels[:3].clone()}, tmp_path / "null.safetensors")
     with pytest.raises(ConfigError, match=r"labels has shape \(3,\)"):
         run(tmp_path, str(tmp_path / "model"), data=str(tmp_path / "null.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "told", "said"),
+    [
+        (torch.tensor([1, -1, 3, 4]), 10, "labels has -1; leave out the samples whose class is not known"),
+        (torch.tensor([True, False, True, True]), 10, "type torch.bool; expected one whole number"),
+        (torch.tensor([1, 2, 3, 4]), 11, "does not fit the forward of DiTTransformer2DModel: IndexError"),
+    ],
+)
+def test_labels_that_cannot_be(tmp_path, labels, told, said):
+    arguments = {"hidden_states": torch.randn(4, 1, 8, 8), "timestep": torch.full((4,), 500)}
+    arguments |= {"class_labels": torch.full((4,), told), "labels": labels}
+    save_file(arguments, tmp_path / "batch.safetensors")
+    with pytest.raises(ConfigError, match=said) as error:
+        run(tmp_path, model(tmp_path / "model", randomise_weights), data=str(tmp_path / "batch.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_large_numbers_of_classes_take_no_memory(tmp_path):
+    arguments = {"hidden_states": torch.randn(4, 1, 8, 8), "timestep": torch.full((4,), 500)}
+    arguments |= {"class_labels": torch.full((4,), 10), "labels": torch.tensor([10**12, 1, 1, 10**12])}
+    save_file(arguments, tmp_path / "batch.safetensors")
+    content = run(tmp_path, model(tmp_path / "model", randomise_weights), data=str(tmp_path / "batch.safetensors"))
+    assert content["chance"] == 0.5
+
+
+def test_no_sample_is_measured_twice(tmp_path):
+    content = run(tmp_path, model(tmp_path / "model", randomise_weights), batches=200, noise_levels=(0.5,))
+    assert content["samples"] <= 1024
+    assert content["forwards"] <= 102, "the 1618 digits to train on, and no second pass"
+    with pytest.raises(ConfigError, match=r"noise_levels .*give each level once"):
+        run(tmp_path, "dit", noise_levels="0.5,0.5")
+
+
+def test_weights_of_fewer_blocks_than_the_config(tmp_path):
+    made = model(tmp_path / "short", depth=4)
+    config = tmp_path / "short" / "config.json"
+    config.write_text(config.read_text().replace('"num_layers": 4', '"num_layers": 6'))
+    with pytest.raises(ConfigError, match=r"are not those of its config: \d+ are missing, such as"):
+        run(tmp_path, made)
 
 
 def test_for_a_model_of_other_channels_the_error_says_what_works(tmp_path):
