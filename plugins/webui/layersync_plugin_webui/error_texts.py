@@ -49,6 +49,7 @@ _LAYERSYNC = (
     "layersync_enabled: false switches LayerSync off)",
     "single precision takes it for 0 or infinity",
     "give a number that it keeps, such as 0.1",
+    "give each level once",
     "layersync_pairs has the pair %(value)s twice",
     "give it once, with one weight",
     "layersync_pairs has %(value)s; each pair is [student, teacher] or [student, teacher, weight], blocks as whole "
@@ -259,6 +260,7 @@ _MODELS = (
     "leave gradient_checkpointing out",
     "%(name)s has no linear layers in its blocks, so there is nothing for LoRA",
     "the weights in %(path)s cannot be loaded: %(failure)s",
+    "the weights in %(path)s are not those of its config: %(count)s are missing, such as %(name)s",
     "report_to is %(value)s, which accelerate cannot use here",
     "guidance_scale has no effect: %(name)s has no null class here",
     "mixed_precision %(key)s: %(failure)s",
