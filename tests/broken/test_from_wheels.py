@@ -218,5 +218,5 @@ def test_what_is_slow_is_told_as_slow(files: tuple[Path, Path], tmp_path: Path) 
     listing = checking.result()
     assert (listing.returncode, shell.returncode) == (0, 0), listing.stderr + shell.stderr
     says = r"took \d+ s to load; LAYERSYNC_LOAD leaves it out\n"
-    assert re.fullmatch(rf"adapter adapter-sleeps 9\.8 \(odd_sleeps\) {says}", listing.stderr)
-    assert re.fullmatch(rf"plugin plugin-takes-long 9\.8 \(odd_takes_long\) {says}", shell.stderr)
+    assert re.fullmatch(rf"warning: adapter adapter-sleeps 9\.8 \(odd_sleeps\) {says}", listing.stderr)
+    assert re.fullmatch(rf"warning: plugin plugin-takes-long 9\.8 \(odd_takes_long\) {says}", shell.stderr)
