@@ -233,7 +233,7 @@ class TestInABrowser:
         from playwright.sync_api import TimeoutError as Late  # there where a browser is
 
         with opened(chromium, address, viewport={"width": 1280, "height": 850}) as page:
-            # What is typed before the page's script listens is lost, and the index takes its time, so it is typed again.
+            # What is typed before the page's script listens is lost, and the index takes its time: typed again.
             for _ in range(12):
                 page.fill("input.md-search__input", "")
                 page.fill("input.md-search__input", "given without layersync_enabled, so it would do nothing")
