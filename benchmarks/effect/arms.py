@@ -181,7 +181,7 @@ def deep_plan(scale: Scale) -> list[Job]:
 
 SETTING_ARMS = VANILLA, PAIR, CUT_OFF
 SETTING = Scale(steps=600, short=600, evaluated=600)
-SETTING_QUICK = Scale(1, 1, 1, 1, every=1, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
+SETTING_QUICK = DEEP_QUICK
 
 
 def settings_plan(scale: Scale) -> list[Job]:
@@ -197,7 +197,7 @@ def settings_plan(scale: Scale) -> list[Job]:
 
 
 GPU = Scale(steps=6000, short=6000, seeds=1, every=1000, evaluated=1000)
-GPU_QUICK = Scale(1, 1, 1, 1, every=1, evaluated=20, samples=24, euler_steps=2, data=60, batch_size=8)
+GPU_QUICK = DEEP_QUICK
 
 
 def gpu_plan(scale: Scale) -> list[Job]:

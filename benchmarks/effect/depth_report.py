@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from benchmarks.effect.arms import DEEP_ARMS, PAIR, VANILLA
 from benchmarks.effect.depth import RUN, named, runs
 from benchmarks.effect.paired import estimate
-from benchmarks.effect.report import count_of, text_of, trainings
+from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Depth, Record, Results
 from benchmarks.effect.tasks import DEEP_TASKS
+from benchmarks.effect.trained import count_of, header, held_out, trainings
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
 TABLE, RUNS, FIGURE = "table.md", "runs.md", "depth.png"
@@ -88,7 +89,7 @@ def _probe(time: str, side: int) -> Callable[[Record], float | None]:
 
 
 COLUMNS = (
-    Column("held-out loss", ".4f", lambda record: record.marks[record.steps].held_out, paired=True),
+    Column("held-out loss", ".4f", held_out, paired=True),
     Column("rise of it without the blocks between", "+.1%", rise_between),
     Column(f"without the cheapest {RUN} in a row", "+.1%", _cheapest),
     Column("change by a block between", ".3f", change_between),
@@ -103,7 +104,7 @@ COLUMNS = (
 def table(results: Results) -> str:
     """Return a Markdown table: means over the seeds, and in the loss paired differences from vanilla."""
     head = ["blocks", "arm", "seeds", *(column.title for column in COLUMNS)]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = header(head)
     for task in BY_DEPTH:
         vanilla = {record.seed: record for record in trainings(results, task, VANILLA)}
         for arm, described in DEEP_ARMS.items():
@@ -133,7 +134,7 @@ def page_by_run(results: Results) -> str:
         "change",
         *(f"probe at noise {it}" for it in TIMES),
     ]
-    lines = ["# Without each block and run of blocks", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = ["# Without each block and run of blocks", "", *header(head)]
     for task, (arm, described) in product(BY_DEPTH, DEEP_ARMS.items()):
         if not (found := trainings(results, task, arm)):
             continue

@@ -10,10 +10,11 @@ from statistics import fmean
 from benchmarks.effect.arms import CUT_OFF, PAIR, SETTING_ARMS, VANILLA
 from benchmarks.effect.depth_report import change_between, rise_between
 from benchmarks.effect.paired import Estimate, estimate
-from benchmarks.effect.report import text_of, trainings
+from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Call, Record, Results
 from benchmarks.effect.settings_report import call_of, gap, outcome, right
 from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, SETTINGS
+from benchmarks.effect.trained import difference, differences, held_out, trainings
 
 LATE, STOCHASTIC, ABSENT = "cut-off-late", "stochastic-depth", "never-there"
 Of = Callable[[Record], "float | None"]
@@ -37,11 +38,6 @@ class Outcome:
     kept: bool | None
 
 
-def held_out(record: Record) -> float:
-    """Return the held-out loss at the end."""
-    return record.marks[record.steps].held_out
-
-
 def mean(results: Results, task: str, arm: str, of: Of) -> float | None:
     """Return the mean of a measure over the seeds of an arm; None without a training."""
     values = [value for record in trainings(results, task, arm) if (value := of(record)) is not None]
@@ -54,19 +50,6 @@ def compared(results: Results, task: str, arm: str, base: str, of: Of) -> tuple[
     both = [(one, theirs.get(seed)) for seed, one in ours.items()]
     pairs = [(one, other) for one, other in both if one is not None and other is not None]
     return (fmean(one for one, _ in pairs), fmean(other for _, other in pairs)) if pairs else None
-
-
-def differences(results: Results, task: str, arm: str, base: str) -> dict[int, float]:
-    """Return by how much the held-out loss differs between two arms, by seed."""
-    bases = {record.seed: held_out(record) for record in trainings(results, task, base)}
-    ours = {record.seed: held_out(record) for record in trainings(results, task, arm)}
-    return {seed: ours[seed] - bases[seed] for seed in ours if seed in bases}
-
-
-def difference(results: Results, task: str, arm: str, base: str) -> Estimate | None:
-    """Return by how much the held-out loss differs between two arms; None without a seed that both have."""
-    found = differences(results, task, arm, base)
-    return estimate([*found.values()]) if found else None
 
 
 def is_whole(results: Results, task: str, *arms: str) -> bool:

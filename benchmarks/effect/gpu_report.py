@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.effect.arms import ARMS, PAIR, VANILLA
-from benchmarks.effect.report import trainings
 from benchmarks.effect.results import Results
 from benchmarks.effect.tasks import GPU_TASK, ON_GPU
+from benchmarks.effect.trained import header, trainings
 
 TABLE = "table.md"
 
@@ -25,7 +25,7 @@ def table(results: Results) -> str:
         "CKA of the pair",
         "minutes",
     ]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = header(head)
     for arm in (VANILLA, PAIR):
         for record in trainings(results, GPU_TASK, arm):
             mark, (student, teacher) = record.marks[record.steps], record.pair

@@ -15,12 +15,12 @@ from pathlib import Path
 from benchmarks.effect import depth_report, settings_report
 from benchmarks.effect.arms import PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
-from benchmarks.effect.expectations import Outcome, compared, difference, of_depth, of_settings
-from benchmarks.effect.report import trainings
+from benchmarks.effect.expectations import Outcome, compared, of_depth, of_settings
 from benchmarks.effect.results import Results
 from benchmarks.effect.settings_report import call_of, outcome, right
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEPTHS, SETTINGS
+from benchmarks.effect.trained import difference, trainings
 
 ROOT = Path(__file__).parents[2]
 PAGES = "README.md", "docs/index.md", "docs/effect.md"
@@ -72,15 +72,14 @@ def _short(depth: Results) -> str:
 
 def _settings(settings: Results) -> str:
     correct, known = right(settings)
-    gained = ", ".join(SETTINGS[task].title for task in SETTINGS if outcome(settings, task) == "yes")
+    gained = [SETTINGS[task].title for task in SETTINGS if outcome(settings, task) == "yes"]
     answers = [call.answer for task in SETTINGS if (call := call_of(settings, task)) is not None]
-    helped = [outcome(settings, task) for task in SETTINGS].count("yes")
     if known < len(SETTINGS):
         return _lines(f"Not finished: {known} of {len(SETTINGS)} settings have an outcome yet, {correct} as predicted.")
+    where = f" ({', '.join(gained)})" if gained else ""
     return _lines(
-        f"**{correct} of {known} predictions were right.** LayerSync helped in {helped} of the settings"
-        f"{f' ({gained})' if gained else ''}, and yes was said of {answers.count('yes')}. To say no always would have "
-        f"been right in {known - helped}."
+        f"**{correct} of {known} predictions were right.** LayerSync helped in {len(gained)} of the settings{where}, "
+        f"and yes was said of {answers.count('yes')}. To say no always would have been right in {known - len(gained)}."
     )
 
 

@@ -15,6 +15,7 @@ from benchmarks.effect.arms import ARMS, EMA, PAIR, VANILLA
 from benchmarks.effect.paired import Curve, Estimate, estimate, estimate_ratio, speed_up, speed_up_half_way
 from benchmarks.effect.results import Mark, Real, Record, Results
 from benchmarks.effect.tasks import PROBED_TIMES, TASKS
+from benchmarks.effect.trained import header
 from layersync_plugin_trainer.figures import COLOURS, DPI
 
 TABLE, FIGURE = "table.md", "effect.png"
@@ -147,8 +148,7 @@ def table(results: Results) -> str:
 
 
 def _head(*titles: str) -> list[str]:
-    every = ["data, steps", "arm", "seeds", *titles]
-    return [f"| {' | '.join(every)} |", "|" + " --- |" * len(every)]
+    return header(["data, steps", "arm", "seeds", *titles])
 
 
 def _line(row: Row, cells: list[str]) -> str:
@@ -183,23 +183,6 @@ def text_of(found: Estimate, form: str, nothing: float | None) -> str:
     # An interval without width comes from values that are equal by chance, such as counts, and supports nothing.
     told = nothing is not None and nothing not in found and found.high - found.low > 1e-9
     return f"**{text}**" if told else text
-
-
-def trainings(results: Results, task: str, arm: str) -> list[Record]:
-    """Return the finished trainings of an arm, by seed."""
-    found = [it for it in results.records.values() if (it.task, it.arm) == (task, arm) and it.steps in it.marks]
-    return sorted(found, key=lambda record: record.seed)
-
-
-def diverged(results: Results, task: str, arm: str) -> int:
-    """Return how many trainings of an arm diverged."""
-    return sum((it.task, it.arm) == (task, arm) and it.diverged is not None for it in results.records.values())
-
-
-def count_of(results: Results, task: str, arm: str) -> str:
-    """Return the number of finished trainings of an arm, and of those that diverged."""
-    lost = diverged(results, task, arm)
-    return f"{len(trainings(results, task, arm))}" + f" ({lost} diverged)" * bool(lost)
 
 
 def write_report(folder: Path, results: Results) -> None:

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
-from benchmarks.effect.paired import Estimate, estimate, estimate_ratio
-from benchmarks.effect.report import count_of, diverged, text_of, trainings
+from benchmarks.effect.paired import Estimate, estimate_ratio
+from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Call, Record, Results
 from benchmarks.effect.tasks import SETTINGS
+from benchmarks.effect.trained import count_of, difference, diverged, header, trainings
 
 TABLE = "table.md"
 
@@ -36,12 +37,6 @@ def distance(results: Results, task: str, arm: str) -> Estimate | None:
     """Return by what the arm multiplies the Fréchet distance of samples; None if nothing is trained yet."""
     marks = [[side.marks[side.steps].frechet for side in sides] for sides in paired(results, task, arm)]
     return estimate_ratio([ours / theirs for ours, theirs in marks]) if marks else None
-
-
-def loss(results: Results, task: str, arm: str) -> Estimate | None:
-    """Return how much higher the arm's held-out loss is; None if nothing is trained yet."""
-    marks = [[side.marks[side.steps].held_out for side in sides] for sides in paired(results, task, arm)]
-    return estimate([ours - theirs for ours, theirs in marks]) if marks else None
 
 
 def outcome(results: Results, task: str) -> str | None:
@@ -83,7 +78,7 @@ def table(results: Results) -> str:
         *(f"{what}, {arm}" for what in ("Fréchet distance", "held-out loss") for arm in ("pair", "cut off")),
         *("it helped", "right"),
     ]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = header(head)
     for task, described in SETTINGS.items():
         vanilla, call, found = trainings(results, task, VANILLA), call_of(results, task), outcome(results, task)
         if call is None:
@@ -94,7 +89,7 @@ def table(results: Results) -> str:
             f"{sum(map(gap, vanilla)) / len(vanilla):+.3f}",
             call.answer,
             *(_text(distance(results, task, arm), ".3f", 1.0) for arm in (PAIR, CUT_OFF)),
-            *(_text(loss(results, task, arm), "+.4f", 0.0) for arm in (PAIR, CUT_OFF)),
+            *(_text(difference(results, task, arm, VANILLA), "+.4f", 0.0) for arm in (PAIR, CUT_OFF)),
             found or "–",
             "–" if found is None else "right" if found == call.answer else "wrong",
         ]
