@@ -68,6 +68,27 @@ def test_a_stop_waits_until_what_is_finished_is_kept(tmp_path: Path, monkeypatch
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def killed(job: Job, scale: Scale) -> Record:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def left(job: Job, scale: Scale) -> Record:
+    os._exit(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("train", "end"), [(killed, "was ended by SIGKILL, perhaps for lack of memory"), (left, "ended with exit code 3")]
+)
+def test_a_worker_that_dies_is_told_with_its_end(
+    train: Callable[[Job, Scale], Record], end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "train", train)
+    (failure,) = running.train_all(plan(MANY)[:2], Results(tmp_path, MANY), 2, tmp_path, lambda *_: None)
+    assert failure == f"a worker {end}; the same command trains what is missing"
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.effect", *arguments]
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few steps of every arm; the figures mean nothing")
     parser.add_argument("--output_dir", default="./effect-output", help="folder for everything written")
-    parser.add_argument("--processes", type=int, help="trainings at a time (default: one per core, one on a GPU)")
+    parser.add_argument("--processes", type=int, help="trainings at a time (default: one per core, one for a GPU)")
     parser.add_argument("--study", choices=list(STUDIES), help="train only what this study needs (default: all)")
     parser.add_argument(
         "--scale", choices=["laptop", "gpu"], default="laptop", help="gpu: a larger model, ten minutes on one GPU"
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--processes is {options.processes}; it takes a number from 1")
     if options.study and options.scale == "gpu":
         parser.error(f"--study {options.study} is one of --scale laptop; leave out one of the two")
-    processes = options.processes or (1 if torch.cuda.is_available() else _cores())
+    # Larger models that train beside each other on a CPU would need twice the memory.
+    one_at_a_time = torch.cuda.is_available() or options.scale == "gpu"
+    processes = options.processes or (1 if one_at_a_time else _cores())
     folder = Path(options.output_dir)
     studies = (
         [GPU_STUDY] if options.scale == "gpu" else [STUDIES[options.study]] if options.study else [*STUDIES.values()]

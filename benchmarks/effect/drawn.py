@@ -36,7 +36,7 @@ def glyphs(shape: tuple[int, ...], count: int = GLYPHS, letters: str = LETTERS) 
     draw = generator(0, "glyphs")
     upright = torch.stack([_rendered(letter, face) for letter in letters for face in FACES])
     kind = torch.arange(count) % len(letters)
-    chosen = upright[kind * len(FACES) + torch.randint(len(FACES), (count,), generator=draw)]
+    chosen = kind * len(FACES) + torch.randint(len(FACES), (count,), generator=draw)
     turn, shear, scale = (torch.randn(count, generator=draw) for _ in range(3))
     angle, size = (0.12 * turn).clamp(-0.35, 0.35), (1 + 0.08 * scale).clamp(0.8, 1.2)
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
@@ -48,7 +48,7 @@ def glyphs(shape: tuple[int, ...], count: int = GLYPHS, letters: str = LETTERS) 
     images = []
     for part, matrix in zip(chosen.split(1024), theta.split(1024), strict=True):  # not all at once, to save memory
         grid = F.affine_grid(matrix, [len(part), 1, _CANVAS, _CANVAS], align_corners=False)
-        warped = F.grid_sample(part[:, None], grid, align_corners=False)
+        warped = F.grid_sample(upright[part, None], grid, align_corners=False)
         images.append(F.interpolate(warped, shape[1:], mode="bilinear", antialias=True))
     return "glyphs", torch.cat(images) * 2 - 1, kind
 

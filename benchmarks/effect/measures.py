@@ -27,7 +27,8 @@ from layersync_plugin_trainer.objective import Batch, draw, held_out_loss, sampl
 from layersync_plugin_trainer.similarity import block_states
 from layersync_plugin_trainer.suggest import measure
 
-CHUNK = 128
+CHUNK = 32
+"""Samples in a forward whose states are read: it keeps the graph, which takes gigabytes for many at a time."""
 DEPTH_TIME = 0.5
 """Share of noise at which it is measured how much each block changes, and at which predictions are made."""
 CALLED, CALLED_AT_ONCE = 1024, 64

@@ -8,11 +8,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ def train_all(
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            workers = multiprocessing.active_children()
             while waiting:
                 for done in wait(waiting, _LOOK_AFTER, FIRST_COMPLETED).done:
                     job, error = waiting.pop(done), done.exception()
@@ -58,7 +60,8 @@ def train_all(
         except BrokenProcessPool:
             if stop:  # the workers got the signal as well
                 raise KeyboardInterrupt from None
-            failures.append("a worker died, perhaps for lack of memory; the same command trains what is missing")
+            pool.shutdown()  # waits until all of them have an exit code
+            failures.append(f"a worker {_end_of(workers)}; the same command trains what is missing")
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -66,6 +69,15 @@ def train_all(
             pool.shutdown(cancel_futures=True)
             raise
     return failures
+
+
+def _end_of(workers: Iterable[BaseProcess]) -> str:
+    """Return how the worker ended that broke the pool, which then ends the others by SIGTERM."""
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
+    if code > 0:
+        return f"ended with exit code {code}"
+    return f"was ended by {signal.Signals(-code).name}" + ", perhaps for lack of memory" * (code == -signal.SIGKILL)
 
 
 @contextmanager
