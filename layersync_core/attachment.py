@@ -473,6 +473,7 @@ class Attachment:
         require_tokens(forward)
         if weight_B is not None:
             check_batch(weight_B, len(next(iter(self._buffer.values()))))
+        first = not self._begun
         self._tend_parts()
         check = self.guard.begin(forward, self._buffer) if self.guard is not None else None
         states = HiddenStates(self._model, forward, self._buffer, self.blocks, self._meter, weight_B, self._ways)
@@ -487,6 +488,8 @@ class Attachment:
             terms.append(term.loss)
         if self._marking is not None:
             self._marking.refuse_all(states.sets)
+        if first:
+            states.tell_no_references()
         if check is not None:
             check.choose(forward, "all" if states.sets == {"all"} else "target")
         return terms

@@ -59,17 +59,16 @@ def changed(before: object, now: Sequence[Record]) -> str:
     """Return how the distributions of a checkpoint differ from those of now, in a clause; empty where they do not.
 
     Args:
-        before: What a checkpoint says, if it says anything.
+        before: What a checkpoint says; earlier ones say nothing.
         now: What takes part now.
     """
     versions = {normalised(record["name"]): record["version"] for record in now}
     told = []
-    for record in before if isinstance(before, list) else ():
-        if not isinstance(record, Mapping):
-            continue
-        name, version = record.get("name"), record.get("version")
-        if isinstance(name, str) and isinstance(version, str) and versions.get(normalised(name)) != version:
-            here = versions.get(normalised(name))
+    for record in before if isinstance(before, list) else () if before is None else (before,):
+        name, version = (record.get("name"), record.get("version")) if isinstance(record, Mapping) else (None, None)
+        if not isinstance(name, str) or not isinstance(version, str):
+            told.append("something that its damaged record does not name")
+        elif (here := versions.get(normalised(name))) != version:
             told.append(f"{name} {version} ({'takes no part now' if here is None else f'now {here}'})")
     return printable(", ".join(dict.fromkeys(told)))
 

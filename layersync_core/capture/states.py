@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +13,13 @@ from layersync_core.capture.buffer import HiddenStateBuffer
 from layersync_core.capture.forward import Forward
 from layersync_core.capture.graph import measured
 from layersync_core.capture.trained import Way, find_way
+from layersync_core.distributed import first_rank
 from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.inputs import assert_on_device
 from layersync_core.metrics import Meter
 from layersync_core.protocol import Block, TokenSet
+
+log = logging.getLogger(__name__)
 
 
 def choose_generated(forward: Forward, buffer: HiddenStateBuffer, number: int) -> None:
@@ -92,6 +97,14 @@ class HiddenStates:
         if tokens == "target" and self._forward.target is not None:
             return self._forward.target
         return self._forward.real
+
+    def tell_no_references(self) -> None:
+        """Say so in one line, on one rank, where reference tokens were asked for and nothing marks any."""
+        if self.sets == {"all"} and self._forward.target is None and first_rank():
+            log.warning(
+                "layersync_tokens all counts the same tokens as target here: no token of this forward is marked as one "
+                "of a reference"
+            )
 
     def tokens(self, layer: int) -> Tensor:
         """Return (B, S, D): the image, video or audio tokens of a layer."""

@@ -301,6 +301,28 @@ def test_the_mask_is_that_of_the_generated_tokens(register: Register) -> None:
     assert seen[1:] == [None, (2, 48, 32)]
 
 
+@pytest.mark.parametrize(
+    ("case", "tokens", "told"),
+    [
+        ("flux references", "all", False),
+        ("flux references", "target", False),
+        ("flux", "all", False),  # none came along, but the adapter would mark them
+        ("dit", "all", True),
+        ("dit", "target", False),
+    ],
+)
+def test_references_that_nothing_marks_are_told_once(
+    case: str, tokens: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, inputs = build(case)
+    with attach(randomise(model), settings(1, 2, layersync_tokens=tokens)) as sync:
+        for _ in range(2):
+            model(**inputs)
+            sync.loss()
+    found = [message for message in caplog.messages if "no token of this forward is marked" in message]
+    assert len(found) == told
+
+
 # Beside objectives that run the model several times a step.
 class FourForwards:
     """A trainer whose loss takes the main pass, an EMA teacher's, a fake trajectory's and one at a negative time."""

@@ -50,3 +50,12 @@ def test_the_loss_is_that_of_the_generated_image(student: int, teacher: int, ref
         model(**inputs)
         loss = sync.loss()
     torch.testing.assert_close(loss, -torch.cosine_similarity(*seen, dim=-1).mean())
+
+
+def test_references_that_are_asked_for_are_told_as_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = randomise_weights(tiny.tiny_model())
+    with attach(model, settings(2, 5) | {"layersync_tokens": "all"}, adapter=adapter) as sync:
+        model(**tiny.example_inputs(model, 2, references=1))
+        sync.loss()
+    (message,) = caplog.messages
+    assert message.startswith("layersync_tokens all counts the same tokens as target here")

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from layersync_core import LayerSyncConfig, Regularizer, hookimpl
+from layersync_core import LayerSyncConfig, Regularizer, Weight, hookimpl
 from pydantic import BaseModel, Field
+
+Positive = Annotated[Weight, Field(gt=0, allow_inf_nan=False)]
 
 
 class QuietTokensConfig(BaseModel):
@@ -17,7 +19,7 @@ class QuietTokensConfig(BaseModel):
 
     quiet_tokens_enabled: bool = Field(False, description="pull back tokens of one block whose norm stands out")
     quiet_tokens_block: Annotated[int, Field(ge=1)] = Field(1, description="the block; 1 is the first")
-    quiet_tokens_lambda: Annotated[float, Field(gt=0)] = Field(0.01, description="weight of the term")
+    quiet_tokens_lambda: Positive = Field(0.01, description="weight of the term")
     quiet_tokens_limit: Annotated[float, Field(ge=1)] = Field(
         2.0, description="norm, as a multiple of the mean norm, up to which a token is left alone"
     )

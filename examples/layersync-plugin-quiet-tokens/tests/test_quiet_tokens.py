@@ -123,7 +123,11 @@ def test_it_is_off_without_its_switch(model: Toy) -> None:
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [({"quiet_tokens_block": 5}, "valid are 1 to 4"), ({"quiet_tokens_limit": 0.5}, "quiet_tokens_limit")],
+    [
+        ({"quiet_tokens_block": 5}, "valid are 1 to 4"),
+        ({"quiet_tokens_limit": 0.5}, "quiet_tokens_limit"),
+        ({"quiet_tokens_lambda": 1e-50}, "single precision takes it for 0"),
+    ],
 )
 def test_mistakes(model: Toy, more: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

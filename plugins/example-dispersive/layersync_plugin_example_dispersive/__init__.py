@@ -7,7 +7,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from layersync_core import Block, ConfigError, LayerSyncConfig, Regularizer, RegularizerBase, States, Term, hookimpl
+from layersync_core import Block, ConfigError, LayerSyncConfig, RegularizerBase, States, Term, Weight, hookimpl
+
+Positive = Annotated[Weight, Field(gt=0, allow_inf_nan=False)]
 
 
 class DispersiveConfig(BaseModel):
@@ -15,8 +17,8 @@ class DispersiveConfig(BaseModel):
 
     dispersive_enabled: bool = Field(False, description="push the samples of a batch apart in one block")
     dispersive_block: Annotated[int, Field(ge=1)] = Field(1, description="the block; 1 is the first")
-    dispersive_lambda: Annotated[float, Field(gt=0)] = Field(0.5, description="weight of the term")
-    dispersive_tau: Annotated[float, Field(gt=0)] = Field(0.5, description="temperature")
+    dispersive_lambda: Positive = Field(0.5, description="weight of the term")
+    dispersive_tau: Positive = Field(0.5, description="temperature")
 
 
 @hookimpl
@@ -25,7 +27,7 @@ def layersync_config_models() -> Sequence[type[BaseModel]]:
 
 
 @hookimpl
-def layersync_regularizers(config: LayerSyncConfig) -> Sequence[Regularizer]:
+def layersync_regularizers(config: LayerSyncConfig) -> Sequence[RegularizerBase]:
     settings = config.of(DispersiveConfig)  # None while dispersive_enabled is off
     return [Dispersive(settings)] if settings else []
 

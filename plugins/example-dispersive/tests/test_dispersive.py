@@ -48,6 +48,8 @@ def test_samples_that_are_far_apart_leave_each_one_with_itself() -> None:
         ({"dispersive_block": 5}, "valid are 1 to 4"),
         ({"dispersive_tua": 1}, "did you mean dispersive_tau"),
         ({"dispersive_lambda": 0}, "dispersive_lambda is 0"),
+        ({"dispersive_lambda": math.inf}, "dispersive_lambda is inf"),
+        ({"dispersive_lambda": 1e-50}, "single precision takes it for 0"),
     ],
 )
 def test_mistakes(more: dict[str, Any], said: str) -> None:
