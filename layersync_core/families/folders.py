@@ -1,4 +1,4 @@
-"""A model's config.json in the folder of a model or a pipeline."""
+"""A model's config.json in the folder of a model, a pipeline or a training."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from layersync_core.errors import ConfigError
 from layersync_core.families.hub import CONFIG_FILES, is_hub_name
 from layersync_core.files import read_json
 
+_TRAINED = "model/config.json"
+"""Where ``layersync train`` saves the model, in its output folder."""
+
 
 def read_model_config(path: str | Path) -> dict[str, Any]:
     """Read a model's config.json from a local model folder, or the denoiser's from a pipeline's folder.
+
+    The output folder of ``layersync train`` is one of its model.
 
     Raises:
         ConfigError: There is none, or it isn't a JSON object.
@@ -27,7 +32,7 @@ def find_model_config(path: str | Path) -> Path:
     """
     name, path = str(path), Path(path)
     try:
-        for file in (path, *(path / file for file in CONFIG_FILES)):
+        for file in (path, *(path / file for file in (*CONFIG_FILES, _TRAINED))):
             if file.is_file():
                 return file
     except OSError as error:
@@ -35,7 +40,7 @@ def find_model_config(path: str | Path) -> Path:
     remedy = "give a local model folder or its config.json"
     if path.is_dir():
         raise ConfigError(
-            f"the folder {path} has no config.json (nor transformer/, unet/ or prior/ with one); {remedy}"
+            f"the folder {path} has no config.json (nor transformer/, unet/, prior/ or model/ with one); {remedy}"
         )
     if is_hub_name(name):
         remedy += f"; download a model of the hub first: hf download {name} --local-dir FOLDER"

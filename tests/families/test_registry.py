@@ -196,7 +196,7 @@ class TestUnknownClass:
 
 
 class TestPaths:
-    @pytest.mark.parametrize("part", ["", "transformer", "unet"])
+    @pytest.mark.parametrize("part", ["", "transformer", "unet", "model"])
     @pytest.mark.parametrize("as_type", [str, Path])
     def test_folder_pipeline_and_file(self, tmp_path: Path, part: str, as_type: Any) -> None:
         file = tmp_path / part / "config.json"

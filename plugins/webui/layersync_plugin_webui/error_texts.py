@@ -214,7 +214,7 @@ _FAMILIES = (
 
 _FILES = (
     "cannot read %(path)s: %(failure)s",
-    "the folder %(path)s has no config.json (nor transformer/, unet/ or prior/ with one)",
+    "the folder %(path)s has no config.json (nor transformer/, unet/, prior/ or model/ with one)",
     "%(path)s does not exist",
     "give a local model folder or its config.json",
     "download a model of the hub first: hf download %(name)s --local-dir FOLDER",
