@@ -187,3 +187,37 @@ def test_no_setting_is_judged_before_its_last_training(tmp_path: Path) -> None:
     assert "Not finished" not in page._settings(results)
     del results.records[f"discs-24/{CUT_OFF}/1"]
     assert page._settings(results).startswith("Not finished: 6 of 7")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cost", "kept"),
+    [(0.7, 0.01, [True, True]), (0.5, 0.01, [False, True]), (0.95, 0.01, [False, True]), (0.7, -0.01, [True, False])],
+)
+def test_the_repetition(ratio: float, cost: float, kept: list[bool], tmp_path: Path) -> None:
+    (tmp_path / "repetition").mkdir()
+    results = STUDIES["repetition"].results(tmp_path)
+    assert [(one.measured, one.kept) for one in expectations.of_repetition(results)] == [("–", None)] * 2
+    for job in results.jobs[:-1]:
+        theirs, ours = 8.0 + 0.1 * job.seed, (8.0 + 0.1 * job.seed) * (ratio + 0.001 * job.seed)
+        vanilla = job.arm == VANILLA
+        results.add(
+            of_setting(job.task, job.arm, job.seed, theirs if vanilla else ours, held_out=0.5 + cost * (not vanilla))
+        )
+    assert [one.kept for one in expectations.of_repetition(results)] == [None, None]
+    results.add(of_setting("discs-24", PAIR, 7, 8.7 * (ratio + 0.007), held_out=0.5 + cost))
+    assert [one.kept for one in expectations.of_repetition(results)] == kept
+    assert (
+        page.settings_report.repetition(results)
+        .splitlines()[2]
+        .startswith(f"| 5 | 8.50 | {8.5 * (ratio + 0.005):.2f} |")
+    )
+
+
+def test_a_repetition_that_chance_explains_is_no_gain(tmp_path: Path) -> None:
+    (tmp_path / "repetition").mkdir()
+    results = STUDIES["repetition"].results(tmp_path)
+    for seed, ours in ((5, 5.0), (6, 9.0), (7, 6.0)):
+        results.add(of_setting("discs-24", VANILLA, seed, 8.0))
+        results.add(of_setting("discs-24", PAIR, seed, ours))
+    first, _ = expectations.of_repetition(results)
+    assert first.kept is False

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.effect import running
 from benchmarks.effect.__main__ import main
-from benchmarks.effect.arms import ARMS, DEEP_ARMS, FULL, QUICK, SETTING_ARMS, Job, Scale, plan
+from benchmarks.effect.arms import ARMS, DEEP_ARMS, FULL, PAIR, QUICK, SETTING_ARMS, VANILLA, Job, Scale, plan
 from benchmarks.effect.results import FILE, Record, Results
 from benchmarks.effect.studies import STUDIES
 from layersync_core import ConfigError
@@ -213,7 +213,7 @@ def test_a_quick_run_is_stopped_and_goes_on(
     shown = (tmp_path / "table.md").read_text()
     assert all(shown.count(arm.title) >= 1 for arm in ARMS.values())
     assert (tmp_path / "effect.png").read_bytes().startswith(b"\x89PNG")
-    for name, arms in (("depth", DEEP_ARMS), ("settings", SETTING_ARMS)):
+    for name, arms in (("depth", DEEP_ARMS), ("settings", SETTING_ARMS), ("repetition", (VANILLA, PAIR))):
         study = STUDIES[name]
         assert {record.arm for record in study.results(tmp_path, quick=True).records.values()} == set(arms)
         assert (tmp_path / name / "table.md").read_text().count("\n") > 2

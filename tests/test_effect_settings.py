@@ -24,6 +24,7 @@ from benchmarks.effect.arms import (
     VANILLA,
     Job,
     gpu_plan,
+    repetition_plan,
     settings_plan,
 )
 from benchmarks.effect.drawn import PLAIN
@@ -79,6 +80,14 @@ def test_the_plan() -> None:
     assert set(first) == {VANILLA}, "predictions come before any other arm"
     assert [job.task for job in jobs[-6:]] == [MAIN_SETTING] * 6
     assert {job.seed for job in jobs[-6:]} == {3, 4}
+
+
+def test_the_repetition_uses_no_seed_that_was_used_before() -> None:
+    jobs = repetition_plan(SETTING)
+    assert [(job.arm, job.seed) for job in jobs] == [(arm, seed) for seed in (5, 6, 7) for arm in (VANILLA, PAIR)]
+    assert {job.task for job in jobs} == {"discs-24"}
+    assert not {job.seed for job in jobs} & {job.seed for job in settings_plan(SETTING)}
+    assert not any(job.is_called for job in jobs)
 
 
 # Trainings in their smallest form.

@@ -6,8 +6,8 @@ results.json (everything measured, training by training), table.md and a figure 
 training; started again on the same folder, it trains what is missing. `--quick` trains every arm for a few steps on
 little data, at one depth and in two settings: it shows that the machinery works and says nothing about the effect.
 `--study depth` trains what shows how much of a model's depth LayerSync takes, and `--study settings` tests on seven
-settings what `layersync suggest` predicts, into the folders `depth` and `settings` of the output folder; without
-the flag, all three studies are trained. `--scale gpu` trains two arms of a DiT-S/2 in ten minutes on one GPU
+settings what `layersync suggest` predicts, `--study repetition` one of these settings on other seeds, each into a
+folder of its name in the output folder; without the flag, all four are trained. `--scale gpu` trains two arms of a DiT-S/2 in ten minutes on one GPU
 instead, into the folder `gpu`.
 """
 

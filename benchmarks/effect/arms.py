@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS, EVERY_TASK, GPU_TASK, MAIN_SETTING, SETTINGS
+from benchmarks.effect.tasks import BLOCKS, DEEP_TASKS, EVERY_TASK, GPU_TASK, MAIN_SETTING, REPEATED_SETTING, SETTINGS
 
 PAPER = 4, 8
 """The pair of the paper's rule at the depth of most tasks; blocks count from 1."""
@@ -194,6 +194,12 @@ def settings_plan(scale: Scale) -> list[Job]:
     jobs = [Job(task, VANILLA, seed, scale.steps) for seed in few for task in tasks]
     jobs += [Job(task, arm, seed, scale.steps) for seed in few for task in tasks for arm in (PAIR, CUT_OFF)]
     return jobs + [Job(MAIN_SETTING, arm, seed, scale.steps) for seed in more for arm in SETTING_ARMS]
+
+
+def repetition_plan(scale: Scale) -> list[Job]:
+    """Return vanilla and the pair in one of the settings, with as many seeds as it has, none of them used before."""
+    seeds = range(scale.seeds, scale.seeds + scale.short_seeds)
+    return [Job(REPEATED_SETTING, arm, seed, scale.steps) for seed in seeds for arm in (VANILLA, PAIR)]
 
 
 GPU = Scale(steps=6000, short=6000, seeds=1, every=1000, evaluated=1000)

@@ -12,8 +12,8 @@ from benchmarks.effect.depth_report import change_between, rise_between
 from benchmarks.effect.paired import Estimate, estimate
 from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Call, Record, Results
-from benchmarks.effect.settings_report import call_of, gap, outcome, right
-from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, SETTINGS
+from benchmarks.effect.settings_report import call_of, distance, gap, outcome, right
+from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, REPEATED_SETTING, SETTINGS
 from benchmarks.effect.trained import difference, differences, held_out, trainings
 
 LATE, STOCHASTIC, ABSENT = "cut-off-late", "stochastic-depth", "never-there"
@@ -197,6 +197,25 @@ def of_settings(results: Results) -> list[Outcome]:
             "5. Cut off at a third, the held-out loss is nearer to vanilla's than with the pair to the end",
             f"in {len(nearer)} of {known}",
             len(nearer) == known if whole else None,
+        ),
+    ]
+
+
+def of_repetition(results: Results) -> list[Outcome]:
+    """Return the outcomes of the repetition, in the order of EXPECTED.md."""
+    ratio = distance(results, REPEATED_SETTING, PAIR)
+    costs = differences(results, REPEATED_SETTING, PAIR, VANILLA)
+    whole = not results.missing(results.jobs)
+    return [
+        Outcome(
+            "1. The pair brings samples of discs closer to the data, by a ratio between 0.6 and 0.9",
+            "–" if ratio is None else text_of(ratio, ".3f", 1.0),
+            ratio is not None and ratio.high < 1 and 0.6 <= ratio.mean <= 0.9 if whole else None,
+        ),
+        Outcome(
+            "2. The held-out loss is higher with it on each seed",
+            ", ".join(f"{cost:+.4f}" for cost in costs.values()).replace("-", "−") or "–",
+            bool(costs) and min(costs.values()) > 0 if whole else None,
         ),
     ]
 

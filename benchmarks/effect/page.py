@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.effect import depth_report, settings_report
 from benchmarks.effect.arms import PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
-from benchmarks.effect.expectations import Outcome, compared, of_depth, of_settings
+from benchmarks.effect.expectations import Outcome, compared, of_depth, of_repetition, of_settings
 from benchmarks.effect.results import Results
 from benchmarks.effect.settings_report import call_of, outcome, right
 from benchmarks.effect.studies import STUDIES
@@ -42,15 +42,16 @@ def written(page: str, parts: dict[str, Callable[[], str]]) -> str:
 
 def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str]]:
     """Return what makes each part from the results in a folder, by the part's name."""
-    depth, settings = (STUDIES[name].results(folder) for name in ("depth", "settings"))
+    depth, settings, again = (STUDIES[name].results(folder) for name in ("depth", "settings", "repetition"))
     return {
         "short": lambda: _short(depth),
         "depth_table": lambda: depth_report.table(depth),
         "settings": lambda: _settings(settings),
         "settings_table": lambda: settings_report.table(settings),
         "calls": lambda: _calls(settings),
-        "expected": lambda: _expected(of_depth(depth), of_settings(settings)),
-        "time": lambda: _time(depth, settings),
+        "repetition": lambda: settings_report.repetition(again),
+        "expected": lambda: _expected(of_depth(depth), of_settings(settings), of_repetition(again)),
+        "time": lambda: _time(depth, settings, again),
     }
 
 
@@ -91,8 +92,9 @@ def _calls(settings: Results) -> str:
 def _expected(*studies: list[Outcome]) -> str:
     said = {True: "kept", False: "**not kept**", None: "unfinished"}
     lines = []
-    for title, outcomes in zip(("depth", "settings"), studies, strict=True):
-        lines += [f"| expected of the study of {title} | measured | |", "| --- | --- | --- |"]
+    titles = "the study of depth", "the study of settings", "the repetition"
+    for title, outcomes in zip(titles, studies, strict=True):
+        lines += [f"| expected of {title} | measured | |", "| --- | --- | --- |"]
         lines += [f"| {one.expected} | {one.measured} | {said[one.kept]} |" for one in outcomes]
         lines.append("")
     return "\n".join(lines)
@@ -103,7 +105,7 @@ def _time(*studies: Results) -> str:
     trained = [f"{len(study.records)} of {len(study.jobs)} trainings" for study in studies]
     return _lines(
         f"Trained so far: {trained[0]} of the study of depth in {hours[0]:.1f} core-hours, {trained[1]} of the "
-        f"settings in {hours[1]:.1f}."
+        f"settings in {hours[1]:.1f}, {trained[2]} of the repetition in {hours[2]:.1f}."
     )
 
 

@@ -9,8 +9,8 @@ from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
 from benchmarks.effect.paired import Estimate, estimate_ratio
 from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Call, Record, Results
-from benchmarks.effect.tasks import SETTINGS
-from benchmarks.effect.trained import count_of, difference, diverged, header, trainings
+from benchmarks.effect.tasks import REPEATED_SETTING, SETTINGS
+from benchmarks.effect.trained import count_of, difference, diverged, header, held_out, trainings
 
 TABLE = "table.md"
 
@@ -97,6 +97,17 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def repetition(results: Results) -> str:
+    """Return a Markdown table of the setting that was trained again, with a row for each seed."""
+    measures = "Fréchet distance", "held-out loss"
+    lines = header(["seed", *(f"{what}, {arm}" for what in measures for arm in ("vanilla", "pair"))])
+    for pair, vanilla in paired(results, REPEATED_SETTING, PAIR):
+        distances = [f"{side.marks[side.steps].frechet:.2f}" for side in (vanilla, pair)]
+        losses = [f"{held_out(side):.4f}" for side in (vanilla, pair)]
+        lines.append(f"| {' | '.join([str(pair.seed), *distances, *losses])} |")
+    return "\n".join(lines) + "\n"
+
+
 def _text(found: Estimate | None, form: str, nothing: float) -> str:
     return "–" if found is None else text_of(found, form, nothing)
 
@@ -104,3 +115,8 @@ def _text(found: Estimate | None, form: str, nothing: float) -> str:
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")
+
+
+def write_repetition(folder: Path, results: Results) -> None:
+    """Write table.md of the setting that was trained again."""
+    (folder / TABLE).write_text(repetition(results), encoding="utf-8")

@@ -21,6 +21,7 @@ from benchmarks.effect.arms import (
     deep_plan,
     gpu_plan,
     plan,
+    repetition_plan,
     settings_plan,
 )
 from benchmarks.effect.results import Results
@@ -62,6 +63,7 @@ STUDIES: dict[str, Study] = {
     "settings": Study(
         "settings", SETTING, SETTING_QUICK, settings_plan, settings_report.write_report, settings_report.predictions
     ),
+    "repetition": Study("repetition", SETTING, SETTING_QUICK, repetition_plan, settings_report.write_repetition),
 }
 GPU_STUDY = Study("gpu", GPU, GPU_QUICK, gpu_plan, gpu_report.write_report)
 """Not among the others, which a laptop can train."""

@@ -244,6 +244,8 @@ SETTINGS: Mapping[str, Task] = {
 }
 """Those on which the prediction is tested; they differ in depth, data, labels and noise."""
 MAIN_SETTING = "glyphs-24"
+REPEATED_SETTING = "discs-24"
+"""The one whose first seeds had samples closer to the data with the pair."""
 GPU_TASK = "glyphs-gpu"
 ON_GPU: Mapping[str, Task] = {
     GPU_TASK: Task(
