@@ -1,14 +1,14 @@
 """Does LayerSync help, and which of its parts? `python -m benchmarks.effect [--quick] [--output_dir DIR]`.
 
-Trains small diffusion transformers with and without LayerSync, from the same weights, on the same samples, noise
-and times, and measures the results; docs/effect.md and docs/ablations.md explain arms and measures. Writes
-results.json (everything measured, training by training), table.md and a figure into the output folder after every
-training; started again on the same folder, it trains what is missing. `--quick` trains every arm for a few steps on
-little data, at one depth and in two settings: it shows that the machinery works and says nothing about the effect.
-`--study depth` trains what shows how much of a model's depth LayerSync takes, and `--study settings` tests on seven
-settings what `layersync suggest` predicts, `--study repetition` one of these settings on other seeds, each into a
-folder of its name in the output folder; without the flag, all four are trained. `--scale gpu` trains two arms of a DiT-S/2 in ten minutes on one GPU
-instead, into the folder `gpu`.
+Trains small diffusion transformers with and without LayerSync, from the same weights, on the same samples, noise and
+times, and measures the results; docs/effect.md and docs/ablations.md explain arms and measures. Writes results.json
+(everything measured, training by training), table.md and a figure into the output folder after every training; started
+again on the same folder, it trains what is missing. `--quick` trains every arm for a few steps on little data, at one
+depth and in two settings: it shows that the machinery works and says nothing about the effect. `--study depth` trains
+what shows how much of a model's depth LayerSync takes, and `--study settings` tests on seven settings what `layersync
+suggest` predicts, `--study repetition` one of these settings on other seeds, each into a folder of its name in the
+output folder; without the flag, all four are trained. `--scale gpu` trains two arms of a DiT-S/2 in ten minutes on one
+GPU instead, into the folder `gpu`.
 """
 
 from __future__ import annotations
