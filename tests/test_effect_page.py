@@ -179,6 +179,22 @@ def test_reasons_and_costs_as_expected(tmp_path: Path) -> None:
     assert (found[5].measured, found[5].kept) == ("in 6 of 7", False)
 
 
+def test_what_is_said_of_the_settings(tmp_path: Path) -> None:
+    ratios = dict.fromkeys(SETTINGS, (0.999, 1.0)) | {"glyphs-6": (1.2, 1.1), "discs-24": (0.8, 1.1)}
+    results = settings(tmp_path, ratios, dict.fromkeys(SETTINGS, "no"))
+    for seed, cost in enumerate((0.01, -0.01, 0.0)):
+        results.add(of_setting("glyphs-6", PAIR, seed, 1.2 * (10.0 + seed), held_out=0.5 + cost))
+    said, short = (part(results).replace("\n", " ") for part in (page._settings, page._foretold))
+    assert "**6 of 7 predictions were right.** LayerSync helped in 1 (bouncing discs (Wan), 24 blocks)" in said
+    assert "and yes was said of none" in said
+    assert "in 1 (bouncing discs (Wan), 24 blocks), and further from it in 1." in short
+    assert "was right in 6; it said yes to none" in short
+    assert "To say no always would have been right in 6." in said
+    assert (
+        "further from the data, beyond chance, in 1 (glyphs, 6 blocks), and the held-out loss is higher in 6 (" in said
+    )
+
+
 def test_no_setting_is_judged_before_its_last_training(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(SETTINGS, (1.2, 1.1))
     results = settings(tmp_path, nowhere, dict.fromkeys(SETTINGS, "no"))

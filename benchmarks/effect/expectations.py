@@ -170,7 +170,7 @@ def of_settings(results: Results) -> list[Outcome]:
     return [
         Outcome(
             "1. The rule says no in at least six of the seven settings",
-            f"no in {len(wants)} of {len(calls)}{_named(yes)}",
+            f"no in {len(wants)} of {len(calls)}{named(yes)}",
             len(wants) >= 6 if called else None,
         ),
         Outcome(
@@ -180,7 +180,7 @@ def of_settings(results: Results) -> list[Outcome]:
         ),
         Outcome(
             "2. LayerSync helps in at most one",
-            f"in {len(gained)} of {known}{_named(gained)}",
+            f"in {len(gained)} of {known}{named(gained)}",
             len(gained) <= 1 if whole else None,
         ),
         Outcome(
@@ -226,5 +226,6 @@ def _wanted(call: Call) -> str:
     return next((want for text, want in known.items() if text in call.reason), "another")
 
 
-def _named(titles: list[str]) -> str:
-    return f" ({', '.join(titles)})" if titles else ""
+def named(titles: list[str]) -> str:
+    """Return titles in brackets, after a space; nothing where there are none."""
+    return f" ({'; '.join(titles)})" if titles else ""

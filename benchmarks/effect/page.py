@@ -10,14 +10,15 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.effect import depth_report, settings_report
 from benchmarks.effect.arms import PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
-from benchmarks.effect.expectations import Outcome, compared, of_depth, of_repetition, of_settings
+from benchmarks.effect.expectations import Outcome, compared, named, of_depth, of_repetition, of_settings
 from benchmarks.effect.results import Results
-from benchmarks.effect.settings_report import call_of, outcome, right
+from benchmarks.effect.settings_report import call_of, distance, outcome, right
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEPTHS, SETTINGS
 from benchmarks.effect.trained import difference, trainings
@@ -46,6 +47,7 @@ def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str
     return {
         "short": lambda: _short(depth),
         "depth_table": lambda: depth_report.table(depth),
+        "foretold": lambda: _foretold(settings),
         "settings": lambda: _settings(settings),
         "settings_table": lambda: settings_report.table(settings),
         "calls": lambda: _calls(settings),
@@ -71,17 +73,62 @@ def _short(depth: Results) -> str:
     )
 
 
-def _settings(settings: Results) -> str:
+@dataclass(frozen=True)
+class _Tally:
+    """What came out of the settings: how many have an outcome, predictions that were right, and titles."""
+
+    known: int
+    correct: int
+    yes: list[str]
+    gained: list[str]
+    further: list[str]
+    costly: list[str]
+
+
+def _tally(settings: Results) -> _Tally:
     correct, known = right(settings)
-    gained = [SETTINGS[task].title for task in SETTINGS if outcome(settings, task) == "yes"]
-    answers = [call.answer for task in SETTINGS if (call := call_of(settings, task)) is not None]
-    if known < len(SETTINGS):
-        return _lines(f"Not finished: {known} of {len(SETTINGS)} settings have an outcome yet, {correct} as predicted.")
-    where = f" ({', '.join(gained)})" if gained else ""
-    return _lines(
-        f"**{correct} of {known} predictions were right.** LayerSync helped in {len(gained)} of the settings{where}, "
-        f"and yes was said of {answers.count('yes')}. To say no always would have been right in {known - len(gained)}."
+    ratios = {task: distance(settings, task, PAIR) for task in SETTINGS}
+    costs = {task: difference(settings, task, PAIR, VANILLA) for task in SETTINGS}
+
+    def titles(chosen: Callable[[str], bool]) -> list[str]:
+        return [described.title for task, described in SETTINGS.items() if chosen(task)]
+
+    return _Tally(
+        known,
+        correct,
+        yes=titles(lambda task: (call := call_of(settings, task)) is not None and call.answer == "yes"),
+        gained=titles(lambda task: outcome(settings, task) == "yes"),
+        further=titles(lambda task: (ratio := ratios[task]) is not None and ratio.low > 1),
+        costly=titles(lambda task: (cost := costs[task]) is not None and cost.low > 0),
     )
+
+
+def _settings(settings: Results) -> str:
+    found = _tally(settings)
+    if found.known < len(SETTINGS):
+        return _lines(
+            f"Not finished: {found.known} of {len(SETTINGS)} settings have an outcome yet, {found.correct} as "
+            "predicted."
+        )
+    return _lines(
+        f"**{found.correct} of {found.known} predictions were right.** LayerSync helped in "
+        f"{_count(found.gained)}, and yes was said of {_count(found.yes)}. To say no always would have been right in "
+        f"{found.known - len(found.gained)}. With the pair to the end, samples are further from the data, beyond "
+        f"chance, in {_count(found.further)}, and the held-out loss is higher in {_count(found.costly)}."
+    )
+
+
+def _foretold(settings: Results) -> str:
+    found = _tally(settings)
+    return _lines(
+        f"In {found.known} other settings of that size (glyphs and bouncing discs, 6 to 24 blocks) it brought samples "
+        f"closer to the data, beyond chance, in {_count(found.gained)}, and further from it in {len(found.further)}. "
+        f"`layersync suggest`, asked beforehand, was right in {found.correct}; it said yes to {_count(found.yes)}."
+    )
+
+
+def _count(titles: list[str]) -> str:
+    return f"{len(titles) or 'none'}{named(titles)}"
 
 
 def _calls(settings: Results) -> str:
