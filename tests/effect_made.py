@@ -77,6 +77,11 @@ def of_setting(task: str, arm: str, seed: int, frechet: float, answer: Any = "no
     )
 
 
+def lost(record: Record) -> Record:
+    """Return a training that diverged."""
+    return record.model_copy(update={"marks": {}, "curve": [], "diverged": 100})
+
+
 def settings(folder: Path, ratios: dict[str, tuple[float, float]], answers: dict[str, str]) -> Results:
     """Return results in which each arm multiplies vanilla's distance by a ratio, nearly the same at every seed."""
     (folder / "settings").mkdir()

@@ -25,7 +25,7 @@ from benchmarks.effect.arms import (
 from benchmarks.effect.depth import blocks_of, changes, left_out, losses_without, named, runs
 from benchmarks.effect.depth_report import depth_of, table
 from benchmarks.effect.measures import Exam
-from benchmarks.effect.results import Mark, Record, Results
+from benchmarks.effect.results import Mark, Record
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEEP_TASKS, TASKS, Task
 from layersync_core.testing import randomise_weights
@@ -165,9 +165,9 @@ def test_the_table_has_the_rise_without_the_blocks_between(tmp_path: Path) -> No
     results.add(record("never-there", 0, 0.39, 0))
     rows = [line.strip("| ").split(" | ") for line in table(results).splitlines()[2:]]
     vanilla, pair, never = rows
-    assert vanilla[:5] == ["12", "vanilla", "3", "0.4000", "+50.0%"]
+    assert vanilla[:5] == ["12", "vanilla", "3", "0.4000", "+50.0% (+50.0% to +50.0%)"]
     assert pair[3].startswith("**+0.0110 (+0.0085 to +0.0135)**")
-    assert pair[4] == "+2.4%"
+    assert pair[4] == "+2.4% (+2.4% to +2.4%)"
     assert never[2:5] == ["1", "−0.0100 (one seed)", "–"]
     STUDIES["depth"].write_report(tmp_path / "depth", results)
     rows = [line.strip("| ").split(" | ") for line in (tmp_path / "depth" / "runs.md").read_text().splitlines()[4:]]
@@ -198,5 +198,8 @@ def test_what_is_trained_so_far_was_planned() -> None:
 
 
 def test_the_folder_of_results_says_which_study_they_are_of(tmp_path: Path) -> None:
-    assert isinstance(STUDIES["effect"].results(tmp_path), Results)
-    assert STUDIES["effect"].results(tmp_path).jobs != STUDIES["depth"].results(tmp_path).jobs
+    for study in STUDIES.values():
+        (tmp_path / study.folder).mkdir(exist_ok=True)
+    STUDIES["depth"].results(tmp_path).add(record(VANILLA, 0, 0.4, 0.6))
+    found = {name: len(study.results(tmp_path).records) for name, study in STUDIES.items()}
+    assert found == {"effect": 0, "depth": 1, "settings": 0, "repetition": 0}

@@ -15,11 +15,9 @@ from benchmarks.effect import training
 from benchmarks.effect.__main__ import main
 from benchmarks.effect.arms import (
     CUT_OFF,
-    EVERY_ARM,
     GPU_QUICK,
     PAIR,
     SETTING,
-    SETTING_ARMS,
     SETTING_QUICK,
     VANILLA,
     Job,
@@ -28,7 +26,8 @@ from benchmarks.effect.arms import (
     settings_plan,
 )
 from benchmarks.effect.drawn import PLAIN
-from benchmarks.effect.results import Compared, Results
+from benchmarks.effect.expectations import wanted
+from benchmarks.effect.results import Call, Compared, Results
 from benchmarks.effect.settings_report import call_of, outcome, predictions, right, table
 from benchmarks.effect.studies import GPU_STUDY, STUDIES
 from benchmarks.effect.tasks import GPU_TASK, MAIN_SETTING, ON_GPU, SETTINGS, faint, plain_glyphs
@@ -36,6 +35,7 @@ from layersync_core import Block, Findings, SkippedRun
 from layersync_core.testing import randomise_weights
 from tests.effect_made import of_setting as record
 from tests.effect_made import settings as made
+from tests.suggest.test_verdict import every, findings
 
 SMALL = dataclasses.replace(SETTING_QUICK, evaluated=4, samples=16)
 
@@ -143,15 +143,16 @@ def test_a_prediction_is_right_where_it_says_what_happened(tmp_path: Path) -> No
     assert [outcome(results, task) for task in ratios] == ["yes", "no", "yes", "no"]
     assert right(results) == (2, 4)
     rows = [line.strip("| ").split(" | ") for line in table(results).splitlines()[2:]]
-    assert [(row[0], row[3], row[-2], row[-1]) for row in rows] == [
+    assert [(row[0], row[4], row[-2], row[-1]) for row in rows] == [
         (SETTINGS["glyphs-24"].title, "yes", "yes", "right"),
         (SETTINGS["glyphs-12"].title, "yes", "no", "wrong"),
         (SETTINGS["glyphs-6"].title, "no", "yes", "wrong"),
         (SETTINGS["discs-24"].title, "no", "no", "right"),
     ]
     assert [row[1:3] for row in rows[:2]] == [["5", "+0.080"], ["3", "+0.040"]]
-    assert rows[0][4].startswith("**0.802 (")
-    assert rows[0][6].startswith("**+0.0120 (")
+    assert rows[0][7].startswith("**0.802 (")
+    assert rows[0][9].startswith("**+0.0120 (")
+    assert (rows[0][3], rows[0][5:7]) == ("–", ["0.50", "12.00"])
     assert STUDIES["settings"].results(tmp_path).records == results.records
 
 
@@ -250,5 +251,9 @@ def test_a_study_of_the_laptop_is_none_for_a_gpu(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_arm_of_the_settings_is_known() -> None:
-    assert set(SETTING_ARMS) <= set(EVERY_ARM)
+def test_what_is_wanting_is_told_from_the_rules_own_words() -> None:
+    made = {"a gap": findings(0.0), "something to learn": findings(0.1, centred=0.99)}
+    made["depth"] = findings(0.1, rises=every(0.3))
+    for want, found in made.items():
+        reason = found.content()["verdict"]["reason"]
+        assert wanted(Call(compared=[], answer="no", reason=reason, pair=None, stop=None)) == want

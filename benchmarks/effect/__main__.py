@@ -7,8 +7,8 @@ again on the same folder, it trains what is missing. `--quick` trains every arm 
 depth and in two settings: it shows that the machinery works and says nothing about the effect. `--study depth` trains
 what shows how much of a model's depth LayerSync takes, and `--study settings` tests on seven settings what `layersync
 suggest` predicts, `--study repetition` one of these settings on other seeds, each into a folder of its name in the
-output folder; without the flag, all four are trained. `--scale gpu` trains two arms of a DiT-S/2 in ten minutes on one
-GPU instead, into the folder `gpu`.
+output folder; without the flag, all four are trained. `--scale gpu` trains two arms of a DiT-S/2 on one GPU instead,
+into the folder `gpu`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, help="trainings at a time (default: one per core, one for a GPU)")
     parser.add_argument("--study", choices=list(STUDIES), help="train only what this study needs (default: all)")
     parser.add_argument(
-        "--scale", choices=["laptop", "gpu"], default="laptop", help="gpu: a larger model, ten minutes on one GPU"
+        "--scale",
+        choices=["laptop", "gpu"],
+        default="laptop",
+        help="gpu: a larger model, made for ten minutes on one GPU",
     )
     options = parser.parse_args(arguments)
     if options.processes is not None and options.processes < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -34,12 +35,14 @@ class Column:
         form: How a value is written.
         of: Returns the value of a training; None where it has none.
         paired: Whether arms show their difference from vanilla.
+        ranged: Whether the lowest and the highest seed are shown as well.
     """
 
     title: str
     form: str
     of: Callable[[Record], float | None]
     paired: bool = False
+    ranged: bool = False
 
 
 def depth_of(record: Record) -> Depth:
@@ -90,7 +93,7 @@ def _probe(time: str, side: int) -> Callable[[Record], float | None]:
 
 COLUMNS = (
     Column("held-out loss", ".4f", held_out, paired=True),
-    Column("rise of it without the blocks between", "+.1%", rise_between),
+    Column("rise of it without the blocks between", "+.1%", rise_between, ranged=True),
     Column(f"without the cheapest {RUN} in a row", "+.1%", _cheapest),
     Column("change by a block between", ".3f", change_between),
     Column("change by other blocks", ".3f", _change_elsewhere),
@@ -121,7 +124,12 @@ def _cell(column: Column, found: list[Record], vanilla: dict[int, Record]) -> st
         values = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
         return text_of(estimate(values), f"+{column.form}", 0.0) if values else "–"
     values = [value for record in found if (value := column.of(record)) is not None]
-    return f"{np.mean(values):{column.form}}" if values else "–"
+    if not values:
+        return "–"
+    text = f"{np.mean(values):{column.form}}"
+    if column.ranged and len(values) > 1:
+        text += f" ({min(values):{column.form}} to {max(values):{column.form}})"
+    return text.replace("-", "−")
 
 
 def page_by_run(results: Results) -> str:
@@ -153,29 +161,60 @@ def page_by_run(results: Results) -> str:
 def write_report(folder: Path, results: Results) -> None:
     """Write table.md, runs.md and depth.png."""
     (folder / TABLE).write_text(table(results), encoding="utf-8")
+    write_page(folder, results)
+
+
+def write_page(folder: Path, results: Results) -> None:
+    """Write runs.md and depth.png."""
     (folder / RUNS).write_text(page_by_run(results), encoding="utf-8")
-    depths = [task for task in BY_DEPTH if trainings(results, task, VANILLA)]
-    if depths:
-        _draw(folder / FIGURE, results, depths)
+    if drawn := lines(results):
+        _draw(folder / FIGURE, drawn)
 
 
-def _draw(file: Path, results: Results, depths: list[str]) -> None:
+@dataclass(frozen=True)
+class Line:
+    """What the figure shows of an arm at one depth: for each block, means over the seeds."""
+
+    task: str
+    arm: str
+    pair: tuple[int, int]
+    rises: list[float]
+    changes: list[float]
+
+
+def lines(results: Results) -> list[Line]:
+    """Return the lines of the figure."""
+    drawn = []
+    for task, arm in product(BY_DEPTH, (VANILLA, PAIR)):
+        if found := trainings(results, task, arm):
+            blocks = range(1, DEEP_TASKS[task].blocks + 1)
+            rises = np.mean([[rise(record, (block, block)) for block in blocks] for record in found], axis=0)
+            changes = np.mean([depth_of(record).change for record in found], axis=0)
+            drawn.append(Line(task, arm, found[0].pair, rises.tolist(), changes.tolist()))
+    return drawn
+
+
+def fingerprint(drawn: list[Line]) -> str:
+    """Return what distinguishes one figure from another; it is kept in the picture's file."""
+    shown = [(line.task, line.arm, np.round([line.rises, line.changes], 6).tolist()) for line in drawn]
+    return f"{zlib.crc32(repr(shown).encode()):08x}"
+
+
+def _draw(file: Path, drawn: list[Line]) -> None:
     """Draw, for each depth, the rise of the loss without each single block and how much each block changes."""
+    depths = list(dict.fromkeys(line.task for line in drawn))
     figure = Figure(figsize=(4.5 * len(depths), 6.5), layout="constrained")
     axes: Any = figure.subplots(2, len(depths), squeeze=False)
-    for place, task in enumerate(depths):
-        rises, moves = axes[:, place]
-        for arm in (VANILLA, PAIR):
-            if not (found := trainings(results, task, arm)):
-                continue
-            colour = COLOURS["vanilla" if arm == VANILLA else "layersync"]
-            blocks = range(1, DEEP_TASKS[task].blocks + 1)
-            single = np.mean([[rise(record, (block, block)) for block in blocks] for record in found], axis=0)
-            rises.plot(blocks, 100 * single, "o-", color=colour, label=DEEP_ARMS[arm].title)
-            moves.plot(blocks, np.mean([depth_of(record).change for record in found], axis=0), "o-", color=colour)
-            for axis in (rises, moves):
-                student, teacher = found[0].pair
-                axis.axvspan(student + 0.5, teacher + 0.5, color="0.93", zorder=0)
+    for line in drawn:
+        rises, moves = axes[:, depths.index(line.task)]
+        colour = COLOURS["vanilla" if line.arm == VANILLA else "layersync"]
+        blocks = range(1, len(line.rises) + 1)
+        rises.plot(blocks, [100 * share for share in line.rises], "o-", color=colour, label=DEEP_ARMS[line.arm].title)
+        moves.plot(blocks, line.changes, "o-", color=colour)
+        student, teacher = line.pair
+        for axis in (rises, moves):
+            axis.axvspan(student + 0.5, teacher + 0.5, color="0.93", zorder=0)
+    for (rises, moves), task in zip(axes.T, depths, strict=True):
         rises.set_title(DEEP_TASKS[task].title, fontsize="medium")
         rises.set_yscale("symlog", linthresh=1)
         moves.set_yscale("log")
@@ -185,4 +224,4 @@ def _draw(file: Path, results: Results, depths: list[str]) -> None:
     axes[0, 0].legend(frameon=False, fontsize="small")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file, dpi=DPI, metadata={"Description": fingerprint(drawn)})

@@ -16,12 +16,14 @@ from pathlib import Path
 from benchmarks.effect import depth_report, settings_report
 from benchmarks.effect.arms import PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
-from benchmarks.effect.expectations import Outcome, compared, named, of_depth, of_repetition, of_settings
+from benchmarks.effect.expectations import Outcome, compared, named, of_depth, of_repetition, of_settings, repeated
+from benchmarks.effect.paired import estimate
+from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Results
-from benchmarks.effect.settings_report import call_of, distance, outcome, right
+from benchmarks.effect.settings_report import call_of, distance, outcome, ratios, right
 from benchmarks.effect.studies import STUDIES
-from benchmarks.effect.tasks import DEPTHS, SETTINGS
-from benchmarks.effect.trained import difference, trainings
+from benchmarks.effect.tasks import DEPTHS, REPEATED_SETTING, SETTINGS
+from benchmarks.effect.trained import difference, differences
 
 ROOT = Path(__file__).parents[2]
 PAGES = "README.md", "docs/index.md", "docs/effect.md"
@@ -47,30 +49,60 @@ def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str
     return {
         "short": lambda: _short(depth),
         "depth_table": lambda: depth_report.table(depth),
-        "foretold": lambda: _foretold(settings),
+        "foretold": lambda: _foretold(settings, again),
         "settings": lambda: _settings(settings),
         "settings_table": lambda: settings_report.table(settings),
         "calls": lambda: _calls(settings),
-        "repetition": lambda: settings_report.repetition(again),
+        "repetition": lambda: _lines(_again(settings, again)) + "\n" + settings_report.repetition(again),
         "expected": lambda: _expected(of_depth(depth), of_settings(settings), of_repetition(again)),
         "time": lambda: _time(depth, settings, again),
     }
 
 
 def _short(depth: Results) -> str:
-    found = compared(depth, "digits-12", PAIR, VANILLA, rise_between) or (float("nan"), float("nan"))
-    each = [rise_between(record) or 0.0 for record in trainings(depth, "digits-12", VANILLA)]
-    costs = {blocks: difference(depth, f"digits-{blocks}", PAIR, VANILLA) for blocks in sorted(DEPTHS)}
-    lower = [str(blocks) for blocks, cost in costs.items() if cost is not None and cost.high < 0]
-    higher = [str(blocks) for blocks, cost in costs.items() if cost is not None and cost.low > 0]
-    return _lines(
-        "Without the blocks between student and teacher, the held-out loss of a small DiT of 12 blocks on 8x8 digits "
-        f"rises by {found[1]:.0%} if it was trained without LayerSync ({min(each):.0%} to {max(each):.0%} over "
-        f"{len(each)} seeds), and by {found[0]:.0%} if it was trained with it. The term brings these blocks closer to "
-        "the identity: **LayerSync spends depth.** Of the three depths that were trained (8, 12 and 24 blocks), it "
-        f"lowered the loss at {' and '.join(lower) or 'none'} and raised it, beyond chance, at "
-        f"{' and '.join(higher) or 'none'}."
+    rises = {
+        blocks: found
+        for blocks in sorted(DEPTHS)
+        if (found := compared(depth, f"digits-{blocks}", PAIR, VANILLA, rise_between)) is not None
+    }
+    if not rises:
+        return _lines("Nothing is trained yet.")
+    costs = {blocks: differences(depth, f"digits-{blocks}", PAIR, VANILLA) for blocks in rises}
+    paid = {blocks: estimate([*cost.values()]) for blocks, cost in costs.items()}
+    lower = [f"{blocks} blocks" for blocks, cost in paid.items() if cost.high < 0]
+    higher = [f"{blocks} blocks" for blocks, cost in paid.items() if cost.low > 0]
+    seeds = sorted({len(cost) for cost in costs.values()})
+    text = (
+        "Without the blocks between student and teacher, the held-out loss of small DiTs on 8x8 digits rises by "
+        f"{_and([_share(theirs) for _, theirs in rises.values()])} ({_and([*map(str, rises)])} blocks) if they were "
+        f"trained without LayerSync, and by {_and([_share(ours) for ours, _ in rises.values()])} if they were trained "
+        "with it. "
     )
+    if all(ours < theirs for ours, theirs in rises.values()):
+        text += "The term brings these blocks closer to the identity: **LayerSync spends depth.** "
+    text += (
+        f"The whole model's loss is lower with it, beyond chance, at {_and(lower) or 'none of these depths'}, and "
+        f"higher at {_and(higher) or 'none'} ({_span(seeds)} seeds)."
+    )
+    return _lines(text + _so_far(depth))
+
+
+def _so_far(study: Results) -> str:
+    """Return, for the end of a paragraph, how many trainings are in; empty where all are."""
+    count = len(study.missing(study.jobs))
+    return f" {len(study.jobs) - count} of {len(study.jobs)} trainings are in so far." if count else ""
+
+
+def _and(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def _share(rise: float) -> str:
+    return f"{rise:.0%}" if rise >= 0.01 else f"{rise:.1%}"
+
+
+def _span(counts: list[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 @dataclass(frozen=True)
@@ -114,16 +146,37 @@ def _settings(settings: Results) -> str:
         f"**{found.correct} of {found.known} predictions were right.** LayerSync helped in "
         f"{_count(found.gained)}, and yes was said of {_count(found.yes)}. To say no always would have been right in "
         f"{found.known - len(found.gained)}. With the pair to the end, samples are further from the data, beyond "
-        f"chance, in {_count(found.further)}, and the held-out loss is higher in {_count(found.costly)}."
+        f"chance, in {_count(found.further)}, and the held-out loss is higher, beyond chance, in "
+        f"{_count(found.costly)}.{_so_far(settings)}"
     )
 
 
-def _foretold(settings: Results) -> str:
+def _foretold(settings: Results, again: Results) -> str:
     found = _tally(settings)
+    trivial = found.known - len(found.gained)
     return _lines(
-        f"In {found.known} other settings of that size (glyphs and bouncing discs, 6 to 24 blocks) it brought samples "
-        f"closer to the data, beyond chance, in {_count(found.gained)}, and further from it in {len(found.further)}. "
-        f"`layersync suggest`, asked beforehand, was right in {found.correct}; it said yes to {_count(found.yes)}."
+        f"In {found.known} other settings (small DiTs and a small Wan on glyphs and bouncing discs, 6 to 24 blocks) it "
+        f"brought samples closer to the data, beyond chance, in {_count(found.gained)}, and further from it, if it was "
+        f"on to the end, in {len(found.further)}. `layersync suggest`, asked beforehand, said yes to "
+        f"{_count(found.yes)} and was right in {found.correct}; a rule that always says no would have been right in "
+        f"{trivial}. {_again(settings, again)}"
+    )
+
+
+def _again(settings: Results, again: Results) -> str:
+    title = SETTINGS[REPEATED_SETTING].title
+    first, ratio, helped = (
+        ratios(settings, REPEATED_SETTING, PAIR),
+        distance(again, REPEATED_SETTING, PAIR),
+        repeated(again),
+    )
+    if ratio is None or helped is None:
+        return f"One of them ({title}) is being trained again with other seeds."
+    said = "closer to the data, beyond chance" if helped else "not shown to be closer to the data"
+    return (
+        f"One of them ({title}) was trained again with other seeds, since the distance of its samples had been "
+        f"multiplied by {_and([f'{one:.2f}' for one in first])}, seed by seed: by {text_of(ratio, '.2f', None)}, so "
+        f"{said}."
     )
 
 
@@ -151,8 +204,8 @@ def _time(*studies: Results) -> str:
     hours = [sum(record.seconds for record in study.records.values()) / 3600 for study in studies]
     trained = [f"{len(study.records)} of {len(study.jobs)} trainings" for study in studies]
     return _lines(
-        f"Trained so far: {trained[0]} of the study of depth in {hours[0]:.1f} core-hours, {trained[1]} of the "
-        f"settings in {hours[1]:.1f}, {trained[2]} of the repetition in {hours[2]:.1f}."
+        f"Twelve core-hours were planned. Trained so far: {trained[0]} of the study of depth in {hours[0]:.1f} "
+        f"core-hours, {trained[1]} of the settings in {hours[1]:.1f}, {trained[2]} of the repetition in {hours[2]:.1f}."
     )
 
 
@@ -161,8 +214,10 @@ def _lines(text: str) -> str:
 
 
 def main() -> int:
-    """Write the pages."""
-    made = parts()
+    """Write the pages, and what they show of the study of depth."""
+    folder = ROOT / "docs" / "effect"
+    made = parts(folder)
+    depth_report.write_page(folder / "depth", STUDIES["depth"].results(folder))
     for name in PAGES:
         page = ROOT / name
         page.write_text(written(page.read_text(encoding="utf-8"), made), encoding="utf-8")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
 from benchmarks.effect.paired import Estimate, estimate_ratio
 from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Call, Record, Results
 from benchmarks.effect.tasks import REPEATED_SETTING, SETTINGS
-from benchmarks.effect.trained import count_of, difference, diverged, header, held_out, trainings
+from benchmarks.effect.trained import count_of, difference, diverged, header, held_out, is_whole, trainings
 
 TABLE = "table.md"
 
@@ -35,8 +36,14 @@ def paired(results: Results, task: str, arm: str) -> list[tuple[Record, Record]]
 
 def distance(results: Results, task: str, arm: str) -> Estimate | None:
     """Return by what the arm multiplies the Fréchet distance of samples; None if nothing is trained yet."""
+    found = ratios(results, task, arm)
+    return estimate_ratio(found) if found else None
+
+
+def ratios(results: Results, task: str, arm: str) -> list[float]:
+    """Return by what the arm multiplies the Fréchet distance of samples, seed by seed."""
     marks = [[side.marks[side.steps].frechet for side in sides] for sides in paired(results, task, arm)]
-    return estimate_ratio([ours / theirs for ours, theirs in marks]) if marks else None
+    return [ours / theirs for ours, theirs in marks]
 
 
 def outcome(results: Results, task: str) -> str | None:
@@ -45,12 +52,13 @@ def outcome(results: Results, task: str) -> str | None:
     An arm of which a training diverged does not count as one that helped.
 
     Returns:
-        None while an arm has fewer than two seeds, where nothing can be beyond chance.
+        None while trainings of the setting are missing and an arm has fewer than two seeds, where nothing can be beyond
+        chance.
     """
-    found = [distance(results, task, arm) for arm in (PAIR, CUT_OFF)]
-    if any(one is None or math.isinf(one.high) for one in found):
+    found = {arm: distance(results, task, arm) for arm in (PAIR, CUT_OFF)}
+    if any(one is None or math.isinf(one.high) for one in found.values()) and not is_whole(results, task):
         return None
-    stable = [one for arm, one in zip((PAIR, CUT_OFF), found, strict=True) if not diverged(results, task, arm)]
+    stable = [one for arm, one in found.items() if not diverged(results, task, arm)]
     return "yes" if any(one is not None and one.high < 1 for one in stable) else "no"
 
 
@@ -74,7 +82,8 @@ def predictions(results: Results) -> list[str]:
 def table(results: Results) -> str:
     """Return a Markdown table with a row for each setting."""
     head = [
-        *("setting", "seeds", "gap at noise 0.5", "likely to help?"),
+        *("setting", "seeds", "gap at noise 0.5", "centred cosine of the pair", "likely to help?"),
+        *("Fréchet distance, held-out samples", "vanilla"),
         *(f"{what}, {arm}" for what in ("Fréchet distance", "held-out loss") for arm in ("pair", "cut off")),
         *("it helped", "right"),
     ]
@@ -86,8 +95,11 @@ def table(results: Results) -> str:
         cells = [
             described.title,
             count_of(results, task, PAIR),
-            f"{sum(map(gap, vanilla)) / len(vanilla):+.3f}",
+            f"{fmean(map(gap, vanilla)):+.3f}".replace("-", "−"),
+            _centred(call, vanilla[0].pair),
             call.answer,
+            f"{vanilla[0].real.frechet:.2f}",
+            f"{fmean(record.marks[record.steps].frechet for record in vanilla):.2f}",
             *(_text(distance(results, task, arm), ".3f", 1.0) for arm in (PAIR, CUT_OFF)),
             *(_text(difference(results, task, arm, VANILLA), "+.4f", 0.0) for arm in (PAIR, CUT_OFF)),
             found or "–",
@@ -106,6 +118,12 @@ def repetition(results: Results) -> str:
         losses = [f"{held_out(side):.4f}" for side in (vanilla, pair)]
         lines.append(f"| {' | '.join([str(pair.seed), *distances, *losses])} |")
     return "\n".join(lines) + "\n"
+
+
+def _centred(call: Call, pair: tuple[int, int]) -> str:
+    """Return the centred cosine of the pair that the arms train, in the model that the prediction was made from."""
+    found = [it.centred for it in call.compared if (it.student, it.teacher) == pair]
+    return "–" if not found or found[0] is None else f"{found[0]:.3f}".replace("-", "−")
 
 
 def _text(found: Estimate | None, form: str, nothing: float) -> str:

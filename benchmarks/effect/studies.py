@@ -1,4 +1,4 @@
-"""The studies that the command runs: the effect on loss, representations and samples, and on the model's depth."""
+"""The studies that the command runs: of the effect, of the model's depth, of what can be foretold, and one again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks: three small models and the data that each learns, all from installed packages."""
+"""The tasks: small models and the data that each learns, all from installed packages."""
 
 # Shapes: N samples, C channels, T frames, H height, W width
 

@@ -22,6 +22,11 @@ def diverged(results: Results, task: str, arm: str) -> int:
     return sum((it.task, it.arm) == (task, arm) and it.diverged is not None for it in results.records.values())
 
 
+def is_whole(results: Results, task: str, *arms: str) -> bool:
+    """Return whether every planned training of some arms of a task has ended, of all of them if none is named."""
+    return not any(job.task == task and (not arms or job.arm in arms) for job in results.missing(results.jobs))
+
+
 def count_of(results: Results, task: str, arm: str) -> str:
     """Return the number of finished trainings of an arm, and of those that diverged."""
     lost = diverged(results, task, arm)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from layersync_core.errors import CaptureError, ConfigError
 from layersync_core.families.asking import blocks_of
 from layersync_core.protocol import Adapter, Block
 from layersync_core.suggest.findings import Findings
+from layersync_core.suggest.probing import score_probes
 from layersync_core.suggest.tally import ESTIMATOR, Level, Tally
 
 TOKENS = 64
@@ -26,6 +28,7 @@ _LEAST_SHARE = 16  # tokens per noise level, if the samples of a forward have se
 LEVELS = (0.125, 0.375, 0.625, 0.875)
 """The middles of the quarters of the model's own time, to which a training loop's samples are assigned."""
 _TIMES = ("timestep", "timesteps", "t", "time")
+log = logging.getLogger(__name__)
 _LABELLED = 1024  # the most samples with a known class to keep per level
 
 
@@ -86,8 +89,14 @@ class Probe:
 
         Args:
             level: Their noise level, 0 to 1; None reads it from the call.
-            labels: (B,) classes of their samples, which the model itself must not be given.
+            labels: (B,) classes of their samples, which the model itself must not be given. Linear probes are scored
+                if they are known at each noise level.
+
+        Raises:
+            ConfigError: They are not whole numbers, one for each sample.
         """
+        if labels is not None and (labels.ndim != 1 or labels.is_floating_point() or labels.is_complex()):
+            raise ConfigError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give (B,) whole numbers")
         self._given = (level, labels)
         try:
             yield
@@ -115,7 +124,9 @@ class Probe:
                 "give weights and samples with which the model computes finite numbers"
             )
         named = {level: self._levels[level] for level in self._sorted()}
-        return Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
+        found = Findings.of(self._name, self.blocks, named, self.forwards, self._sub_sample())
+        score_probes(found, _labelled([*named.values()]))
+        return found
 
     def paused(self) -> AbstractContextManager[None]:
         """Ignore the forwards inside the context."""
@@ -195,20 +206,13 @@ class Probe:
         if labels is None:
             return
         for level, of_level_B in now.levels.items():
+            if len(labels) != len(of_level_B):
+                raise ConfigError(f"there are {len(labels)} labels for a forward of {len(of_level_B)} samples")
             found = self._levels[level]
             if sum(map(len, found.labels)) < _LABELLED:
                 found.labels.append(labels.cpu()[of_level_B])
                 for index, mean_BD in now.pooled.items():
                     found.pooled.setdefault(index, []).append(mean_BD[of_level_B])
-
-    def labelled_samples(self) -> list[tuple[Tensor, list[Tensor]]]:
-        """Return, for each noise level, the known classes (N,) and each block's mean tokens (N, D)."""
-        levels = [self._levels[level] for level in self._sorted()]
-        return [
-            (torch.cat(level.labels), [torch.cat(level.pooled[index]) for index in sorted(level.pooled)])
-            for level in levels
-            if level.labels
-        ]
 
     def _sorted(self) -> list[float | None]:
         return sorted(self._levels, key=lambda level: -1.0 if level is None else level)
@@ -220,6 +224,19 @@ class Probe:
             return {self._given[0]: torch.ones(batch, dtype=torch.bool)}
         place_B = (time_B * len(LEVELS)).long().clamp(max=len(LEVELS) - 1)
         return {LEVELS[place]: place_B == place for place in place_B.unique().tolist()}
+
+
+def _labelled(levels: Sequence[Level]) -> list[tuple[Tensor, list[Tensor]]]:
+    """Return the classes (N,) and each block's mean tokens (N, D) of each noise level; nothing without classes."""
+    found = [
+        (torch.cat(level.labels), [torch.cat(level.pooled[index]) for index in sorted(level.pooled)])
+        for level in levels
+        if level.labels
+    ]
+    if found and (len(found) < len(levels) or any(len(labels.unique()) < 2 for labels, _ in found)):
+        log.warning("no linear probe is scored: at some noise level the samples have no classes, or one class alone")
+        return []
+    return found
 
 
 class _Now:

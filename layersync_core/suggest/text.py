@@ -39,8 +39,8 @@ def _when(stop: float | None) -> str:
     if stop == 1:
         return "no need to stop: the model does not use the blocks between"
     return (
-        f"stop after {stop:.0%} of the training (set layersync_cutoff_step to that share of your steps): the model "
-        "uses the blocks between, which the term goes on taking"
+        f"stop after {stop:.0%} of the training, by rule of thumb (set layersync_cutoff_step to that share of your "
+        "steps): the model uses the blocks between, which the term goes on taking"
     )
 
 

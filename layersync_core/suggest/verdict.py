@@ -17,11 +17,11 @@ SATURATED = 0.95
 STRANGERS = 0.05
 """CKA below which two blocks share next to nothing, so there is no sign that one could become the other."""
 SPARE = 0.1
-"""Share by which the loss may rise without the blocks between, which LayerSync turns into the identity."""
+"""Share by which the loss may rise without the blocks between, which LayerSync brings closer to the identity."""
 IDLE = 0.02
 """Below this rise they do so little that nothing asks to give them back."""
 STOP = 1 / 3
-"""Share of the training after which the term is best switched off otherwise."""
+"""Share of the training after which to switch the term off otherwise: a rule of thumb, see docs/effect.md."""
 STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
 """Where the paper's best pairs are, as fractions of the depth."""
 _BEST_DEPTHS = 0.3, 0.65
@@ -100,13 +100,13 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     worth = [pair for pair in allowed if not _why_not(found, pair)]
     if not worth:
         unmeasured = all(_mean(found, "cka", pair) is None for pair in allowed)
-        return [], Verdict(
-            "unknown" if unmeasured else "no",
-            "nothing could be measured for the pairs that the paper's rules allow; "
+        what = (
+            "nothing could be measured for the pairs that the paper's rules allow"
             if unmeasured
-            else "no pair that the paper's rules allow has anything to learn; "
-            f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}",
+            else "no pair that the paper's rules allow has anything to learn"
         )
+        why = f"of {allowed[0]}, the nearest to them: {_why_not(found, allowed[0])}"
+        return [], Verdict("unknown" if unmeasured else "no", f"{what}; {why}")
     if not found.gap:
         ranked = _apart(worth, near)
         spared = _spared(found, ranked, worth)
@@ -125,8 +125,9 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
         return [], Verdict(
             "no",
             "no teacher separates the classes of the samples better than its student beyond chance; the largest lead "
-            f"of a linear probe is {_led(found, best)}, which is not {sure:.1f} errors; the errors are those of "
-            f"{found.samples} samples",
+            f"of a linear probe is {_led(found, best)}, which is not {sure:.1f} errors; compared were the {len(worth)} "
+            f"of {len(allowed)} allowed pairs that are not saturated, and the errors are those of {found.samples} "
+            "samples",
         )
     # Leads within the standard error count as equal.
     step = max(_error(found, best), 1e-6)
@@ -167,15 +168,15 @@ def _rise(found: Figures, pair: Pair) -> float | None:
 def _is_needed(found: Figures, pair: Pair) -> bool:
     """Return whether the model cannot spare the blocks between, as far as that was measured."""
     rise = _rise(found, pair)
-    return rise is not None and rise > SPARE
+    return rise is not None and not rise <= SPARE  # nor where the loss is not a number
 
 
 def _needed(found: Figures, pairs: Sequence[Pair]) -> str:
     measured = [(rise, pair) for pair in pairs if (rise := _rise(found, pair)) is not None]
     rise, least = min(measured, key=lambda one: one[0])
     return (
-        "there is no depth to spare: LayerSync makes the blocks between student and teacher nearly the identity, and "
-        f"without them the loss rises by {rise:.1%} ({least}), more than {SPARE:.0%}"
+        "there is no depth to spare: LayerSync brings the blocks between student and teacher closer to the identity, "
+        f"and without them the loss rises by {rise:.1%} ({least}), more than {SPARE:.0%}"
     )
 
 

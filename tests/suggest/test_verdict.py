@@ -44,7 +44,11 @@ def every(rise: float) -> dict[tuple[int, int], float]:
         (findings(0.1, rises=every(SPARE)), "yes", "depth to spare"),
         # Nine pairs are compared, and the best of nine is 2.7 errors above zero by chance once in forty times.
         (findings(0.03, rises=every(0.03)), "yes", r"\+0.030 ± 0.010"),
-        (findings(0.025, rises=every(0.03)), "no", r"\+0.025 ± 0.010 .* which is not 2.8 errors"),
+        (
+            findings(0.025, rises=every(0.03)),
+            "no",
+            r"\+0.025 ± 0.010 .* which is not 2.8 errors; compared were the 9 of 9",
+        ),
         (findings(0.1, error=0.05, rises=every(0.03)), "no", "beyond chance"),
     ],
     ids=["all three", "no depth", "no gap", "saturated", "depth unknown", "just enough", "sure", "unsure", "vague"],
@@ -56,6 +60,24 @@ def test_the_answer_needs_a_gap_depth_to_spare_and_something_to_learn(
     assert content["verdict"]["answer"] == answer
     assert bool(content["recommended"]) == (answer == "yes")
     assert_matches(reason, content["verdict"]["reason"])
+
+
+def test_a_loss_that_is_not_a_number_is_no_depth_to_spare() -> None:
+    assert findings(0.1, rises=every(float("nan"))).content()["verdict"]["answer"] == "no"
+
+
+def test_where_nothing_could_be_measured_the_cause_is_said() -> None:
+    found = findings(0.1)
+    found.cka = [[[None] * DEPTH] * DEPTH]
+    verdict = found.content()["verdict"]
+    assert verdict["answer"] == "unknown"
+    assert_matches("nothing could be measured .*; of block .*: all compared tokens are equal", verdict["reason"])
+
+
+def test_pairs_that_are_not_compared_are_counted() -> None:
+    found = findings(0.0, rises=every(0.03))
+    found.centered_cosine = [[[0.99 if teacher < 8 else 0.5 for teacher in range(DEPTH)] for _ in range(DEPTH)]]
+    assert_matches("compared were the 3 of 9 allowed pairs", found.content()["verdict"]["reason"])
 
 
 def test_without_classes_only_the_depth_can_say_no() -> None:
@@ -88,7 +110,7 @@ def test_if_all_take_too_much_the_pair_with_the_fewest_blocks_between_is_looked_
     ("rise", "stop", "said"),
     [
         (IDLE / 2, 1, "no need to stop"),
-        (2 * IDLE, 1 / 3, "stop after 33% of the training (set layersync_cutoff_step"),
+        (2 * IDLE, 1 / 3, "stop after 33% of the training, by rule of thumb (set layersync_cutoff_step"),
         (None, None, "when to stop was not measured"),
     ],
 )

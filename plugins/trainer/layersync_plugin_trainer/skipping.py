@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from layersync_core import Block, Findings, SkippedRun
+from layersync_core import Block, ConfigError, Findings, SkippedRun
 
 
 def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost: int, budget: int) -> None:
@@ -22,14 +23,17 @@ def leave_out(found: Findings, model: nn.Module, loss: Callable[[], float], cost
         loss: Returns the model's loss, always on the same batches.
         cost: Forwards per loss.
         budget: Forwards to spend, enough for at least two losses.
+
+    Raises:
+        ConfigError: A loss is not finite.
     """
     left = budget // cost - 1  # one goes to the whole model
-    found.skip_loss = whole = loss()
+    found.skip_loss = whole = _finite(loss(), "")
     blocks = found.described
     found.skip = [None] * len(blocks)
     for first, last in tqdm([*_runs(blocks)][:left], desc="suggest --skip", unit="run"):
         with _without(model, blocks, first, last):
-            rise = round(loss() - whole, 6)
+            rise = round(_finite(loss(), f" without blocks {first + 1} to {last + 1}") - whole, 6)
         if first == last:
             found.skip[first] = rise
         else:
@@ -45,6 +49,9 @@ def leave_out_between(found: Findings, model: nn.Module, loss: Callable[[], floa
         found: Its ``loss`` and ``between`` are set.
         model: The model.
         loss: Returns the model's loss, always on the same batches.
+
+    Raises:
+        ConfigError: A loss is not finite.
     """
     seen: set[tuple[int, int]] = set()
     # Which pairs are recommended depends on what was measured of others.
@@ -55,12 +62,18 @@ def leave_out_between(found: Findings, model: nn.Module, loss: Callable[[], floa
             if not runs:
                 continue
             if found.loss is None:
-                found.loss = loss()
+                found.loss = _finite(loss(), "")
             with ExitStack() as left_out:
                 for first, last in runs:
                     left_out.enter_context(_without(model, found.described, first, last))
-                rise = round(loss() - found.loss, 6)
+                rise = round(_finite(loss(), f" without blocks {student + 1} to {teacher}") - found.loss, 6)
             found.between.append(SkippedRun(student + 1, teacher, rise))
+
+
+def _finite(loss: float, without: str) -> float:
+    if not math.isfinite(loss):
+        raise ConfigError(f"the model's loss{without} is not finite, so depth to spare cannot be measured")
+    return loss
 
 
 def _recommended(found: Findings) -> list[tuple[int, int]]:

@@ -29,7 +29,6 @@ from layersync_plugin_trainer.config import SuggestConfig
 from layersync_plugin_trainer.feeding import Feed, check_forward, declared
 from layersync_plugin_trainer.models import Source, find_source
 from layersync_plugin_trainer.objective import Batch, draw, flow_loss
-from layersync_plugin_trainer.probing import score_probes
 from layersync_plugin_trainer.skipping import leave_out, leave_out_between
 
 FED = (
@@ -119,9 +118,7 @@ def _with_data(config: SuggestConfig, model: nn.Module, adapter: Adapter, device
                 _run(model, arguments, file)
             if probe.forwards == before:
                 raise CaptureError(f"data {file}: the forward did not run all blocks of the model")
-        found = probe.findings()
-        score_probes(found, probe)
-    return found
+    return probe.findings()
 
 
 def _check_labels(labels: Tensor | None, arguments: Mapping[str, Tensor], file: Path) -> None:
@@ -205,8 +202,7 @@ def measure(
             labels = there.labels if feed.null_label is None else torch.full_like(there.labels, feed.null_label)
             with probe.at(level, there.labels if asked else None):
                 feed(model, there.noisy, there.time, labels)
-        found = probe.findings()
-        score_probes(found, probe)
+    found = probe.findings()
     each = len(batches) // len(config.noise_levels)
     some = [batch.to(device) for place, (_, batch) in enumerate(batches) if place % each < _BATCHES_OF_LOSS]
     leave_out_between(found, model, partial(_loss, model, feed, some))

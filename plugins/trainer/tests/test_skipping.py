@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+from math import inf, nan
 
 import pytest
 import torch
 from torch import nn
 
-from layersync_core import Findings, blocks_of, get_adapter, list_families, load_tiny
+from layersync_core import ConfigError, Findings, blocks_of, get_adapter, list_families, load_tiny
 from layersync_core.testing import scatter_weights
 from layersync_plugin_trainer import data
 from layersync_plugin_trainer.feeding import Feed
-from layersync_plugin_trainer.skipping import leave_out_between
+from layersync_plugin_trainer.skipping import leave_out, leave_out_between
 
 BY_PLACE = {
     "ace_step": "every other block attends differently",
@@ -68,3 +69,15 @@ def test_the_loss_is_that_of_a_model_without_these_blocks(family: str) -> None:
     if family not in BY_PLACE:
         assert run.rise == pytest.approx(loss(cut(model, gone)) - found.loss, abs=2e-6)
     assert found.rise_between(pair["student"] - 1, pair["teacher"] - 1) == run.rise / found.loss
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"), [([nan], "loss is not finite"), ([1.0, inf], r"without blocks \d+ to \d+ is")]
+)
+def test_a_loss_that_is_not_finite_is_an_error(losses: list[float], said: str) -> None:
+    model = load_tiny("dit").tiny_model()
+    found = Findings("DiT", blocks_of(get_adapter("dit"), model))
+    with pytest.raises(ConfigError, match=said):
+        leave_out_between(found, model, iter(losses).__next__)
+    with pytest.raises(ConfigError, match=said):
+        leave_out(found, model, iter(losses).__next__, cost=1, budget=9)
