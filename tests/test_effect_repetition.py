@@ -60,6 +60,24 @@ def test_a_gain_that_is_larger_than_expected_is_a_gain(tmp_path: Path) -> None:
     assert "multiplied by 0.50, 0.51 and 0.53, seed by seed: by 0.51 (0.48 to 0.54), so closer to the data" in said
 
 
+@pytest.mark.parametrize(
+    ("distances", "said"),
+    [
+        (
+            (4.0, 4.1, 4.2),
+            "a gain was shown in samples of bouncing discs (Wan), 24 blocks, trained again with other seeds",
+        ),
+        ((5.0, 9.0, 6.0), "a gain was not shown anywhere"),
+    ],
+)
+def test_the_first_sentence(distances: tuple[float, float, float], said: str, tmp_path: Path) -> None:
+    again = repetition(tmp_path, distances)
+    depth, settings = (STUDIES[name].results(tmp_path) for name in ("depth", "settings"))
+    assert f"On the small models that were trained here {said}" in page._answer(depth, settings, again).replace(
+        "\n", " "
+    )
+
+
 def test_a_training_that_diverged_keeps_no_expectation(tmp_path: Path) -> None:
     results = repetition(tmp_path, (5.0, 5.1, 5.2))
     assert [one.kept for one in expectations.of_repetition(results)] == [True, True]

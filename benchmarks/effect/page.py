@@ -47,6 +47,7 @@ def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str
     """Return what makes each part from the results in a folder, by the part's name."""
     depth, settings, again = (STUDIES[name].results(folder) for name in ("depth", "settings", "repetition"))
     return {
+        "answer": lambda: _answer(depth, settings, again),
         "short": lambda: _short(depth),
         "depth_table": lambda: depth_report.table(depth),
         "foretold": lambda: _foretold(settings, again),
@@ -91,6 +92,19 @@ def _so_far(study: Results) -> str:
     """Return, for the end of a paragraph, how many trainings are in; empty where all are."""
     count = len(study.missing(study.jobs))
     return f" {len(study.jobs) - count} of {len(study.jobs)} trainings are in so far." if count else ""
+
+
+def _answer(depth: Results, settings: Results, again: Results) -> str:
+    """Return where a gain was shown, in the first sentence of the page."""
+    costs = {blocks: difference(depth, f"digits-{blocks}", PAIR, VANILLA) for blocks in sorted(DEPTHS)}
+    gains = [f"in loss on digits at {blocks} blocks" for blocks, cost in costs.items() if cost and cost.high < 0]
+    gains += [f"in samples of {title}" for title in _tally(settings).gained]
+    if repeated(again):
+        gains.append(f"in samples of {SETTINGS[REPEATED_SETTING].title}, trained again with other seeds")
+    said = f"a gain was shown {_and(gains)}, and nowhere else" if gains else "a gain was not shown anywhere"
+    return _lines(
+        f"On the small models that were trained here {said}. The paper reports large gains at hundreds of times their size."
+    )
 
 
 def _and(words: list[str]) -> str:
@@ -171,10 +185,10 @@ def _again(settings: Results, again: Results) -> str:
         repeated(again),
     )
     if ratio is None or helped is None:
-        return f"One of them ({title}) is being trained again with other seeds."
+        return f"One of the settings ({title}) is being trained again with other seeds."
     said = "closer to the data, beyond chance" if helped else "not shown to be closer to the data"
     return (
-        f"One of them ({title}) was trained again with other seeds, since the distance of its samples had been "
+        f"One of the settings ({title}) was trained again with other seeds, since the distance of its samples had been "
         f"multiplied by {_and([f'{one:.2f}' for one in first])}, seed by seed: by {text_of(ratio, '.2f', None)}, so "
         f"{said}."
     )
