@@ -103,7 +103,8 @@ def _answer(depth: Results, settings: Results, again: Results) -> str:
         gains.append(f"in samples of {SETTINGS[REPEATED_SETTING].title}, trained again with other seeds")
     said = f"a gain was shown {_and(gains)}, and nowhere else" if gains else "a gain was not shown anywhere"
     return _lines(
-        f"On the small models that were trained here {said}. The paper reports large gains at hundreds of times their size."
+        f"On the small models that were trained here {said}. The paper reports large gains at hundreds of times their "
+        "size."
     )
 
 
