@@ -21,7 +21,7 @@ SPARE = 0.1
 IDLE = 0.02
 """Below this rise they do so little that nothing asks to give them back."""
 STOP = 1 / 3
-"""Share of the training after which to switch the term off otherwise: a rule of thumb, see docs/effect.md."""
+"""Share of the training after which to switch the term off otherwise: a rule of thumb, whose use was not shown."""
 STUDENT_DEPTHS, TEACHER_DEPTHS = (0.2, 0.45), (0.55, 0.8)
 """Where the paper's best pairs are, as fractions of the depth."""
 _BEST_DEPTHS = 0.3, 0.65
