@@ -96,8 +96,11 @@ def _so_far(study: Results) -> str:
 
 def _answer(depth: Results, settings: Results, again: Results) -> str:
     """Return where a gain was shown, in the first sentence of the page."""
-    costs = {blocks: difference(depth, f"digits-{blocks}", PAIR, VANILLA) for blocks in sorted(DEPTHS)}
-    gains = [f"in loss on digits at {blocks} blocks" for blocks, cost in costs.items() if cost and cost.high < 0]
+    gains = [
+        f"in loss on digits at {blocks} blocks"
+        for blocks in sorted(DEPTHS)
+        if (cost := difference(depth, f"digits-{blocks}", PAIR, VANILLA)) and cost.high < 0
+    ]
     gains += [f"in samples of {title}" for title in _tally(settings).gained]
     if repeated(again):
         gains.append(f"in samples of {SETTINGS[REPEATED_SETTING].title}, trained again with other seeds")
@@ -180,17 +183,14 @@ def _foretold(settings: Results, again: Results) -> str:
 
 def _again(settings: Results, again: Results) -> str:
     title = SETTINGS[REPEATED_SETTING].title
-    first, ratio, helped = (
-        ratios(settings, REPEATED_SETTING, PAIR),
-        distance(again, REPEATED_SETTING, PAIR),
-        repeated(again),
-    )
+    ratio, helped = distance(again, REPEATED_SETTING, PAIR), repeated(again)
     if ratio is None or helped is None:
         return f"One of the settings ({title}) is being trained again with other seeds."
+    first = [f"{one:.2f}" for one in ratios(settings, REPEATED_SETTING, PAIR)]
     said = "closer to the data, beyond chance" if helped else "not shown to be closer to the data"
     return (
         f"One of the settings ({title}) was trained again with other seeds, since the distance of its samples had been "
-        f"multiplied by {_and([f'{one:.2f}' for one in first])}, seed by seed: by {text_of(ratio, '.2f', None)}, so "
+        f"multiplied by {_and(first)}, seed by seed: by {text_of(ratio, '.2f', None)}, so "
         f"{said}."
     )
 
