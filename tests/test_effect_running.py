@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -77,7 +78,22 @@ def left(job: Job, scale: Scale) -> Record:
     os._exit(3)
 
 
+@pytest.fixture
+def child_that_leaves() -> Iterator[None]:
+    """A process of somebody else, which ends with the exit code 4 after some seconds."""
+    child = multiprocessing.get_context("spawn").Process(target=leave_later)
+    child.start()
+    yield
+    child.join()
+
+
+def leave_later() -> None:
+    time.sleep(1)
+    os._exit(4)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("child_that_leaves")
 @pytest.mark.parametrize(
     ("train", "end"), [(killed, "was ended by SIGKILL, perhaps for lack of memory"), (left, "ended with exit code 3")]
 )

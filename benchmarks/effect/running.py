@@ -34,13 +34,14 @@ def train_all(
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs)) or 1
+    others, workers = multiprocessing.active_children(), list[BaseProcess]()
     with _stop_kept() as stop, ProcessPoolExecutor(count, mp_context=context, initializer=_be_a_worker) as pool:
         try:
             # Workers start with it blocked, since Ctrl-C in a terminal reaches them as well and the parent decides.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting = {pool.submit(train, job, results.scale): job for job in jobs}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            workers = multiprocessing.active_children()
+            workers = [child for child in multiprocessing.active_children() if child not in others]
             while waiting:
                 for done in wait(waiting, _LOOK_AFTER, FIRST_COMPLETED).done:
                     job, error = waiting.pop(done), done.exception()
@@ -63,8 +64,8 @@ def train_all(
             pool.shutdown()  # waits until all of them have an exit code
             failures.append(f"a worker {_end_of(workers)}; the same command trains what is missing")
         except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
+            for worker in workers:
+                worker.terminate()
             # Waits for the pool's own thread; otherwise Python's exit and that thread would close the same pipe.
             pool.shutdown(cancel_futures=True)
             raise

@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> 
 
 @pytest.mark.slow
 def test_its_own_test_passes_as_written(folder: Path) -> None:
-    assert re.search(r"^5 passed", its_tests(installed(folder)), re.M)
+    assert re.search(r"^6 passed", its_tests(installed(folder)), re.M)
 
 
 @pytest.mark.slow

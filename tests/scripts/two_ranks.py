@@ -16,10 +16,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+PATIENCE = 180  # seconds after which a rank that hangs shows where, and ends
+
 
 def plain(rank: int, ranks: int, file: str, depth: int | None = None) -> None:
     """Train in a process group that this function starts, if there is more than one rank."""
-    faulthandler.dump_traceback_later(180, exit=True)  # so that a rank which hangs shows where
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     if ranks > 1 and "MASTER_ADDR" in os.environ:
         dist.init_process_group("gloo", rank=rank, world_size=ranks)
     elif ranks > 1:
@@ -33,7 +35,6 @@ def plain(rank: int, ranks: int, file: str, depth: int | None = None) -> None:
     optimiser.step()
     if ranks > 1:
         dist.destroy_process_group()
-    faulthandler.cancel_dump_traceback_later()
 
 
 def sharded(file: str) -> None:
@@ -78,6 +79,7 @@ def save(model: torch.nn.Module, rank: int, file: str) -> None:
 if __name__ == "__main__":
     way, file, *more = sys.argv[1:]
     depth = int(more[0]) if more else None
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     if way == "sharded":
         sharded(file)
     elif way == "accelerate":

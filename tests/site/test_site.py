@@ -232,13 +232,14 @@ class TestInABrowser:
     def test_the_search_leads_to_a_message(self, chromium: Any, address: str) -> None:
         from playwright.sync_api import TimeoutError as Late  # there where a browser is
 
+        first = "[...document.querySelectorAll('a.md-search-result__link')].slice(0, 3).map(it => it.href)"
         with opened(chromium, address, viewport={"width": 1280, "height": 850}) as page:
-            # What is typed before the page's script listens is lost, and the index takes its time: typed again.
+            # What is typed before the page's script listens is lost, and the index takes its time: typed again. Results
+            # are drawn anew meanwhile, so the page itself is asked until they are there.
             for _ in range(12):
                 page.fill("input.md-search__input", "")
                 page.fill("input.md-search__input", "given without layersync_enabled, so it would do nothing")
                 with contextlib.suppress(Late):
-                    page.wait_for_selector("a.md-search-result__link", timeout=20_000)
-                    break
-            links = [it.get_attribute("href") for it in page.query_selector_all("a.md-search-result__link")]
-            assert any("troubleshooting/" in link for link in links[:3])
+                    page.wait_for_function(f"{first}.some(it => it.includes('troubleshooting/'))", timeout=20_000)
+                    return
+            pytest.fail(f"the first results are {page.evaluate(first)}")
