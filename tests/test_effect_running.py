@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.effect import running
 from benchmarks.effect.__main__ import main
@@ -154,6 +155,17 @@ def test_what_it_refuses(
     (tmp_path / "file").write_text("")
     assert "output_dir file is a file" in refusal("--output_dir", "file")
     assert "--processes is 0" in refusal("--processes", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        main(["--scale", "gpu", "--output_dir", "gpu"])
+    assert end.value.code == 2
+    assert "--scale gpu is made for a GPU, and none was found" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "depth").write_text("")
+    with pytest.raises(SystemExit) as end:
+        main(["--quick", "--study", "depth", "--output_dir", "taken"])
+    assert end.value.code == 2
+    assert "taken/depth is a file" in capsys.readouterr().err
 
 
 def test_a_package_that_is_missing_is_refused_with_the_remedy(tmp_path: Path) -> None:

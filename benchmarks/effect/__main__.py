@@ -29,17 +29,21 @@ from benchmarks.effect.results import Results
 from benchmarks.effect.running import train_all
 from benchmarks.effect.studies import GPU_STUDY, STUDIES, Study
 from benchmarks.effect.tasks import EVERY_TASK
-from layersync_core.errors import LayerSyncError
+from layersync_core.errors import ConfigError, LayerSyncError
 from layersync_plugin_trainer.claiming import claimed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.effect",
+        description=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps of every arm; the figures mean nothing")
     parser.add_argument("--output_dir", default="./effect-output", help="folder for everything written")
     parser.add_argument("--processes", type=int, help="trainings at a time (default: one per core, one for a GPU)")
-    parser.add_argument("--study", choices=list(STUDIES), help="train only what this study needs (default: all)")
+    parser.add_argument("--study", choices=list(STUDIES), help="train only this study (default: all; hours)")
     parser.add_argument(
         "--scale",
         choices=["laptop", "gpu"],
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--processes is {options.processes}; it takes a number from 1")
     if options.study and options.scale == "gpu":
         parser.error(f"--study {options.study} is one of --scale laptop; leave out one of the two")
+    if options.scale == "gpu" and not options.quick and not torch.cuda.is_available():
+        parser.error("--scale gpu is made for a GPU, and none was found; --quick tries it on the CPU")
     # Larger models that train beside each other on a CPU would need twice the memory.
     one_at_a_time = torch.cuda.is_available() or options.scale == "gpu"
     processes = options.processes or (1 if one_at_a_time else _cores())
@@ -64,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with claimed(folder):
             # All are read before anything is trained.
             every = [(study, study.results(folder, options.quick)) for study in studies]
+            for study in studies:
+                if (folder / study.folder).is_file():
+                    raise ConfigError(f"{folder / study.folder} is a file; give another --output_dir, or move it")
             return max([_run(study, results, processes, folder / study.folder) for study, results in every])
     except LayerSyncError as error:
         parser.error(str(error))

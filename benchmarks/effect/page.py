@@ -11,10 +11,11 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.effect import depth_report, settings_report
-from benchmarks.effect.arms import PAIR, VANILLA
+from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
 from benchmarks.effect.expectations import Outcome, compared, named, of_depth, of_repetition, of_settings, repeated
 from benchmarks.effect.paired import estimate
@@ -22,7 +23,7 @@ from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Results
 from benchmarks.effect.settings_report import call_of, distance, outcome, ratios, right
 from benchmarks.effect.studies import STUDIES
-from benchmarks.effect.tasks import DEPTHS, REPEATED_SETTING, SETTINGS
+from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, REPEATED_SETTING, SETTINGS, TASKS
 from benchmarks.effect.trained import difference, differences
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +46,9 @@ def written(page: str, parts: dict[str, Callable[[], str]]) -> str:
 
 def parts(folder: Path = ROOT / "docs" / "effect") -> dict[str, Callable[[], str]]:
     """Return what makes each part from the results in a folder, by the part's name."""
-    depth, settings, again = (STUDIES[name].results(folder) for name in ("depth", "settings", "repetition"))
+    main, depth, settings, again = (study.results(folder) for study in STUDIES.values())
     return {
-        "answer": lambda: _answer(depth, settings, again),
+        "answer": lambda: _answer(main, depth, settings, again),
         "short": lambda: _short(depth),
         "depth_table": lambda: depth_report.table(depth),
         "foretold": lambda: _foretold(settings, again),
@@ -94,20 +95,27 @@ def _so_far(study: Results) -> str:
     return f" {len(study.jobs) - count} of {len(study.jobs)} trainings are in so far." if count else ""
 
 
-def _answer(depth: Results, settings: Results, again: Results) -> str:
+def _answer(main: Results, depth: Results, settings: Results, again: Results) -> str:
     """Return where a gain was shown, in the first sentence of the page."""
     gains = [
-        f"in loss on digits at {blocks} blocks"
-        for blocks in sorted(DEPTHS)
-        if (cost := difference(depth, f"digits-{blocks}", PAIR, VANILLA)) and cost.high < 0
+        f"in the held-out loss of {task.title} ({-cost.mean:.4f} lower)"
+        for results, tasks in ((main, TASKS), (depth, DEEP_TASKS), (settings, SETTINGS))
+        for name, task in tasks.items()
+        if (cost := difference(results, name, PAIR, VANILLA)) and cost.high < 0
+    ]
+    gains += [
+        f"in samples of {task.title}"
+        for name, task in TASKS.items()
+        if (ratio := distance(main, name, PAIR)) and ratio.high < 1
     ]
     gains += [f"in samples of {title}" for title in _tally(settings).gained]
     if repeated(again):
         gains.append(f"in samples of {SETTINGS[REPEATED_SETTING].title}, trained again with other seeds")
-    said = f"a gain was shown {_and(gains)}, and nowhere else" if gains else "a gain was not shown anywhere"
+    none = "a gain in loss or samples was not shown anywhere"
+    said = f"a gain was shown {_and(gains)}, and nowhere else in loss or samples" if gains else none
     return _lines(
-        f"On the small models that were trained here {said}. The paper reports large gains at hundreds of times their "
-        "size."
+        f"On the small models that were trained here {said}. The paper reports large gains at "
+        "hundreds of times their size."
     )
 
 
@@ -131,25 +139,32 @@ class _Tally:
     correct: int
     yes: list[str]
     gained: list[str]
-    further: list[str]
-    costly: list[str]
+    further: dict[str, list[str]]
+    costly: dict[str, list[str]]
 
 
 def _tally(settings: Results) -> _Tally:
     correct, known = right(settings)
-    ratios = {task: distance(settings, task, PAIR) for task in SETTINGS}
-    costs = {task: difference(settings, task, PAIR, VANILLA) for task in SETTINGS}
 
     def titles(chosen: Callable[[str], bool]) -> list[str]:
         return [described.title for task, described in SETTINGS.items() if chosen(task)]
 
+    def further(task: str, arm: str) -> bool:
+        ratio = distance(settings, task, arm)
+        return ratio is not None and ratio.low > 1
+
+    def costly(task: str, arm: str) -> bool:
+        cost = difference(settings, task, arm, VANILLA)
+        return cost is not None and cost.low > 0
+
+    arms = PAIR, CUT_OFF
     return _Tally(
         known,
         correct,
         yes=titles(lambda task: (call := call_of(settings, task)) is not None and call.answer == "yes"),
         gained=titles(lambda task: outcome(settings, task) == "yes"),
-        further=titles(lambda task: (ratio := ratios[task]) is not None and ratio.low > 1),
-        costly=titles(lambda task: (cost := costs[task]) is not None and cost.low > 0),
+        further={arm: titles(partial(further, arm=arm)) for arm in arms},
+        costly={arm: titles(partial(costly, arm=arm)) for arm in arms},
     )
 
 
@@ -164,8 +179,10 @@ def _settings(settings: Results) -> str:
         f"**{found.correct} of {found.known} predictions were right.** LayerSync helped in "
         f"{_count(found.gained)}, and yes was said of {_count(found.yes)}. To say no always would have been right in "
         f"{found.known - len(found.gained)}. With the pair to the end, samples are further from the data, beyond "
-        f"chance, in {_count(found.further)}, and the held-out loss is higher, beyond chance, in "
-        f"{_count(found.costly)}.{_so_far(settings)}"
+        f"chance, in {_count(found.further[PAIR])}, and the held-out loss is higher, beyond chance, in "
+        f"{_count(found.costly[PAIR])}. With the pair cut off at a third, samples are further from the data in "
+        f"{_count(found.further[CUT_OFF])}, and the loss is higher in {_count(found.costly[CUT_OFF])}."
+        f"{_so_far(settings)}"
     )
 
 
@@ -174,9 +191,11 @@ def _foretold(settings: Results, again: Results) -> str:
     trivial = found.known - len(found.gained)
     return _lines(
         f"In {found.known} other settings (small DiTs and a small Wan on glyphs and bouncing discs, 6 to 24 blocks) it "
-        f"brought samples closer to the data, beyond chance, in {_count(found.gained)}, and further from it, if it was "
-        f"on to the end, in {len(found.further)}. `layersync suggest`, asked beforehand, said yes to "
-        f"{_count(found.yes)} and was right in {found.correct}; a rule that always says no would have been right in "
+        f"brought samples closer to the data, beyond chance, in {_count(found.gained)}, and further from it in "
+        f"{len(found.further[PAIR])} if the term stayed on to the end, in {len(found.further[CUT_OFF])} if it was cut "
+        f"off at a third; the held-out loss was higher in {len(found.costly[PAIR])} and {len(found.costly[CUT_OFF])}. "
+        f"`layersync suggest`, asked beforehand, said yes to {_count(found.yes)} and was right in {found.correct}; a "
+        "rule that always says no would have been right in "
         f"{trivial}. {_again(settings, again)}"
     )
 
@@ -189,9 +208,9 @@ def _again(settings: Results, again: Results) -> str:
     first = [f"{one:.2f}" for one in ratios(settings, REPEATED_SETTING, PAIR)]
     said = "closer to the data, beyond chance" if helped else "not shown to be closer to the data"
     return (
-        f"One of the settings ({title}) was trained again with other seeds, since the distance of its samples had been "
-        f"multiplied by {_and(first)}, seed by seed: by {text_of(ratio, '.2f', None)}, so "
-        f"{said}."
+        f"One of the settings ({title}) was trained again with other seeds, since on the first two the distance of its "
+        f"samples had been multiplied by {_and(first[:2])} (then by {_and(first[2:])}): on the others it was by "
+        f"{text_of(ratio, '.2f', None)}, so {said}."
     )
 
 
@@ -219,7 +238,7 @@ def _time(*studies: Results) -> str:
     hours = [sum(record.seconds for record in study.records.values()) / 3600 for study in studies]
     trained = [f"{len(study.records)} of {len(study.jobs)} trainings" for study in studies]
     return _lines(
-        f"Twelve core-hours were planned. Trained so far: {trained[0]} of the study of depth in {hours[0]:.1f} "
+        f"Twelve core-hours were planned. Trained: {trained[0]} of the study of depth in {hours[0]:.1f} "
         f"core-hours, {trained[1]} of the settings in {hours[1]:.1f}, {trained[2]} of the repetition in {hours[2]:.1f}."
     )
 

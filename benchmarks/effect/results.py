@@ -26,6 +26,8 @@ FILE = "results.json"
 
 
 Share = Annotated[float, Field(ge=0, le=1 + 1e-4)]  # CKA is rounded
+Loss = Annotated[float, Field(gt=0, lt=1e6)]
+"""Of samples and noise of about unit variance, where a useless model has 2 and a diverged one is not measured."""
 
 
 class _Model(BaseModel):
@@ -41,9 +43,9 @@ class Depth(_Model):
         change: How far each block is from the identity, at half noise.
     """
 
-    whole: float
-    without: dict[str, float]
-    change: list[float]
+    whole: Loss
+    without: dict[str, Annotated[float, Field(gt=0)]]
+    change: list[Annotated[float, Field(ge=0)]]
 
 
 class Mark(_Model):
@@ -58,7 +60,7 @@ class Mark(_Model):
         depth: The model without some of its blocks, if the task asks for it.
     """
 
-    held_out: float
+    held_out: Loss
     probe: dict[str, list[Share]]
     cka: list[list[Share]]
     frechet: Annotated[float, Field(gt=0)]
@@ -117,7 +119,7 @@ class Real(_Model):
     """The classifier's results on held-out samples: the scale for drawn ones."""
 
     accuracy: Share
-    frechet: float
+    frechet: Annotated[float, Field(ge=0)]
 
 
 class Record(_Model):

@@ -29,6 +29,7 @@ _FEW = 6  # blocks; with fewer it only matters that the teacher is deeper and no
 _MOST = 3
 _NEAR = 10  # blocks within 1/10 of the depth are neighbours
 _CHANCE = 0.025  # that the best of all leads is as large by chance
+_COARSE = 0.1  # where even such a lead could be chance, none was looked for in earnest
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,16 @@ def judge(found: Figures) -> tuple[list[Recommended], Verdict]:
     sure = NormalDist().inv_cdf(1 - _CHANCE / len(worth))
     better = [pair for pair in worth if _lead(found, pair) > sure * _error(found, pair)]
     if not better:
+        least = sure * _error(found, best)
+        said = (
+            f"the largest lead of a linear probe is {_led(found, best)}, and by chance alone it would be up to "
+            f"{least:.3f} ({sure:.1f} standard errors); compared were the {len(worth)} of {len(allowed)} allowed pairs "
+            f"that are not saturated, on {found.samples} samples"
+        )
+        if least > _COARSE:
+            return [], Verdict("unknown", f"too few samples to tell whether deeper blocks are better: {said}")
         return [], Verdict(
-            "no",
-            "no teacher separates the classes of the samples better than its student beyond chance; the largest lead "
-            f"of a linear probe is {_led(found, best)}, which is not {sure:.1f} errors; compared were the {len(worth)} "
-            f"of {len(allowed)} allowed pairs that are not saturated, and the errors are those of {found.samples} "
-            "samples",
+            "no", f"no teacher separates the classes of the samples better than its student beyond chance; {said}"
         )
     # Leads within the standard error count as equal.
     step = max(_error(found, best), 1e-6)

@@ -47,11 +47,23 @@ def every(rise: float) -> dict[tuple[int, int], float]:
         (
             findings(0.025, rises=every(0.03)),
             "no",
-            r"\+0.025 ± 0.010 .* which is not 2.8 errors; compared were the 9 of 9",
+            r"\+0.025 ± 0.010 .* up to 0.028 \(2.8 standard errors\); compared were the 9 of 9",
         ),
-        (findings(0.1, error=0.05, rises=every(0.03)), "no", "beyond chance"),
+        (findings(0.05, error=0.03, rises=every(0.03)), "no", "beyond chance"),
+        (findings(0.1, error=0.05, rises=every(0.03)), "unknown", r"too few samples .* up to 0.139"),
     ],
-    ids=["all three", "no depth", "no gap", "saturated", "depth unknown", "just enough", "sure", "unsure", "vague"],
+    ids=[
+        "all three",
+        "no depth",
+        "no gap",
+        "saturated",
+        "depth unknown",
+        "just enough",
+        "sure",
+        "unsure",
+        "vague",
+        "too few",
+    ],
 )
 def test_the_answer_needs_a_gap_depth_to_spare_and_something_to_learn(
     found: Findings, answer: str, reason: str

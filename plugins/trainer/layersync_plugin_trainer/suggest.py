@@ -76,6 +76,12 @@ def _measured(config: SuggestConfig, model: str, family: str | None) -> Findings
     if config.data is not None:
         if config.skip:
             raise ConfigError("skip needs a loss, which batches of data do not have; leave skip or data out")
+        chosen = config.model_fields_set & {"batches", "batch_size", "noise_levels"}
+        if chosen:
+            raise ConfigError(
+                f"{' and '.join(sorted(chosen))} would do nothing: the files of data hold the batches, and their "
+                "timesteps the noise; leave one or the other out"
+            )
         return _with_data(config, network, source.adapter, device)
     return _with_embedded(config, network, source, device)
 

@@ -41,7 +41,8 @@ def without_effect(model, which=slice(None)):
 
 
 def run(tmp_path, name, **settings):
-    suggest({"output_dir": str(tmp_path / "out"), "batches": 4, **settings}, name, None)
+    few = {} if "data" in settings else {"batches": 4}
+    suggest({"output_dir": str(tmp_path / "out"), **few, **settings}, name, None)
     return json.loads((tmp_path / "out" / "suggest.json").read_text())
 
 
@@ -56,10 +57,14 @@ def test_blocks_that_change_nothing_speak_for_no_pair(tmp_path, capsys):
 
 
 def test_random_blocks_are_no_better_teachers(tmp_path):
-    content = run(tmp_path, model(tmp_path / "random", randomise_weights))
+    made = model(tmp_path / "random", randomise_weights)
+    content = run(tmp_path, made, batches=16)
     assert content["verdict"]["answer"] == "no"
     assert content["recommended"] == []
     assert len(content["gap"]) == len(content["noise_levels"]) == 3
+    few = run(tmp_path, made, batches=1)
+    assert few["verdict"]["answer"] == "unknown"
+    assert "too few samples" in few["verdict"]["reason"]
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +195,8 @@ def test_data_of_ones_own_has_no_verdict_without_classes(tmp_path):
     assert content["gap"] == []
     with pytest.raises(ConfigError, match="skip needs a loss"):
         run(tmp_path, name, data=str(folder), skip=9)
+    with pytest.raises(ConfigError, match=r"^batches and noise_levels would do nothing: the files of data hold"):
+        run(tmp_path, name, data=str(folder), noise_levels="0.5", batches=4)
     save_file({"wrong": torch.ones(2)}, folder / "3.safetensors")
     with pytest.raises(ConfigError, match="does not fit the forward"):
         run(tmp_path, name, data=str(folder))
