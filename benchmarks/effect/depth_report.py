@@ -98,9 +98,9 @@ COLUMNS = (
     Column("change by a block between", ".3f", change_between),
     Column("change by other blocks", ".3f", _change_elsewhere),
     Column("probe of the student, noise 0.5", ".3f", _probe("0.5", 0)),
-    Column("of the teacher", ".3f", _probe("0.5", 1)),
+    Column("probe of the teacher, noise 0.5", ".3f", _probe("0.5", 1)),
     Column("probe of the student, noise 0.8", ".3f", _probe("0.8", 0)),
-    Column("of the teacher", ".3f", _probe("0.8", 1)),
+    Column("probe of the teacher, noise 0.8", ".3f", _probe("0.8", 1)),
 )
 
 

@@ -107,14 +107,14 @@ def _falls(results: Results, depths: list[int]) -> Outcome:
         if cost
     ]
     steps = {
-        f"{deeper} than {blocks}": estimate([one[seed] - other[seed] for seed in one if seed in other])
+        f"{blocks} minus {deeper} blocks": estimate([one[seed] - other[seed] for seed in one if seed in other])
         for (blocks, one), (deeper, other) in pairwise(zip(depths, costs, strict=True))
         if one.keys() & other.keys()
     }
     whole = all(is_whole(results, f"digits-{blocks}", VANILLA, PAIR) for blocks in depths)
     return Outcome(
         "3. The pair costs less held-out loss at 12 blocks than at 8, and less at 24 than at 12, beyond chance",
-        "; ".join([*said, *(f"{names}: less by {_signed(step)}" for names, step in steps.items())]) or "–",
+        "; ".join([*said, *(f"{names}: {_signed(step)}" for names, step in steps.items())]) or "–",
         len(steps) == len(depths) - 1 and all(step.low > 0 for step in steps.values()) if whole else None,
     )
 
@@ -124,7 +124,7 @@ def _returns(results: Results, task: str) -> Found | None:
     late = compared(results, task, LATE, VANILLA, rise_between)
     if early is None or late is None:
         return None
-    said = f"{early[0]:.1%} and {late[0]:.1%} of vanilla's {early[1]:.1%}"
+    said = f"rises of {early[0]:.1%} and {late[0]:.1%}, vanilla's {early[1]:.1%}"
     return said, early[0] >= early[1] / 2 and late[0] < early[0]
 
 
@@ -186,7 +186,7 @@ def of_settings(results: Results) -> list[Outcome]:
         ),
         Outcome(
             "1. It does so for want of a gap at 24 blocks, and of depth at 6",
-            "; ".join(f"{title}: {want}" for title, want in wants.items()) or "–",
+            "; ".join(f"{title}: for want of {want}" for title, want in wants.items()) or "–",
             as_said.items() <= wants.items() if called else None,
         ),
         Outcome(

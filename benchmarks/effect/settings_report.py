@@ -83,8 +83,9 @@ def table(results: Results) -> str:
     """Return a Markdown table with a row for each setting."""
     head = [
         *("setting", "seeds", "gap at noise 0.5", "centred cosine of the pair", "likely to help?"),
-        *("Fréchet distance, held-out samples", "vanilla"),
-        *(f"{what}, {arm}" for what in ("Fréchet distance", "held-out loss") for arm in ("pair", "cut off")),
+        *("Fréchet distance, held-out samples", "Fréchet distance, vanilla"),
+        *(f"its ratio to vanilla's, {arm}" for arm in ("pair", "cut off")),
+        *(f"held-out loss minus vanilla's, {arm}" for arm in ("pair", "cut off")),
         *("it helped", "right"),
     ]
     lines = header(head)
