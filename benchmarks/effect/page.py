@@ -17,14 +17,23 @@ from pathlib import Path
 from benchmarks.effect import depth_report, settings_report
 from benchmarks.effect.arms import CUT_OFF, PAIR, VANILLA
 from benchmarks.effect.depth_report import rise_between
-from benchmarks.effect.expectations import Outcome, compared, named, of_depth, of_repetition, of_settings, repeated
+from benchmarks.effect.expectations import (
+    ABSENT,
+    Outcome,
+    compared,
+    named,
+    of_depth,
+    of_repetition,
+    of_settings,
+    repeated,
+)
 from benchmarks.effect.paired import estimate
 from benchmarks.effect.report import text_of
 from benchmarks.effect.results import Results
 from benchmarks.effect.settings_report import call_of, distance, outcome, ratios, right
 from benchmarks.effect.studies import STUDIES
 from benchmarks.effect.tasks import DEEP_TASKS, DEPTHS, REPEATED_SETTING, SETTINGS, TASKS
-from benchmarks.effect.trained import difference, differences
+from benchmarks.effect.trained import difference, differences, held_out
 
 ROOT = Path(__file__).parents[2]
 PAGES = "README.md", "docs/index.md", "docs/effect.md"
@@ -86,7 +95,27 @@ def _short(depth: Results) -> str:
         f"The whole model's loss is lower with it, beyond chance, at {_and(lower) or 'none of these depths'}, and "
         f"higher at {_and(higher) or 'none'} ({_span(seeds)} seeds)."
     )
-    return _lines(text + _so_far(depth))
+    return _lines(text + _controls(depth) + _so_far(depth))
+
+
+def _controls(depth: Results) -> str:
+    """Return what the other arms add: whether depth comes back, and what the blocks were worth; empty before that."""
+    tasks = [f"digits-{blocks}" for blocks in sorted(DEPTHS)]
+    early = [compared(depth, task, CUT_OFF, VANILLA, rise_between) for task in tasks]
+    never = [compared(depth, task, ABSENT, VANILLA, held_out) for task in tasks]
+    text = ""
+    if all(early):
+        rises = [one for one in early if one is not None]
+        back = [f"{blocks}" for blocks, (ours, theirs) in zip(sorted(DEPTHS), rises, strict=True) if ours >= theirs / 2]
+        text += (
+            " With the term cut off at a third of the training that rise is "
+            f"{_and([_share(ours) for ours, _ in rises])}: at least half of the depth comes back at "
+            f"{_and(back) + ' blocks' if back else 'none of these depths'}."
+        )
+    if all(never):
+        costs = [f"{ours / theirs - 1:+.1%}".replace("-", "−") for ours, theirs in filter(None, never)]
+        text += f" The loss of a model that never had these blocks differs by {_and(costs)} from vanilla's."
+    return text
 
 
 def _so_far(study: Results) -> str:
