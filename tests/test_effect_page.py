@@ -244,9 +244,15 @@ def test_the_start_says_which_depths_and_how_many_trainings(tmp_path: Path) -> N
     assert (
         "lower with it, beyond chance, at none of these depths, and higher at 8 blocks, 12 blocks and 24 blocks" in said
     )
-    assert "that rise is 45%, 45% and 45%: at least half of the depth comes back at 8, 12 and 24 blocks." in said
+    assert "that rise is 45%, 45% and 45%: half of the depth or more comes back at 8, 12 and 24 blocks." in said
     assert "never had these blocks differs by +2.6%, +1.7% and +0.9% from vanilla's." in said
     assert said.endswith("65 of 66 trainings are in so far. ")
+
+
+def test_the_start_says_that_depth_stays_gone(tmp_path: Path) -> None:
+    depth(tmp_path, AS_EXPECTED | {"cut-off": (0.4, 0.42)})
+    said = page._short(STUDIES["depth"].results(tmp_path)).replace("\n", " ")
+    assert "that rise is 5%, 5% and 5%: most of the depth stays gone." in said
 
 
 def test_the_start_of_an_empty_study(tmp_path: Path) -> None:

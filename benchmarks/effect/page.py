@@ -107,11 +107,11 @@ def _controls(depth: Results) -> str:
     if all(early):
         rises = [one for one in early if one is not None]
         back = [f"{blocks}" for blocks, (ours, theirs) in zip(sorted(DEPTHS), rises, strict=True) if ours >= theirs / 2]
-        text += (
-            " With the term cut off at a third of the training that rise is "
-            f"{_and([_share(ours) for ours, _ in rises])}: at least half of the depth comes back at "
-            f"{_and(back) + ' blocks' if back else 'none of these depths'}."
+        said = (
+            f"half of the depth or more comes back at {_and(back)} blocks" if back else "most of the depth stays gone"
         )
+        left = _and([_share(ours) for ours, _ in rises])
+        text += f" With the term cut off at a third of the training that rise is {left}: {said}."
     if all(never):
         costs = [f"{ours / theirs - 1:+.1%}".replace("-", "−") for ours, theirs in filter(None, never)]
         text += f" The loss of a model that never had these blocks differs by {_and(costs)} from vanilla's."
